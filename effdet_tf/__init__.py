@@ -1,0 +1,1 @@
+"""EfficientDet with instance masks for label-free microscopy."""

@@ -1,0 +1,1 @@
+"""Annotated images in, fixed-shape batches out."""

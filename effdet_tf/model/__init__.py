@@ -1,0 +1,1 @@
+"""The network: backbone, BiFPN, heads and mask head, in keras.ops alone."""
