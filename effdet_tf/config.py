@@ -1,0 +1,306 @@
+"""The whole configuration as frozen dataclasses: YAML in and out, `a.b=c` overrides, no unknown key.
+
+`effdet_tf/presets.py` fills them in for D0-D7x, Lite0-4 and the cell presets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """The instance-mask head; box-aligned crops of a fine feature, filters made per instance."""
+
+    enabled: bool = True
+    stride: int = 4  # of the mask feature, input pixels; 2 keeps the outline of a 15 px cell
+    channels: int = 16  # of the mask feature
+    hidden: int = 8  # channels between the per-instance 1x1 filters
+    size: int = 28  # side of the predicted bitmap
+    expand: float = 0.1  # the crop is the box grown by this share on every side
+    samples: int = 32  # instances per image whose mask is trained in one step
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. A level l has stride 2**l input pixels."""
+
+    backbone: str = "efficientnet-b0"
+    stem_stride: Literal[1, 2] = 2  # 1 halves every stride of the backbone; weights still fit
+    backbone_levels: tuple[int, ...] = (3, 4, 5)
+    min_level: int = 3
+    max_level: int = 7
+    fpn_channels: int = 64
+    fpn_repeats: int = 3
+    fusion: Literal["fast", "sum"] = "fast"
+    head_repeats: int = 3
+    activation: Literal["swish", "relu6"] = "swish"
+    drop_connect: float = 0.2  # stochastic depth of the last backbone block
+    batch_norm_momentum: float = 0.99
+    mask: MaskConfig = field(default_factory=MaskConfig)
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """Anchors of each level: `scale * stride * 2**(o / octaves)` per ratio, or explicit `sizes`."""
+
+    scale: float = 4.0
+    octaves: int = 3
+    ratios: tuple[float, ...] = (1.0, 2.0, 0.5)  # width / height
+    sizes: tuple[tuple[float, ...], ...] = ()  # px per level, in place of scale and octaves
+    from_data: bool = False  # training replaces `sizes` by those that fit the data
+
+    @property
+    def per_location(self) -> int:
+        """Anchors at each feature location."""
+        return (len(self.sizes[0]) if self.sizes else self.octaves) * len(self.ratios)
+
+
+@dataclass(frozen=True)
+class AssignConfig:
+    """Which anchors answer for which cell."""
+
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5  # between the two an anchor is ignored
+    force_match: bool = True  # the best anchor of every cell is positive whatever its IoU
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss terms and their weights."""
+
+    class_loss: Literal["focal", "quality_focal"] = "focal"
+    alpha: float = 0.25
+    gamma: float = 1.5
+    box_loss: Literal["huber", "giou"] = "huber"
+    huber_delta: float = 0.1
+    class_weight: float = 1.0
+    box_weight: float = 50.0
+    mask_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the network is fed."""
+
+    channels: Literal[1, 3] = 1
+    crop_size: tuple[int, int] = (512, 512)  # height, width of a training crop
+    normalization: Literal["image", "fixed"] = "image"
+    mean: float = 128.0  # of "fixed"; the LIVECell paper's
+    std: float = 11.58
+    max_instances: int = 2000  # cells per image for loader, NMS, exports and metrics
+    crops_per_image: int = 1
+    cache_mb: int = 2000  # decoded images are kept in memory up to this size
+    shuffle_buffer: int = 10000
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Per-image random changes in training."""
+
+    short_sides: tuple[int, ...] = ()  # px; when given, one is drawn instead of scale_range
+    scale_range: tuple[float, float] = (0.7, 1.4)
+    flip: bool = True
+    rot90: bool = True
+    brightness: float = 0.2  # added, in units of the image's standard deviation
+    contrast: tuple[float, float] = (0.7, 1.4)
+    min_visible: float = 0.25  # a cell cut to less of its box than this is dropped
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the weights are learned."""
+
+    batch: int = 8
+    epochs: int = 30
+    minutes: float = 0.0  # above 0: train this long whatever `epochs` says
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    warmup: float = 0.05  # share of the training
+    weight_decay: float = 4e-5
+    clip_norm: float = 10.0
+    ema: float = 0.998
+    seed: int = 0
+    mixed_precision: Literal["auto", "on", "off"] = "auto"  # auto: where a GPU gains from it
+    evaluate_every: int = 1  # epochs
+    evaluate_images: int = 0  # of the validation set each time; 0 = all of them
+    save_minutes: float = 5.0  # a checkpoint at least this often, besides each epoch's
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """From raw outputs to cells."""
+
+    score_threshold: float = 0.05
+    top_k: int = 5000  # candidates that reach NMS
+    nms_iou: float = 0.5
+    class_agnostic: bool = True
+    mask_scoring: bool = True  # score x mean probability inside the mask
+    report_score: float = 0.5  # a cell needs it to be counted or drawn; tuned on validation data
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that makes a run; `config.yaml` in a run folder holds it."""
+
+    preset: str = "d0"
+    class_names: tuple[str, ...] = ("cell",)
+    category_ids: tuple[int, ...] = (1,)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    assign: AssignConfig = field(default_factory=AssignConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with `section__key=value` changes, for example `data__channels=3`."""
+        result = self
+        for name, value in changes.items():
+            result = _set(result, name.split("__"), value, name)
+        return result
+
+    def override(self, settings: typing.Iterable[str]) -> Config:
+        """A copy with `a.b=c` settings applied; c is read as YAML.
+
+        Raises:
+            UserError: for a setting without `=`, an unknown key (names the near ones) or a value
+                of the wrong type.
+        """
+        result = self
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            if not separator:
+                raise UserError(f"--set {setting!r}: write it as section.key=value")
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise UserError(f"--set {setting!r}: the value is not readable YAML") from None
+            result = _set(result, key.strip().split("."), value, key.strip())
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the configuration as YAML, atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(yaml.safe_dump(_plain(self), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read a configuration that `Config.save` wrote, or a hand-written part of one.
+
+    Raises:
+        UserError: when the file is missing, is not YAML, or holds an unknown key or a wrong value.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no configuration (a mapping of sections was expected)")
+    try:
+        return build(Config, value, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Make a dataclass from nested dicts, checking every key and type.
+
+    Args:
+        kind: the dataclass.
+        values: field name -> value; a missing field keeps its default.
+        where: dotted path of `values`, for messages.
+
+    Raises:
+        UserError: for an unknown key or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    prefix = where + "." if where else ""
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(_unknown(prefix + str(key), [prefix + h for h in hints]))
+        arguments[key] = _coerce(hints[key], value, prefix + key)
+    return kind(**arguments)
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
+    return f"unknown configuration key {key!r}; did you mean {', '.join(near)}?"
+
+
+def _set(section: Any, keys: list[str], value: Any, name: str) -> Any:
+    hints = typing.get_type_hints(type(section))
+    key, rest = keys[0], keys[1:]
+    if key not in hints:
+        raise UserError(_unknown(name, _leaves(Config)))
+    if not rest:
+        return dataclasses.replace(section, **{key: _coerce(hints[key], value, name)})
+    if not dataclasses.is_dataclass(hints[key]):
+        raise UserError(_unknown(name, _leaves(Config)))
+    return dataclasses.replace(section, **{key: _set(getattr(section, key), rest, value, name)})
+
+
+def _leaves(kind: type, prefix: str = "") -> list[str]:
+    found = []
+    for key, hint in typing.get_type_hints(kind).items():
+        nested = dataclasses.is_dataclass(hint) and isinstance(hint, type)
+        found += _leaves(hint, f"{prefix}{key}.") if nested else [prefix + key]
+    return found
+
+
+def _coerce(hint: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, dict):
+            return build(hint, value, name)
+    elif origin is Literal:
+        # YAML reads on/off as booleans; a choice that is spelled so means the word.
+        word = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if word in arguments:
+            return word
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            if arguments[-1] is Ellipsis:
+                return tuple(_coerce(arguments[0], v, name) for v in value)
+            if len(value) == len(arguments):
+                return tuple(_coerce(a, v, name) for a, v in zip(arguments, value, strict=True))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    shown = hint if isinstance(hint, types.GenericAlias) else getattr(hint, "__name__", hint)
+    raise UserError(f"{name}: {value!r} is not of the kind {shown}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,111 @@
+"""Named configurations: the published EfficientDets and the ones for cells."""
+
+from __future__ import annotations
+
+import difflib
+
+from effdet_tf.config import (
+    AnchorConfig,
+    AssignConfig,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    MaskConfig,
+    ModelConfig,
+    PostprocessConfig,
+    TrainConfig,
+)
+from effdet_tf.errors import UserError
+
+# name: backbone, input, BiFPN channels, BiFPN repeats, head repeats, anchor scale, max level
+_REFERENCE = {
+    "d0": ("efficientnet-b0", 512, 64, 3, 3, 4, 7),
+    "d1": ("efficientnet-b1", 640, 88, 4, 3, 4, 7),
+    "d2": ("efficientnet-b2", 768, 112, 5, 3, 4, 7),
+    "d3": ("efficientnet-b3", 896, 160, 6, 4, 4, 7),
+    "d4": ("efficientnet-b4", 1024, 224, 7, 4, 4, 7),
+    "d5": ("efficientnet-b5", 1280, 288, 7, 4, 4, 7),
+    "d6": ("efficientnet-b6", 1280, 384, 8, 5, 4, 7),
+    "d7": ("efficientnet-b6", 1536, 384, 8, 5, 5, 7),
+    "d7x": ("efficientnet-b7", 1536, 384, 8, 5, 4, 8),
+    "lite0": ("efficientnet-lite0", 320, 64, 3, 3, 3, 7),
+    "lite1": ("efficientnet-lite1", 384, 88, 4, 3, 3, 7),
+    "lite2": ("efficientnet-lite2", 448, 112, 5, 3, 3, 7),
+    "lite3": ("efficientnet-lite3", 512, 160, 6, 4, 4, 7),
+    "lite3x": ("efficientnet-lite3", 640, 200, 6, 4, 3, 7),
+    "lite4": ("efficientnet-lite4", 640, 224, 7, 4, 4, 7),
+}
+
+
+def _reference(name: str) -> Config:
+    backbone, size, channels, repeats, head_repeats, scale, max_level = _REFERENCE[name]
+    lite = name.startswith("lite")
+    return Config(
+        preset=name,
+        model=ModelConfig(
+            backbone=backbone,
+            max_level=max_level,
+            fpn_channels=channels,
+            fpn_repeats=repeats,
+            fusion="sum" if lite or name in ("d6", "d7", "d7x") else "fast",
+            head_repeats=head_repeats,
+            activation="relu6" if lite else "swish",
+        ),
+        anchors=AnchorConfig(scale=float(scale)),
+        data=DataConfig(crop_size=(size, size)),
+        train=TrainConfig(ema=0.9998),
+    )
+
+
+def _cells(name: str) -> Config:
+    """Presets for dense, tiny cells: a level at stride 4, anchors from the data, finer masks."""
+    lite = name == "cells-lite0"
+    return Config(
+        preset=name,
+        model=ModelConfig(
+            backbone="efficientnet-lite0" if lite else "efficientnet-b0",
+            # Cells need no context of hundreds of pixels: Lite0 is cut behind stride 16.
+            backbone_levels=(2, 3, 4) if lite else (2, 3, 4, 5),
+            min_level=2,
+            max_level=5 if lite else 6,
+            fpn_channels=64,
+            fpn_repeats=2 if lite else 3,
+            fusion="sum" if lite else "fast",
+            head_repeats=2 if lite else 3,
+            activation="relu6" if lite else "swish",
+            drop_connect=0.0 if lite else 0.2,
+            batch_norm_momentum=0.97,
+            mask=MaskConfig(stride=2),
+        ),
+        anchors=AnchorConfig(
+            ratios=(1.0, 2.0, 0.5),
+            sizes=((11.0, 18.0), (28.0, 40.0), (56.0, 80.0), (112.0, 160.0))
+            if lite
+            else ((11.0, 18.0), (28.0, 40.0), (56.0, 80.0), (112.0, 160.0), (224.0, 320.0)),
+            from_data=True,
+        ),
+        assign=AssignConfig(positive_iou=0.5, negative_iou=0.4),
+        loss=LossConfig(class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0),
+        data=DataConfig(crop_size=(256, 256) if lite else (512, 512)),
+        augment=AugmentConfig(),
+        train=TrainConfig(learning_rate=1.5e-3, ema=0.995),
+        postprocess=PostprocessConfig(),
+    )
+
+
+PRESETS: tuple[str, ...] = (*_REFERENCE, "cells-lite0", "cells-d0")
+
+
+def preset(name: str) -> Config:
+    """The configuration called `name`.
+
+    Raises:
+        UserError: for an unknown name; the message lists the near ones.
+    """
+    if name in _REFERENCE:
+        return _reference(name)
+    if name in PRESETS:
+        return _cells(name)
+    near = difflib.get_close_matches(name, PRESETS, n=3) or PRESETS
+    raise UserError(f"unknown preset {name!r}; did you mean {', '.join(near)}? All: {', '.join(PRESETS)}")
