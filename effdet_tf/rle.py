@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# A coordinate beyond this many frame sizes is a fault in the file: the rasteriser would walk all the way to it.
+# A coordinate beyond this many frame sizes is a fault: the rasteriser would walk all the way to it.
 _FAR = 16
 
 
