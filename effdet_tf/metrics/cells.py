@@ -1,0 +1,158 @@
+"""Scores of the cell community: the Sartorius metric, F1, PQ, AJI, SEG, matching accuracy and counts.
+
+All of them look at what a user gets: cells above one score, no pixel in two cells. True cells may overlap.
+A match is one-to-one with an IoU strictly above the threshold.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from effdet_tf.masks import Patch, rle_to_patch
+from effdet_tf.metrics.inputs import (
+    check_predictions,
+    compress_segmentation,
+    group_images,
+    prepare_ground_truth,
+)
+from effdet_tf.metrics.matching import ImageMatch, ImageTally, match_image, tally
+
+SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+
+def score_cells(
+    ground_truth: dict[str, Any],
+    predictions: Sequence[dict[str, Any]],
+    score_threshold: float | None = None,
+    by: str | None = "cell_type",
+    grid: Sequence[float] = SCORE_GRID,
+) -> dict[str, Any]:
+    """Score instance masks at one detection score.
+
+    Args:
+        ground_truth: COCO dict; regions with `iscrowd` are not judged.
+        predictions: COCO results with a segmentation RLE each.
+        score_threshold: least score of a cell; None takes the best of `grid` by the Sartorius metric, on
+            these very predictions (an upper bound: choose it on other images for an honest figure).
+        by: image field to split the images by; None for no split.
+        grid: the scores to try.
+
+    Returns:
+        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_sartorius",
+        "all": figures, "by": {value: figures}}`; see `summarise_tallies` for the figures.
+
+    Raises:
+        UserError: for a detection on an unknown image or without a finite score.
+    """
+    matches = match_images(ground_truth, predictions)
+    curve = [(sartorius([tally(match, score) for match in matches.values()]), -score) for score in grid]
+    best, negative = max(curve)
+    chosen = -negative if score_threshold is None else float(score_threshold)
+    tallies = {image: tally(match, chosen) for image, match in matches.items()}
+    groups = group_images(ground_truth["images"], by)
+    return {
+        "score_threshold": chosen,
+        "chosen": "best here" if score_threshold is None else "given",
+        "best_score_threshold": -negative,
+        "best_sartorius": best,
+        "all": summarise_tallies(list(tallies.values())),
+        "by": {
+            name: summarise_tallies([tallies[image] for image in sorted(ids)]) for name, ids in groups.items()
+        },
+    }
+
+
+def match_images(
+    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]
+) -> dict[int, ImageMatch]:
+    """Compare the true and found masks of every image, once; empty masks are left out.
+
+    Raises:
+        UserError: for a detection on an unknown image or without a finite score.
+    """
+    truth = prepare_ground_truth(ground_truth)
+    check_predictions(truth, predictions)
+    true: dict[int, list[Patch]] = defaultdict(list)
+    ignored: dict[int, list[Patch]] = defaultdict(list)
+    for cell in truth["annotations"]:
+        patch = rle_to_patch(cell["segmentation"])
+        if patch is not None:
+            (ignored if cell["iscrowd"] else true)[cell["image_id"]].append(patch)
+    detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for detection in predictions:
+        detections[detection["image_id"]].append(detection)
+    matches = {}
+    for image in truth["images"]:
+        key, height, width = image["id"], image["height"], image["width"]
+        found, scores = [], []
+        for detection in detections.pop(key, []):
+            patch = rle_to_patch(compress_segmentation(detection["segmentation"], height, width))
+            if patch is not None:
+                found.append(patch)
+                scores.append(detection["score"])
+        matches[key] = match_image(true[key], found, scores, height, width, ignored[key])
+    return matches
+
+
+def summarise_tallies(tallies: Sequence[ImageTally]) -> dict[str, Any]:
+    """Turn counts of images into figures; None stands for "not defined".
+
+    Returns:
+        images, true_cells, found_cells: numbers.
+        sartorius: see `sartorius`.
+        precision, recall, f1: at IoU .5, counts pooled over images; f1 = 2 TP / (2 TP + FP + FN).
+        pq: panoptic quality at IoU .5, pooled: sum of matched IoUs / (TP + FP / 2 + FN / 2) (Kirillov et
+            al. 2019, "Panoptic segmentation").
+        matching_accuracy50: TP / (TP + FP + FN) at IoU .5, pooled. StarDist and Cellpose print it as "AP"
+            (Schmidt et al. 2018; Caicedo et al. 2019); it has no precision-recall curve and is not COCO AP.
+        aji: aggregated Jaccard index (Kumar et al. 2017, IEEE TMI 36, 1550), mean over the images that have
+            any cell.
+        seg: mean over true cells of the IoU with the found cell that covers more than half of it, else 0
+            (Cell Tracking Challenge, Maska et al. 2014).
+        count_mean_true: cells per image; count_mean_error: mean of |found - true|; count_bias: mean of
+            found - true; count_correlation: Pearson's r over images.
+    """
+    true = np.array([t.true for t in tallies], dtype=np.int64)
+    found = np.array([t.found for t in tallies], dtype=np.int64)
+    hits = int(sum(t.matched[0] for t in tallies))
+    false, missed = int(found.sum()) - hits, int(true.sum()) - hits
+    jaccard = [t.aji_overlap / t.aji_union for t in tallies if t.aji_union]
+    spread = len(tallies) > 1 and true.std() > 0 and found.std() > 0
+    return {
+        "images": len(tallies),
+        "true_cells": int(true.sum()),
+        "found_cells": int(found.sum()),
+        "sartorius": sartorius(tallies),
+        "precision": _ratio(hits, hits + false),
+        "recall": _ratio(hits, hits + missed),
+        "f1": _ratio(2 * hits, 2 * hits + false + missed),
+        "pq": _ratio(sum(t.matched_iou for t in tallies), hits + (false + missed) / 2),
+        "matching_accuracy50": _ratio(hits, hits + false + missed),
+        "aji": float(np.mean(jaccard)) if jaccard else None,
+        "seg": _ratio(sum(t.seg for t in tallies), int(true.sum())),
+        "count_mean_true": float(true.mean()),
+        "count_mean_error": float(np.abs(found - true).mean()),
+        "count_bias": float((found - true).mean()),
+        "count_correlation": float(np.corrcoef(true, found)[0, 1]) if spread else None,
+    }
+
+
+def sartorius(tallies: Sequence[ImageTally]) -> float:
+    """Mean over images of the mean over IoU .50:.05:.95 of TP / (TP + FP + FN); an empty image without
+    finds has 1.
+
+    Source: evaluation page of the Kaggle competition "Sartorius - Cell Instance Segmentation" (2021).
+    """
+    scores = []
+    for counts in tallies:
+        union = counts.true + counts.found - counts.matched
+        scores.append(np.where(union > 0, counts.matched / np.maximum(union, 1), 1.0).mean())
+    return float(np.mean(scores))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
