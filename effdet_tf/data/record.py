@@ -89,6 +89,7 @@ class ImageRecord:
     cell_type: str
 
     def __post_init__(self) -> None:
+        """Refuse arrays that disagree."""
         cells = len(self.rles)
         size = self.masks.shape[-1] if self.masks.ndim == 3 else -1
         expected = {

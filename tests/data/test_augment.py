@@ -1,0 +1,276 @@
+"""Augmented boxes and bitmaps against the same transform of full-frame masks."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.data import augment as augment_lib
+from effdet_tf.masks import mask_to_patch, paste_bitmap, patch_box, patch_to_bitmap
+
+HEIGHT, WIDTH = 180, 260
+
+
+def ellipses(cells: int, seed: int = 0) -> list[np.ndarray]:
+    """Full-frame masks of turned ellipses, 8 to 70 px across, some cut by the frame."""
+    rng = np.random.default_rng(seed)
+    masks = []
+    while len(masks) < cells:
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        axes = rng.uniform(8, 35, 2) * rng.choice([0.5, 1.0])
+        centre = (rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT))
+        cv2.ellipse(mask, (centre, tuple(2 * axes), rng.uniform(0, 180)), 1, -1)
+        if mask.sum() > 50:
+            masks.append(mask.astype(bool))
+    return masks
+
+
+def example_of(masks: list[np.ndarray], dtype=np.uint8, channels: int = 1, seed: int = 1) -> dict:
+    rng = np.random.default_rng(seed)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (HEIGHT, WIDTH)).astype(np.float32), (0, 0), 2)
+    image = np.repeat(image[..., None].astype(np.uint8), channels, -1)
+    if dtype == np.uint16:
+        image = image.astype(np.uint16) * 257
+    patches = [mask_to_patch(mask) for mask in masks]
+    return {
+        "image": tf.constant(image.astype(dtype)),
+        "boxes": tf.constant(np.reshape([patch_box(p) for p in patches], (-1, 4)), tf.float32),
+        "classes": tf.range(len(masks)),
+        "masks": tf.constant(np.reshape([patch_to_bitmap(p, 28) for p in patches], (-1, 28, 28)), tf.uint8),
+        "iscrowd": tf.zeros(len(masks), tf.uint8),
+        "mean": tf.constant(image.mean(), tf.float32),
+        "std": tf.constant(image.std(), tf.float32),
+        "image_id": tf.constant(7, tf.int64),
+    }
+
+
+def seed_of(number: int) -> tf.Tensor:
+    return tf.constant([number, 12345], tf.int32)
+
+
+def reference(frame: np.ndarray, window: np.ndarray, crop: tuple[int, int], draws) -> np.ndarray:
+    """Crop, scale and orient a full-frame float image with numpy and OpenCV."""
+    y, x, height, width = window
+    padded = np.zeros((height, width), np.float32)
+    top, left = max(y, 0), max(x, 0)
+    part = frame[top : y + height, left : x + width]
+    padded[top - y : top - y + part.shape[0], left - x : left - x + part.shape[1]] = part
+    result = cv2.resize(padded, crop[::-1], interpolation=cv2.INTER_LINEAR)
+    result = result.T if draws.transpose else result
+    result = result[::-1] if draws.flip_y else result
+    return result[:, ::-1] if draws.flip_x else result
+
+
+def plain(**changes) -> AugmentConfig:
+    return AugmentConfig(**{"brightness": 0.0, "contrast": (1.0, 1.0), "min_visible": 0.25, **changes})
+
+
+CONFIGS = {
+    "scales": (plain(scale_range=(0.7, 1.6)), (128, 128)),
+    "sides": (plain(short_sides=(150, 180, 240)), (96, 96)),
+    "oblong": (plain(scale_range=(0.8, 1.3)), (96, 160)),
+    "padded": (plain(scale_range=(0.5, 0.8)), (160, 160)),
+    "straight": (plain(scale_range=(1.0, 1.0), flip=False, rot90=False), (100, 100)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_boxes_and_masks_follow_the_image(name):
+    config, crop = CONFIGS[name]
+    data = DataConfig(crop_size=crop)
+    frames = ellipses(25)
+    example = example_of(frames)
+    run = tf.function(lambda seed: augment_lib.augment(example, seed, config, data))
+    compared = cut = 0
+    for number in range(8):
+        seed = seed_of(number)
+        result = {key: value.numpy() for key, value in run(seed).items()}
+        draws = augment_lib.draw(seed, tf.constant(float(HEIGHT)), crop, config)
+        window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), draws, crop).numpy()
+        expected_image = reference(
+            (example["image"].numpy()[..., 0] - example["mean"].numpy()) / example["std"].numpy(),
+            window,
+            crop,
+            draws,
+        )
+        if window[2] <= 1.5 * crop[0] and window[3] <= 1.5 * crop[1]:
+            assert np.abs(result["image"][..., 0] - expected_image).max() < 0.02
+        for cell, frame in enumerate(frames):
+            full = reference(frame.astype(np.float32), window, crop, draws) > 0.5
+            patch = mask_to_patch(full)
+            found = np.flatnonzero(result["classes"] == cell)
+            whole = frame.sum() * np.prod(crop) / np.prod(window[2:].astype(float))
+            if patch is None or full.sum() < 0.05 * whole:
+                assert len(found) == 0 or full.sum() > 0, "a cell outside the crop was kept"
+                continue
+            if full.sum() > 0.5 * whole:
+                assert len(found) == 1, "a cell that is mostly inside was lost"
+            if len(found) == 0 or min(patch.mask.shape) < 15:
+                continue
+            box, bitmap = result["boxes"][found[0]], result["masks"][found[0]]
+            # 1 px; where a bitmap cell spans more, a cut edge is known to half a bitmap cell.
+            allowed = np.maximum(1.0, 0.6 * np.tile(patch.mask.shape, 2) / 28)
+            assert (np.abs(box - patch_box(patch)) <= allowed).all(), (number, cell, box, patch_box(patch))
+            pasted = paste_bitmap(bitmap, box, *crop)
+            ours = np.zeros(crop, bool)
+            ours[pasted.y : pasted.y + pasted.mask.shape[0], pasted.x : pasted.x + pasted.mask.shape[1]] = (
+                pasted.mask
+            )
+            iou = (ours & full).sum() / (ours | full).sum()
+            assert iou > 0.9, (number, cell, iou)
+            compared += 1
+            cut += full.sum() < 0.95 * whole
+    assert compared > 20 and cut > 5
+
+
+def test_eager_equals_tf_data_map():
+    config, data = AugmentConfig(), DataConfig(crop_size=(96, 96))
+    example = example_of(ellipses(25))
+    seeds = tf.stack([seed_of(number) for number in range(4)])
+    dataset = tf.data.Dataset.from_tensor_slices(seeds)
+    mapped = list(dataset.map(lambda seed: augment_lib.augment(example, seed, config, data)))
+    for seed, found in zip(seeds, mapped, strict=True):
+        expected = augment_lib.augment(example, seed, config, data)
+        assert set(found) == set(expected)
+        for key in expected:
+            np.testing.assert_allclose(found[key], expected[key], atol=1e-4, err_msg=key)
+
+
+def test_the_seed_decides_everything():
+    config, data = AugmentConfig(), DataConfig(crop_size=(96, 96))
+    example = example_of(ellipses(25))
+    first, again, other = (augment_lib.augment(example, seed_of(n), config, data) for n in (3, 3, 4))
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    assert np.abs(first["image"] - other["image"]).max() > 0.5
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "map"])
+@pytest.mark.parametrize("cells", [0, 1, 2000])
+def test_any_number_of_cells(cells, eager):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[80:100, 120:140] = True
+    example = example_of([mask] * min(cells, 1))
+    for key in ("boxes", "masks", "iscrowd"):
+        example[key] = tf.repeat(example[key], cells, 0)
+    example["classes"] = tf.range(cells)
+    config, data = plain(scale_range=(0.5, 0.5)), DataConfig(crop_size=(140, 140))
+    if eager:
+        result = augment_lib.augment(example, seed_of(0), config, data)
+    else:
+        dataset = tf.data.Dataset.from_tensors(example)
+        result = next(iter(dataset.map(lambda e: augment_lib.augment(e, seed_of(0), config, data))))
+    assert result["boxes"].shape == (cells, 4) and result["masks"].shape == (cells, 28, 28)
+    np.testing.assert_array_equal(result["classes"], np.arange(cells))
+    np.testing.assert_allclose(result["boxes"][:, 2:] - result["boxes"][:, :2], 10.0, atol=1e-3)
+
+
+def test_16_bit_and_8_bit_give_the_same_crop():
+    masks = ellipses(5)
+    config, data = AugmentConfig(), DataConfig(crop_size=(96, 96))
+    eight, sixteen = (
+        augment_lib.augment(example_of(masks, dtype), seed_of(2), config, data)
+        for dtype in (np.uint8, np.uint16)
+    )
+    np.testing.assert_allclose(eight["image"], sixteen["image"], atol=1e-3)
+    np.testing.assert_array_equal(eight["boxes"], sixteen["boxes"])
+
+
+def test_channels_follow_the_configuration():
+    config = plain(scale_range=(1.0, 1.0), flip=False, rot90=False)
+    results = {}
+    for found in (1, 3):
+        for wanted in (1, 3):
+            data = DataConfig(crop_size=(64, 64), channels=wanted)
+            image = augment_lib.augment(example_of([], channels=found), seed_of(1), config, data)["image"]
+            assert image.shape == (64, 64, wanted)
+            results[found, wanted] = image.numpy().mean(-1)
+    for image in results.values():
+        np.testing.assert_allclose(image, results[1, 1], atol=2e-2)
+
+
+def test_padding_is_the_image_mean_and_fixed_normalisation_is_fixed():
+    example = example_of([])
+    config = plain(scale_range=(0.25, 0.25), flip=False, rot90=False)
+    draws = augment_lib.draw(seed_of(5), tf.constant(float(HEIGHT)), (128, 128), config)
+    window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), draws, (128, 128)).numpy()
+    for data in (
+        DataConfig(crop_size=(128, 128)),
+        DataConfig(crop_size=(128, 128), normalization="fixed", mean=100.0, std=20.0),
+    ):
+        image = augment_lib.augment(example, seed_of(5), config, data)["image"].numpy()[..., 0]
+        inside = np.zeros(window[2:], bool)
+        inside[-window[0] : HEIGHT - window[0], -window[1] : WIDTH - window[1]] = True
+        inside = cv2.resize(inside.astype(np.float32), (128, 128), interpolation=cv2.INTER_AREA)
+        outside = cv2.dilate(inside, np.ones((5, 5))) == 0  # the low-pass reaches 1 px further
+        assert outside.sum() > 5000 and (image[outside] == 0).all()
+        mean = 0.0 if data.normalization == "image" else (float(example["mean"]) - 100.0) / 20.0
+        assert abs(image[inside == 1].mean() - mean) < 0.05
+
+
+def test_brightness_and_contrast_are_linear_in_the_normalised_image():
+    example = example_of([])
+    data = DataConfig(crop_size=(64, 64))
+    base = augment_lib.augment(example, seed_of(9), plain(), data)["image"].numpy()
+    changed = augment_lib.augment(example, seed_of(9), plain(brightness=0.5, contrast=(0.5, 2.0)), data)[
+        "image"
+    ]
+    gain, offset = np.polyfit(base.ravel(), changed.numpy().ravel(), 1)
+    draws = augment_lib.draw(
+        seed_of(9), tf.constant(180.0), (64, 64), AugmentConfig(brightness=0.5, contrast=(0.5, 2.0))
+    )
+    assert gain == pytest.approx(float(draws.gain), abs=1e-3) and 0.5 <= gain <= 2.0
+    assert offset == pytest.approx(float(draws.offset), abs=1e-3) and abs(offset) <= 0.5
+
+
+def test_crowds_are_left_out_and_scale_is_crop_per_source_pixel():
+    example = example_of(ellipses(6))
+    example["iscrowd"] = tf.constant([0, 1, 0, 0, 1, 0], tf.uint8)
+    config = plain(scale_range=(0.5, 0.5), flip=False, rot90=False)
+    result = augment_lib.augment(example, seed_of(0), config, DataConfig(crop_size=(130, 130)))
+    np.testing.assert_array_equal(result["classes"], [0, 2, 3, 5])
+    np.testing.assert_allclose(result["scale"], [0.5, 0.5])
+    source = example["boxes"].numpy()[[0, 2, 3, 5]]
+    np.testing.assert_allclose(
+        result["boxes"][:, 2:] - result["boxes"][:, :2], (source[:, 2:] - source[:, :2]) / 2, atol=1e-3
+    )
+
+
+def test_a_cell_without_mask_in_the_rest_of_its_box_is_dropped():
+    # A diagonal strip: the crop's corner holds a sixth of its box but none of the strip.
+    bitmap = np.zeros((1, 28, 28), np.uint8)
+    for row in range(28):
+        bitmap[0, row, max(0, row - 2) : row + 3] = 255
+    example = {
+        "boxes": tf.constant([[0.0, 0.0, 60.0, 60.0]]),
+        "classes": tf.constant([0]),
+        "masks": tf.constant(bitmap),
+    }
+    corner = augment_lib.crop_cells(example, tf.constant([True]), tf.constant([0, 35, 25, 25]), (25, 25), 0.1)
+    assert corner["boxes"].shape == (0, 4) and corner["masks"].shape == (0, 28, 28)
+    middle = augment_lib.crop_cells(
+        example, tf.constant([True]), tf.constant([10, 10, 40, 40]), (40, 40), 0.2
+    )
+    assert middle["boxes"].shape == (1, 4)
+
+
+def test_every_turn_and_flip_occurs_and_keeps_square_masks_with_their_image():
+    config = plain(scale_range=(1.0, 1.0))
+    seen = set()
+    for number in range(80):
+        draws = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), config)
+        seen.add((bool(draws.transpose), bool(draws.flip_y), bool(draws.flip_x)))
+    assert len(seen) == 8
+    only_turns = set()
+    for number in range(80):
+        draws = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), plain(flip=False))
+        only_turns.add((bool(draws.transpose), bool(draws.flip_y), bool(draws.flip_x)))
+    assert only_turns == {
+        (False, False, False),
+        (True, True, False),
+        (False, True, True),
+        (True, False, True),
+    }
