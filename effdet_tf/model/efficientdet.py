@@ -1,0 +1,115 @@
+"""The whole network, assembled from a configuration."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import layers
+
+from effdet_tf.config import Config
+from effdet_tf.errors import UserError
+from effdet_tf.model.backbone import build_backbone
+from effdet_tf.model.bifpn import build_bifpn, extend_pyramid
+from effdet_tf.model.heads import build_predictor, build_tower
+from effdet_tf.model.mask_head import MaskHead, build_mask_feature
+
+Tensor = Any
+
+
+class Network(NamedTuple):
+    """The dense part and the per-instance part, with the weights of both.
+
+    `dense` maps `[B, H, W, C]` images to a dict: `class_logits` `[B, A, K]`, `box_deltas`
+    `[B, A, 4]`, and with masks `codes` `[B, L, fpn_channels]` (one per location; the anchor a lies
+    at location a // anchors-per-location) and `mask_feature` `[B, H/s, W/s, channels]`.
+    `mask_head` is None for plain detection.
+    """
+
+    dense: keras.Model
+    mask_head: MaskHead | None
+
+    @property
+    def variables(self) -> list[Any]:
+        """All weights, batch-norm statistics included, in a fixed order."""
+        head = self.mask_head.variables if self.mask_head is not None else []
+        return [*self.dense.variables, *head]
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The weights that gradients move."""
+        head = self.mask_head.trainable_variables if self.mask_head is not None else []
+        return [*self.dense.trainable_variables, *head]
+
+    @property
+    def stride(self) -> int:
+        """Coarsest stride, px: an input padded to a multiple of it fits every level evenly."""
+        return int(self.dense.coarsest_stride)
+
+
+def check_levels(config: Config) -> None:
+    """Refuse level settings that make no pyramid.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    model = config.model
+    taps = model.backbone_levels
+    if not taps or list(taps) != list(range(taps[0], taps[-1] + 1)):
+        raise UserError(f"model.backbone_levels {list(taps)}: give neighbouring levels in rising order")
+    if taps[0] != model.min_level or model.max_level < taps[-1]:
+        raise UserError(
+            f"model.min_level {model.min_level} and max_level {model.max_level} must start at the first of "
+            f"backbone_levels {list(taps)} and reach its last"
+        )
+    if config.anchors.sizes and len(config.anchors.sizes) != model.max_level - model.min_level + 1:
+        raise UserError(
+            f"anchors.sizes has {len(config.anchors.sizes)} levels, the pyramid P{model.min_level}-P{model.max_level} "
+            f"has {model.max_level - model.min_level + 1}"
+        )
+    if len({len(s) for s in config.anchors.sizes}) > 1:
+        raise UserError("anchors.sizes: every level needs the same number of sizes, since they share the heads")
+    if model.mask.enabled and (model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level):
+        raise UserError(f"model.mask.stride {model.mask.stride}: take 1, 2, 4 or 8, at most 2**min_level")
+
+
+def build_network(config: Config, height: int | None = None, width: int | None = None) -> Network:
+    """Build the network with fresh weights.
+
+    Args:
+        config: everything; `class_names` and `data.channels` set the outputs and the input.
+        height: of the input, px; None for any.
+        width: likewise.
+
+    Raises:
+        UserError: when the levels do not fit together.
+    """
+    check_levels(config)
+    model = config.model
+    image = layers.Input((height, width, config.data.channels), name="image")
+    backbone = build_backbone(
+        image, model.backbone, model.backbone_levels, model.stem_stride, model.drop_connect, model.batch_norm_momentum
+    )
+    fused = build_bifpn(extend_pyramid(backbone, model), model)
+    anchors = config.anchors.per_location
+    box_features = build_tower(fused, "box", model)
+    outputs = {
+        "class_logits": build_predictor(
+            build_tower(fused, "class", model), "class_predict", len(config.class_names), anchors, True
+        ),
+        "box_deltas": build_predictor(box_features, "box_predict", 4, anchors, False),
+    }
+    head = None
+    if model.mask.enabled:
+        finest = (model.mask.stride - 1).bit_length()
+        absent = [level for level in range(finest, model.min_level) if level not in backbone]
+        if absent:
+            raise UserError(f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride")
+        codes = [layers.Reshape((-1, model.fpn_channels))(box_features[level]) for level in sorted(box_features)]
+        outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
+        outputs["mask_feature"] = build_mask_feature(fused, backbone, model)
+        head = MaskHead(model.mask, name="mask_head")
+        head.build((None, None, None, model.mask.channels), (None, None, model.fpn_channels), (None, None, 4))
+    dense = keras.Model(image, outputs, name=config.preset.replace("-", "_"))
+    dense.coarsest_stride = 2**model.max_level
+    return Network(dense, head)

@@ -1,0 +1,99 @@
+"""Small layers that backbone, BiFPN and heads share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+Tensor = Any
+
+BATCH_NORM_EPSILON = 1e-3  # of EfficientNet and EfficientDet
+
+
+def batch_norm(name: str, momentum: float) -> layers.BatchNormalization:
+    """Batch normalisation whose statistics span all replicas where the backend can do that."""
+    return layers.BatchNormalization(
+        momentum=momentum,
+        epsilon=BATCH_NORM_EPSILON,
+        synchronized=keras.backend.backend() == "tensorflow",
+        name=name,
+    )
+
+
+def activation(x: Tensor, kind: str, name: str | None = None) -> Tensor:
+    """`swish` or `relu6`."""
+    return layers.Activation("silu" if kind == "swish" else "relu6", name=name)(x)
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class UpsampleLike(layers.Layer):
+    """Double a feature by nearest neighbours and cut it to the size of another.
+
+    The finer feature has `2n` or, where an odd size was halved and rounded up, `2n - 1` rows.
+    Call with `[coarse, fine]`, `[B, h, w, C]` and `[B, H, W, *]`; returns `[B, H, W, C]`.
+    """
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """Return `inputs[0]` at the size of `inputs[1]`."""
+        coarse, fine = inputs
+        rows, columns = ops.shape(coarse)[1:3]
+        doubled = ops.image.resize(coarse, (2 * rows, 2 * columns), interpolation="nearest")
+        fine_rows, fine_columns = ops.shape(fine)[1:3]
+        return doubled[:, :fine_rows, :fine_columns]
+
+    def compute_output_spec(self, inputs: list[Tensor]) -> keras.KerasTensor:
+        """Shape of the fine feature with the channels of the coarse one."""
+        coarse, fine = inputs
+        return keras.KerasTensor((*fine.shape[:3], coarse.shape[3]), coarse.dtype)
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class FastFusion(layers.Layer):
+    """Fast normalised fusion: sum(relu(w_i) x_i) / (sum(relu(w_i)) + 1e-4) (EfficientDet, eq. 4)."""
+
+    def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
+        """One scalar weight per input, 1 at the start."""
+        self.factors = [
+            self.add_weight(shape=(), initializer="ones", name=f"weight_{k}") for k in range(len(input_shape))
+        ]
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """Weighted mean of equal-shaped features."""
+        factors = [ops.relu(w) for w in self.factors]
+        total = sum(factors[1:], factors[0]) + 1e-4
+        terms = [x * (w / total) for x, w in zip(inputs, factors, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
+        """Shape of any one input."""
+        return tuple(input_shape[0])
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class StochasticDepth(layers.Layer):
+    """Drop a residual branch per example in training, scaled to keep its mean (Huang et al., 2016)."""
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        """`rate` is the share of examples whose branch is dropped."""
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Return the branch, dropped or scaled in training."""
+        if not training:
+            return inputs
+        keep = 1.0 - self.rate
+        shape = (ops.shape(inputs)[0], 1, 1, 1)
+        mask = ops.floor(keep + keras.random.uniform(shape, seed=self.seed_generator))
+        return inputs / keep * ops.cast(mask, inputs.dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The branch's own shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "rate": self.rate}

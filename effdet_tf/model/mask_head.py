@@ -1,0 +1,150 @@
+"""The instance-mask head: 1x1 filters made per instance, applied to a box-aligned crop.
+
+The filters follow CondInst (Tian et al., ECCV 2020); unlike there they see only the crop of the
+instance's own box, so no neighbour outside leaks in and 2,000 cells cost no full-frame maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from effdet_tf import boxes as box_ops
+from effdet_tf.config import MaskConfig, ModelConfig
+from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
+
+Tensor = Any
+
+
+def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], config: ModelConfig) -> Tensor:
+    """Make the feature that masks are cut from.
+
+    The finest BiFPN level is doubled until it has `mask.stride`; on the way the backbone's finer
+    features come in, since they hold the cell outlines that stride 4 or 8 has lost.
+
+    Args:
+        fused: level -> `[B, H_l, W_l, fpn_channels]`.
+        backbone: level -> `[B, H_l, W_l, C_l]`, finer levels included.
+        config: of the network.
+
+    Returns:
+        `[B, H / stride, W / stride, mask.channels]`.
+    """
+    channels, momentum = config.mask.channels, config.batch_norm_momentum
+    level = min(fused)
+    x = layers.Conv2D(channels, 1, name="mask_lateral")(fused[level])
+    while 2**level > config.mask.stride:
+        level -= 1
+        own = layers.Conv2D(channels, 1, name=f"mask_lateral{level}")(backbone[level])
+        x = layers.Add(name=f"mask_add{level}")([own, UpsampleLike(name=f"mask_up{level}")([x, own])])
+    for k in range(2):
+        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=f"mask_conv{k}")(x)
+        x = activation(batch_norm(f"mask_bn{k}", momentum)(x), config.activation)
+    return x
+
+
+def sample_crops(feature: Tensor, boxes: Tensor, stride: int, size: int) -> Tensor:
+    """Cut `size` x `size` samples out of a feature, bilinear, by gather alone.
+
+    Args:
+        feature: `[B, H, W, C]`.
+        boxes: `[B, K, 4]` yxyx in input pixels.
+        stride: of the feature, input pixels.
+        size: samples per side, at the centres of a size x size grid over the box.
+
+    Returns:
+        `[B, K, size * size, C]`; outside the frame the edge is repeated.
+    """
+    batch, rows, columns, channels = ops.shape(feature)
+    count = ops.shape(boxes)[1]
+    steps = (ops.arange(size, dtype="float32") + 0.5) / size
+
+    def corners(low: Tensor, high: Tensor, limit: Any) -> tuple[Tensor, Tensor, Tensor]:
+        position = low[..., None] + steps * (high - low)[..., None]  # [B, K, size] input px
+        position = ops.clip(position / stride - 0.5, 0.0, ops.cast(limit - 1, "float32"))
+        first = ops.floor(position)
+        index = ops.cast(first, "int32")
+        return index, ops.minimum(index + 1, limit - 1), position - first
+
+    y0, y1, fy = corners(boxes[..., 0], boxes[..., 2], rows)
+    x0, x1, fx = corners(boxes[..., 1], boxes[..., 3], columns)
+    flat = ops.reshape(feature, (-1, channels))
+    start = ops.arange(batch, dtype="int32")[:, None, None, None] * (rows * columns)
+
+    def pick(y: Tensor, x: Tensor) -> Tensor:
+        index = start + y[..., :, None] * columns + x[..., None, :]
+        return ops.take(flat, index, axis=0)  # [B, K, size, size, C]
+
+    fy = ops.cast(fy, feature.dtype)[..., :, None, None]
+    fx = ops.cast(fx, feature.dtype)[..., None, :, None]
+    top = pick(y0, x0) * (1 - fx) + pick(y0, x1) * fx
+    bottom = pick(y1, x0) * (1 - fx) + pick(y1, x1) * fx
+    return ops.reshape(top * (1 - fy) + bottom * fy, (batch, count, size * size, channels))
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class MaskHead(layers.Layer):
+    """Bitmap logits of instances from the mask feature and each instance's code."""
+
+    def __init__(self, config: MaskConfig, **kwargs: Any) -> None:
+        """`config` gives stride, size, expansion and widths."""
+        super().__init__(**kwargs)
+        self.config = config
+        inputs, hidden = config.channels + 2, config.hidden
+        self.shapes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
+        self.filters = layers.Dense(
+            sum(a * b + b for a, b in self.shapes),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
+            dtype="float32",
+            name="filters",
+        )
+
+    def build(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> None:
+        """Make the layer that turns a code into filters; its start is a plain shared head."""
+        self.base = self.add_weight(
+            shape=(sum(a * b + b for a, b in self.shapes),),
+            initializer=keras.initializers.RandomNormal(stddev=0.2),
+            name="base",
+        )
+        self.filters.build(codes_shape)
+
+    def crop_boxes(self, boxes: Tensor) -> Tensor:
+        """The boxes `[..., 4]` that the bitmaps cover: grown, so a tight box does not cut the cell."""
+        return box_ops.grow(boxes, self.config.expand)
+
+    def call(self, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
+        """Predict bitmaps.
+
+        Args:
+            feature: `[B, H, W, channels]` mask feature.
+            codes: `[B, K, C]` of the instances' locations.
+            boxes: `[B, K, 4]` yxyx in input pixels: what `crop_boxes` returned.
+
+        Returns:
+            `[B, K, size, size]` float32 logits.
+        """
+        size = self.config.size
+        crops = ops.cast(sample_crops(feature, boxes, self.config.stride, size), "float32")
+        steps = (ops.arange(size, dtype="float32") + 0.5) / size * 2 - 1
+        y, x = ops.meshgrid(steps, steps, indexing="ij")
+        coordinates = ops.reshape(ops.stack([y, x], axis=-1), (1, 1, size * size, 2))
+        batch, count = ops.shape(codes)[:2]
+        coordinates = ops.broadcast_to(coordinates, (batch, count, size * size, 2))
+        values = ops.concatenate([crops, coordinates], axis=-1)
+        parameters = self.filters(ops.cast(codes, "float32")) + ops.cast(self.base, "float32")
+        start = 0
+        for k, (inputs, outputs) in enumerate(self.shapes):
+            kernel = ops.reshape(parameters[..., start : start + inputs * outputs], (batch, count, inputs, outputs))
+            start += inputs * outputs
+            bias = parameters[..., None, start : start + outputs]
+            start += outputs
+            values = ops.matmul(values, kernel) + bias
+            if k + 1 < len(self.shapes):
+                values = ops.relu(values)
+        return ops.reshape(values, (batch, count, size, size))
+
+    def compute_output_shape(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> tuple[Any, ...]:
+        """`[B, K, size, size]`."""
+        return (*codes_shape[:2], self.config.size, self.config.size)
