@@ -1,0 +1,251 @@
+"""Read microscope images and label maps as they are: 8/16 bit or float, gray or RGB, tif, png, jpg, bmp.
+
+The format is taken from the file's first bytes, never from its name.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from effdet_tf.errors import UserError
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+# A 16-bit gray image of this size takes half a GiB; a larger one is a whole slide or a decompression bomb.
+MAX_PIXELS = 2**28
+# Up to this many pages the first is the image (others are thumbnails or masks); more is a stack or a film.
+MAX_PAGES = 4
+
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_LUMA = np.float32([0.299, 0.587, 0.114])
+
+
+def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image in its native depth.
+
+    Palettes are expanded, alpha is dropped, 1-bit images become 0 and 255, and "white is zero" is turned
+    round. Of a tif with up to four pages the first is read.
+
+    Args:
+        path: the file.
+        max_pixels: largest height x width that is read.
+
+    Returns:
+        [H, W, C], C 1 or 3: uint8, uint16, or float32 for float files and for integers that fit neither.
+
+    Raises:
+        UserError: when the file is missing, empty, truncated, no image, a stack of more than four pages,
+            or larger than `max_pixels`.
+    """
+    image = _read(Path(path), max_pixels, labels=False)
+    return _channels(_native_dtype(image, path), path)
+
+
+def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a label map: 0 is background, every other number is one cell.
+
+    Palette images give their indices, not their colours. RGB files are read when all channels are equal.
+
+    Args:
+        path: the file, 8, 16 or 32 bit (float only with whole numbers).
+        max_pixels: largest height x width that is read.
+
+    Returns:
+        Integers [H, W] in the file's own type, int64 for float files.
+
+    Raises:
+        UserError: as `read_image`, and when the file holds colours, fractions or negative numbers.
+    """
+    labels = _read(Path(path), max_pixels, labels=True)
+    if labels.ndim == 3:
+        if labels.shape[2] > 1 and not (labels[..., :3] == labels[..., :1]).all():
+            raise UserError(f"{path}: is a colour picture, not a label map; save the label numbers instead")
+        labels = labels[..., 0]
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all() or (labels != np.round(labels)).any():
+            raise UserError(f"{path}: holds fractions; a label map holds whole numbers")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: holds {labels.dtype} values; a label map holds whole numbers")
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise UserError(f"{path}: holds negative labels; labels are 0 for background and 1, 2, ... for cells")
+    return np.ascontiguousarray(labels)
+
+
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Turn an image gray: luma .299 R + .587 G + .114 B, or the channel itself when all are equal.
+
+    Args:
+        image: [H, W] or [H, W, C], C 1 or 3, any real type.
+
+    Returns:
+        float32 [H, W] in native units.
+
+    Raises:
+        ValueError: for another number of channels.
+    """
+    if image.ndim == 2:
+        return image.astype(np.float32)
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"an image is [H, W], [H, W, 1] or [H, W, 3], not {list(image.shape)}")
+    if image.shape[2] == 1 or (image == image[..., :1]).all():
+        return image[..., 0].astype(np.float32)
+    return image.astype(np.float32) @ _LUMA
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode as PNG without loss; the same image gives the same bytes.
+
+    Args:
+        image: uint8 or uint16, [H, W] or [H, W, C], C 1 or 3 (RGB).
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ValueError: for another type or shape.
+    """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"PNG holds uint8 or uint16, not {image.dtype}")
+    if image.ndim == 3 and image.shape[2] == 3:
+        image = image[..., ::-1]
+    elif image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 1):
+        raise ValueError(f"an image is [H, W], [H, W, 1] or [H, W, 3], not {list(image.shape)}")
+    done, buffer = cv2.imencode(".png", np.ascontiguousarray(image), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise ValueError(f"an image of shape {list(image.shape)} could not be encoded as PNG")
+    return buffer.tobytes()
+
+
+def image_statistics(gray: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels.
+
+    Args:
+        gray: [H, W], native units.
+
+    Returns:
+        (mean, std); std is at least 1e-3 * max(1, |mean|), so that a flat image is not divided by 0.
+    """
+    mean = float(gray.mean(dtype=np.float64))
+    std = float(gray.std(dtype=np.float64))
+    return mean, max(std, 1e-3 * max(1.0, abs(mean)))
+
+
+def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
+    """Pixels [H, W] or [H, W, C] in the file's own type; palettes stay indices when `labels`."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: cannot be read ({reason}); check the name and the rights") from error
+    if size == 0:
+        raise UserError(f"{path}: is empty (0 bytes); copy it again")
+    try:
+        if head[:4] in _TIFF_MAGICS:
+            return _read_tiff(path, size, max_pixels, labels)
+        return _read_other(path, head, max_pixels, labels)
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: is no image that can be read here; use tif, png, jpg or bmp") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: does not fit into memory") from error
+    except Exception as error:  # each decoder raises errors of its own for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: is damaged or cut short ({reason}); copy it again") from error
+
+
+def _check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise UserError(f"{path}: has no pixel ({height}x{width})")
+    if height * width > max_pixels:
+        raise UserError(f"{path}: {height}x{width} is more than {max_pixels} pixels; cut it into parts first")
+
+
+def _read_tiff(path: Path, size: int, max_pixels: int, labels: bool) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        pages = len(file.pages)
+        if pages > MAX_PAGES:
+            raise UserError(f"{path}: is a stack of {pages} pages; save the page to be used as an image")
+        page: Any = file.pages[0]
+        _check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
+        if page.imagedepth > 1:
+            raise UserError(f"{path}: is a volume of {page.imagedepth} slices; save one slice as an image")
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        if not ends or max(ends) > size:
+            raise UserError(f"{path}: is cut short ({size} of {max(ends, default=0)} bytes); copy it again")
+        pixels = page.asarray()
+        photometric, colormap = page.photometric, page.colormap
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        one_bit = page.bitspersample == 1
+    if labels:
+        return pixels
+    if photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None:
+        pixels = (np.moveaxis(colormap, 0, -1)[pixels] >> 8).astype(np.uint8)
+    elif one_bit:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    return pixels
+
+
+def _read_other(path: Path, head: bytes, max_pixels: int, labels: bool) -> np.ndarray:
+    if head[:8] == _PNG_MAGIC and len(head) >= 26:
+        # Pillow's own bomb check comes later and warns by a global setting; the size is in the header.
+        width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+        _check_pixels(path, height, width, max_pixels)
+        deep_colour = depth == 16 and colour != 0
+    else:
+        deep_colour = False
+    with Image.open(path) as picture:
+        _check_pixels(path, picture.height, picture.width, max_pixels)
+        picture.load()  # raises for a file that is cut short, which OpenCV would pad
+        if deep_colour:  # Pillow keeps only 8 of the 16 bits
+            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            return pixels[..., 2::-1] if pixels.ndim == 3 else pixels
+        if picture.mode in ("P", "PA") and labels:
+            return np.asarray(picture.getchannel(0) if picture.mode == "PA" else picture)
+        if picture.mode == "1":
+            return np.asarray(picture).astype(np.uint8) * np.uint8(1 if labels else 255)
+        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"):
+            picture = picture.convert("RGB")
+        return np.asarray(picture)
+
+
+def _native_dtype(image: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if image.dtype in (np.uint8, np.uint16):
+        return image.astype(image.dtype.newbyteorder("="), copy=False)
+    if image.dtype == bool:
+        return image.astype(np.uint8) * np.uint8(255)
+    if image.dtype.kind in "iu":
+        if image.min() >= 0 and image.max() <= 65535:
+            return image.astype(np.uint16)
+        return image.astype(np.float32)
+    if image.dtype.kind == "f":
+        image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise UserError(f"{path}: holds NaN or infinite values; replace them first")
+        return image
+    raise UserError(f"{path}: holds {image.dtype} values; use 8 or 16 bit or float")
+
+
+def _channels(image: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Give [H, W, 1] or [H, W, 3], dropping alpha."""
+    if image.ndim == 2:
+        return np.ascontiguousarray(image[..., None])
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4):
+        raise UserError(f"{path}: has the shape {list(image.shape)}; use one gray channel or RGB")
+    return np.ascontiguousarray(image[..., : 3 if image.shape[2] > 2 else 1])
