@@ -142,8 +142,9 @@ def summarise_tallies(tallies: Sequence[ImageTally]) -> dict[str, Any]:
 
 
 def sartorius(tallies: Sequence[ImageTally]) -> float:
-    """Mean over images of the mean over IoU .50:.05:.95 of TP / (TP + FP + FN); an empty image without
-    finds has 1.
+    """Mean over images of the mean over IoU .50:.05:.95 of TP / (TP + FP + FN).
+
+    An image without cells scores 1 when nothing is found in it, else 0.
 
     Source: evaluation page of the Kaggle competition "Sartorius - Cell Instance Segmentation" (2021).
     """

@@ -163,8 +163,15 @@ def _aggregated_jaccard(
     overlap: np.ndarray,
     iou: np.ndarray,
 ) -> tuple[int, int]:
-    """Each true cell with the found cell of highest IoU, however low; found cells never taken add to the
-    union.""" order = np.lexsort((-iou, pair_true)) first = order[np.diff(pair_true[order], prepend=-1) > 0]
+    """Numerator and denominator of the index, pixels.
+
+    Each true cell takes the found cell of highest IoU, however low; found cells that nobody takes add to the
+    union.
+    """
+    order = np.lexsort((-iou, pair_true))
+    first = order[np.diff(pair_true[order], prepend=-1) > 0]
     union = match.true_areas.sum() + match.found_areas[pair_found[first]].sum() - overlap[first].sum()
-    unused = np.ones(found, dtype=bool) unused[pair_found[first]] = False union +=
-    match.found_areas[:found][unused].sum() return int(overlap[first].sum()), int(union)
+    unused = np.ones(found, dtype=bool)
+    unused[pair_found[first]] = False
+    union += match.found_areas[:found][unused].sum()
+    return int(overlap[first].sum()), int(union)
