@@ -1,0 +1,113 @@
+"""The evaluation truth of a converted data set: a COCO dict at full resolution, and the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from effdet_tf.data.record import ImageRecord
+from effdet_tf.errors import UserError
+
+
+def image_entry(record: ImageRecord) -> dict[str, Any]:
+    """The record as an entry of COCO's "images", with its cell type."""
+    return {
+        "id": int(record.image_id),
+        "file_name": record.file_name,
+        "height": int(record.height),
+        "width": int(record.width),
+        "cell_type": record.cell_type,
+    }
+
+
+def cell_entries(record: ImageRecord, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The record's cells as entries of COCO's "annotations", without `id`.
+
+    Args:
+        record: one annotated image.
+        category_ids: COCO category id of each class.
+
+    Returns:
+        One dict per cell: the box as annotated (x, y, w, h pixels), the mask as compressed RLE at full
+        resolution.
+    """
+    cells = []
+    for box, index, counts, crowd in zip(
+        record.annotated_boxes, record.classes, record.rles, record.iscrowd, strict=True
+    ):
+        y0, x0, y1, x1 = (float(v) for v in box)
+        cells.append(
+            {
+                "image_id": int(record.image_id),
+                "category_id": int(category_ids[index]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "segmentation": {
+                    "size": [int(record.height), int(record.width)],
+                    "counts": counts.decode("ascii"),
+                },
+                "iscrowd": int(crowd),
+            }
+        )
+    return cells
+
+
+def build_ground_truth(
+    records: Iterable[ImageRecord], categories: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Collect records into one COCO dict.
+
+    Args:
+        records: annotated images.
+        categories: the manifest's, `{"id", "name"}`; the index in the list is the class inside.
+
+    Returns:
+        `{"images", "annotations", "categories"}`; annotation ids run from 1.
+
+    Raises:
+        UserError: when two images have the same id.
+    """
+    ids = [int(category["id"]) for category in categories]
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [dict(c) for c in categories]}
+    seen: dict[int, str] = {}
+    for record in records:
+        entry = image_entry(record)
+        if entry["id"] in seen:
+            raise UserError(
+                f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}; "
+                "convert the data again with distinct ids"
+            )
+        seen[entry["id"]] = record.file_name
+        truth["images"].append(entry)
+        truth["annotations"] += cell_entries(record, ids)
+    for number, cell in enumerate(truth["annotations"], start=1):
+        cell["id"] = number
+    return truth
+
+
+def decode_pixels(record: ImageRecord) -> np.ndarray:
+    """The record's image as `[H, W, C]`, uint8 or uint16, C 1 or 3 (RGB).
+
+    Raises:
+        UserError: when the PNG inside the record is damaged.
+    """
+    image = cv2.imdecode(np.frombuffer(record.image, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise UserError(f"{record.file_name}: the image inside the record is damaged; convert the data again")
+    if image.ndim == 2:
+        return image[:, :, None]
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def match_classes(class_names: Sequence[str], categories: Sequence[dict[str, Any]]) -> list[int] | None:
+    """COCO category id of each of the network's classes, by name.
+
+    Returns:
+        One id per class, or None when a name is not among the categories.
+    """
+    ids = {str(category["name"]): int(category["id"]) for category in categories}
+    if not set(class_names) <= set(ids):
+        return None
+    return [ids[name] for name in class_names]

@@ -1,0 +1,176 @@
+"""Score a trained network, or a file of predictions, on annotated images: `python -m training.evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
+from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.errors import UserError
+from effdet_tf.files import write_json
+from effdet_tf.metrics.report import format_table, summarise
+
+
+def evaluate_run(
+    predictor: Any,
+    data_dir: str | Path,
+    limit: int | None = None,
+    progress: bool = True,
+    score_threshold: float | None = None,
+    per_class: bool = False,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Predict on the images of a converted data set and score the result.
+
+    Args:
+        predictor: has `predict(image [H, W, C]) -> Result` and `class_names`, tuple of str.
+        data_dir: folder with manifest and shards.
+        limit: only the first images; None for all.
+        progress: whether to draw a progress bar on stderr.
+        score_threshold: see `summarise`.
+        per_class: also score class by class.
+
+    Returns:
+        (the report of `summarise`, COCO results). When the network's class names are not those of the data,
+        every prediction gets the first category: the figures without classes stay valid.
+
+    Raises:
+        UserError: for data that cannot be read; for `per_class` with class names that do not fit.
+    """
+    manifest = read_manifest(data_dir)
+    categories = manifest.categories
+    category_ids = match_classes(predictor.class_names, categories)
+    if category_ids is None:
+        if per_class:
+            raise UserError(
+                f"the network knows the classes {', '.join(predictor.class_names)}, {data_dir} has "
+                f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
+            )
+        category_ids = [int(categories[0]["id"])] * len(predictor.class_names)
+    predictions: list[dict[str, Any]] = []
+
+    def predicted() -> Iterator[ImageRecord]:
+        images = manifest.images if limit is None else min(limit, manifest.images)
+        records = islice(iterate_records(data_dir), limit)
+        for record in tqdm(records, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+            result = predictor.predict(decode_pixels(record))
+            predictions.extend(result.to_coco(int(record.image_id), category_ids))
+            yield record
+
+    truth = _truth(predicted(), data_dir, categories)
+    return summarise(truth, predictions, score_threshold, per_class=per_class), predictions
+
+
+def evaluate_file(
+    path: str | Path,
+    data_dir: str | Path,
+    limit: int | None = None,
+    score_threshold: float | None = None,
+    per_class: bool = False,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score a COCO results file; with `limit`, predictions on the other images are left out.
+
+    Raises:
+        UserError: for a file that is no COCO results list, or does not fit the images.
+    """
+    predictions = read_predictions(path)
+    records = islice(iterate_records(data_dir), limit)
+    truth = _truth(records, data_dir, read_manifest(data_dir).categories)
+    if limit is not None:
+        kept = {image["id"] for image in truth["images"]}
+        predictions = [found for found in predictions if found.get("image_id") in kept]
+    return summarise(truth, predictions, score_threshold, per_class=per_class), predictions
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """Read a COCO results list, or the annotations of a COCO dict.
+
+    Raises:
+        UserError: when the file is missing or holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from error
+    if isinstance(found, dict):
+        found = found.get("annotations")
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise UserError(f"{path}: not a COCO results file; it must hold a list of predictions")
+    return [{"category_id": 1, **entry} for entry in found]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    options = _parse(arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = {"limit": options.limit, "score_threshold": options.score, "per_class": options.per_class}
+    if options.predictions is None:
+        import effdet_tf
+
+        report, predictions = evaluate_run(effdet_tf.load(options.run), options.data, **settings)
+    else:
+        report, predictions = evaluate_file(options.predictions, options.data, **settings)
+    print(format_table(report))
+    out = options.out
+    if out is None and options.run is not None:
+        out = options.run / "metrics.json"
+    if out is None:
+        return
+    write_json(out, report)
+    print(f"\nwritten: {out}")
+    if options.run is not None:
+        found = out.with_name("predictions.json")
+        write_json(found, predictions, indent=None)
+        print(f"written: {found}")
+
+
+def _truth(
+    records: Iterable[ImageRecord], data_dir: str | Path, categories: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    truth = build_ground_truth(records, categories)
+    if not truth["images"]:
+        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
+    return truth
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="folder of a trained network")
+    what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
+    parser.add_argument("--data", type=Path, required=True, help="folder of converted, annotated images")
+    parser.add_argument(
+        "--out", type=Path, help="report, JSON; a network's predictions go beside it (RUN/metrics.json)"
+    )
+    parser.add_argument("--limit", type=_positive, help="evaluate on the first LIMIT images only")
+    parser.add_argument("--score", type=float, help="least score of a cell (the best on these images)")
+    parser.add_argument("--per-class", action="store_true", help="score by COCO's own protocol, too")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
