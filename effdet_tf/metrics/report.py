@@ -80,9 +80,6 @@ def format_table(report: dict[str, Any]) -> str:
     ]
     lines += _ap_table(report["livecell"])
     lines.append("AP50_80 is AP over IoU .50:.05:.80; AFNR is 100 - AR, the mean share of missed cells.")
-    dropped = report["livecell"]["all"]["dropped"]
-    if dropped:
-        lines.append(f"{dropped} predictions beyond 2000 an image were dropped, lowest scores first.")
     if report.get("coco"):
         lines += ["", "COCO protocol, % (class by class, up to 100 detections an image and class)"]
         lines += _ap_table(report["coco"])
@@ -103,6 +100,9 @@ def _ap_table(result: dict[str, Any]) -> list[str]:
             if kind in group:
                 values = " ".join(f"{_percent(group[kind][column]):>7}" for column in _COLUMNS)
                 lines.append(f"{name:{width}} {label:4} {group['images']:>6} {group['cells']:>8} {values}")
+    dropped = result["all"]["dropped"]
+    if dropped:
+        lines.append(f"{dropped} predictions beyond that number were dropped, lowest scores first.")
     return lines
 
 

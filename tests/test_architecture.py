@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("effdet_tf", "training", "export")
+
+# The arrows: a module imports from its own layer and from layers below, never from one above.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("_version", "errors", "files", "config", "presets", "boxes", "rle", "masks"),
+    ("anchors", "data.image_io", "data.record"),
+    ("data", "model"),
+    ("targets", "losses", "postprocess", "metrics", "results", "measure"),
+    ("tiling", "predict", "outputs", "batch_predict"),
+    ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+WITHOUT_TENSORFLOW = ("boxes", "anchors", "targets", "losses", "model")
+MAX_LINES = 400
+
+
+def layer(module: str) -> int:
+    """Layer of a module of effdet_tf, by the longest name that has a place."""
+    parts = module.removeprefix("effdet_tf").removeprefix(".").split(".")
+    for length in range(len(parts), 0, -1):
+        name = ".".join(parts[:length])
+        for number, names in enumerate(LAYERS):
+            if name in names:
+                return number
+    raise AssertionError(f"{module} has no place in LAYERS: give it one")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(source: str, module: str, is_package: bool, known: set[str]) -> Iterator[str]:
+    """Names of the modules that a source imports, wherever the statement stands; not those for types only."""
+    tree = ast.parse(source)
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, *([base] if base else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in known else base
+
+
+def violations(sources: dict[str, tuple[str, bool]]) -> list[str]:
+    """Every import against the arrows. `sources`: module -> (text, whether it is a package's __init__)."""
+    known = set(sources)
+    found = []
+    for module, (text, is_package) in sources.items():
+        package = module.split(".")[0]
+        for target in imports(text, module, is_package, known):
+            other = target.split(".")[0]
+            if other not in PACKAGES:
+                continue
+            if package == "effdet_tf" and other != "effdet_tf" or package != other and other != "effdet_tf":
+                found.append(f"{module} imports {target}")
+            elif package == "effdet_tf" and layer(target) > layer(module):
+                found.append(f"{module} imports {target}, which is above it")
+    return found
+
+
+def reached(start: str, sources: dict[str, tuple[str, bool]]) -> set[str]:
+    """All modules, ours and others, that importing `start` brings in."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if module in sources and module.startswith("effdet_tf."):
+            text, is_package = sources[module]
+            waiting += imports(text, module, is_package, set(sources))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, tuple[str, bool]]:
+    return {name: (path.read_text(), path.name == "__init__.py") for name, path in modules().items()}
+
+
+def test_imports_follow_the_arrows(sources):
+    assert len(sources) > 20
+    assert violations(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("effdet_tf.boxes", "from effdet_tf.model import heads"),
+        ("effdet_tf.boxes", "from . import anchors"),
+        ("effdet_tf.data.record", "from effdet_tf.data.writer import write"),
+        ("effdet_tf.model.heads", "from ..losses import total"),
+        ("effdet_tf.losses", "def f():\n    import effdet_tf.predict"),
+        ("effdet_tf.predict", "import training.trainer"),
+        ("effdet_tf.masks", "from effdet_tf import load"),
+        ("training.main", "from export.saved_model import write"),
+        ("export.main", "import training"),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(module, text):
+    made_up = {
+        name: ("", False) for name in ("effdet_tf.anchors", "effdet_tf.model.heads", "effdet_tf.losses")
+    }
+    found = violations(made_up | {module: (text, False)})
+    assert len(found) == 1
+    assert found[0].startswith(f"{module} imports ")
+
+
+def test_imports_with_the_arrows_pass():
+    good = {
+        "effdet_tf.boxes": ("import numpy", False),
+        "effdet_tf.anchors": ("from effdet_tf import boxes\nfrom .boxes import area", False),
+        "effdet_tf.predict": ("from effdet_tf.anchors import Anchors", False),
+        "effdet_tf.data.record": (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from effdet_tf.data.writer import W",
+            False,
+        ),
+        "training.main": ("import effdet_tf\nfrom training import trainer", False),
+        "export.main": ("from effdet_tf.predict import Predictor", False),
+    }
+    assert violations(good) == []
+
+
+def test_the_network_needs_no_tensorflow(sources):
+    pure = [
+        name
+        for name in sources
+        if any(name == f"effdet_tf.{p}" or name.startswith(f"effdet_tf.{p}.") for p in WITHOUT_TENSORFLOW)
+    ]
+    assert len(pure) >= len(WITHOUT_TENSORFLOW)
+    for name in pure:
+        outside = {module.split(".")[0] for module in reached(name, sources)}
+        assert "tensorflow" not in outside, f"{name} brings in TensorFlow"
+
+
+def test_a_hidden_tensorflow_import_is_found():
+    made_up = {
+        "effdet_tf.losses": ("from effdet_tf import boxes", False),
+        "effdet_tf.boxes": ("def f():\n    import tensorflow as tf", False),
+    }
+    assert "tensorflow" in reached("effdet_tf.losses", made_up)
+
+
+def test_files_stay_short():
+    long = {
+        name: count for name, path in modules().items() if (count := len(path.open().readlines())) > MAX_LINES
+    }
+    assert long == {}

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("effdet_tf", "training", "export", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    # A copy, so that no build folder or earlier build's leftover in the checkout gets into the wheel.
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, copy / part)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        folder,
+        copy,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (built,) = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_wheel_holds_the_packages_and_nothing_else(wheel):
+    top = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"effdet_tf", "training", "export"}
+
+
+def test_wheel_holds_every_module(wheel):
+    shipped = {name for name in wheel.namelist() if name.endswith(".py")}
+    written = {
+        str(path.relative_to(ROOT))
+        for package in ("effdet_tf", "training", "export")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert shipped == written
+
+
+def test_wheel_says_what_it_is(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = wheel.read(name).decode()
+    version = re.search(r'"(.+)"', (ROOT / "effdet_tf" / "_version.py").read_text().splitlines()[-1]).group(1)
+    assert f"\nVersion: {version}\n" in metadata
+    assert "\nRequires-Python: >=3.11\n" in metadata
+    assert re.search(r"\nRequires-Dist: tensorflow[<>=,.0-9]+\n", metadata)
+    extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
+    assert extras == {"test", "tflite", "pretrained", "notebooks", "jax"}
+    assert any(name.endswith("/LICENSE") for name in wheel.namelist())
