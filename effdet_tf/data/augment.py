@@ -164,7 +164,7 @@ def resize(image: tf.Tensor, size: tf.Tensor, crop_size: tuple[int, int]) -> tf.
     target = tf.constant(crop_size)
 
     def plain() -> tf.Tensor:
-        return tf.compat.v1.image.resize_bilinear(image[None], crop_size, half_pixel_centers=True)[0]
+        return tf.raw_ops.ResizeBilinear(images=image[None], size=crop_size, half_pixel_centers=True)[0]
 
     def low_pass() -> tf.Tensor:
         return tf.image.resize(image, crop_size, antialias=True)

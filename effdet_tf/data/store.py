@@ -1,0 +1,229 @@
+"""Random access to the records of converted data sets: decoded in memory, or read from the shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from effdet_tf.data import record as record_lib
+from effdet_tf.errors import UserError
+
+_MEGABYTE = 1 << 20
+_HEADER, _FOOTER = 12, 4  # bytes of TFRecord framing around each record: length + its CRC, CRC of the data
+
+_OUTLINE_KEYS = ("height", "width", "channels", "bit_depth")
+_OUTLINE_FEATURES = {
+    **{f"image/{key}": tf.io.FixedLenFeature([], tf.int64) for key in _OUTLINE_KEYS},
+    "cells/count": tf.io.FixedLenFeature([], tf.int64),
+    "cells/mask_size": tf.io.FixedLenFeature([], tf.int64),
+}
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where the records are, and how large: int64 `[N]` each, except `paths`."""
+
+    paths: list[str]
+    shard: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    channels: np.ndarray
+    bit_depth: np.ndarray
+    count: np.ndarray
+    mask_size: np.ndarray
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one value of the decoded images."""
+        return 2 if (self.bit_depth > 8).any() else 1
+
+    @property
+    def decoded_bytes(self) -> int:
+        """What all records take in memory once decoded."""
+        pixels = int((self.height * self.width * self.channels).sum()) * self.pixel_bytes
+        return pixels + int((self.count * (self.mask_size**2 + 4 * 4 + 4 + 1)).sum())
+
+
+class RecordStore:
+    """The images of one or more converted data sets, by number.
+
+    The shards are read once on opening, checksums included. When all of it fits, the decoded images and
+    masks stay in memory as a few flat tensors: decoding PNG anew in each epoch would cost more than all
+    augmentations. Otherwise each record is read from its shard when it is asked for. Both give the same
+    numbers in the same order.
+
+    Attributes:
+        images: number of images.
+        class_names: names of the classes.
+        category_ids: their ids in the source.
+        max_cells: cells in the fullest image.
+        mask_size: side of the stored bitmaps.
+        cached: whether the decoded images are in memory.
+        decoded_mb: what they take, or would take, there.
+    """
+
+    def __init__(self, directories: str | Path | Sequence[str | Path], cache_mb: int = 2000) -> None:
+        """Open data sets that `convert` wrote.
+
+        Args:
+            directories: one folder or several, with the same classes.
+            cache_mb: decoded images up to this size are kept in memory; 0 keeps none. While they are
+                loaded, up to twice that is in use.
+
+        Raises:
+            UserError: for a folder without manifest, a missing or damaged shard, no images, or data
+                sets that differ in their classes or in the size of their masks.
+        """
+        one = isinstance(directories, (str, Path))
+        folders = [Path(directories)] if one else [Path(folder) for folder in directories]
+        if not folders:
+            raise UserError("no data set was named; give a folder that `convert` wrote")
+        manifests = [record_lib.read_manifest(folder) for folder in folders]
+        categories = manifests[0].categories
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if [c["name"] for c in manifest.categories] != [c["name"] for c in categories]:
+                raise UserError(
+                    f"{folder}: classes {_names(manifest.categories)} differ from {_names(categories)} of "
+                    f"{folders[0]}; convert both with the same classes"
+                )
+            if manifest.mask_size != manifests[0].mask_size:
+                raise UserError(
+                    f"{folder}: masks of {manifest.mask_size} x {manifest.mask_size}, {folders[0]} has "
+                    f"{manifests[0].mask_size}; convert both with the same mask size"
+                )
+        self.class_names = tuple(str(category["name"]) for category in categories)
+        self.category_ids = tuple(int(category["id"]) for category in categories)
+        self.mask_size = int(manifests[0].mask_size)
+        self._index = _scan(folders)
+        self.images = len(self._index.length)
+        if self.images == 0:
+            raise UserError(f"{', '.join(map(str, folders))}: no images; convert a source that has some")
+        self.max_cells = int(self._index.count.max())
+        self.decoded_mb = self._index.decoded_bytes / _MEGABYTE
+        self.cached = self.decoded_mb <= cache_mb
+        with tf.device("CPU:0"):
+            if self.cached:
+                self._load()
+            else:
+                self._locate()
+
+    def fetch(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return one record, in eager mode or inside `tf.data.map`.
+
+        Args:
+            number: scalar int64 in 0..images-1; data sets follow each other in the order given.
+
+        Returns:
+            What `record.parse` returns, with the image as uint8 or uint16.
+        """
+        example = self._fetch_cached(number) if self.cached else self._fetch_stored(number)
+        example["masks"] = tf.ensure_shape(example["masks"], [None, self.mask_size, self.mask_size])
+        return example
+
+    @property
+    def _image_dtype(self) -> tf.DType:
+        return tf.uint16 if self._index.pixel_bytes == 2 else tf.uint8
+
+    def _locate(self) -> None:
+        index = self._index
+        ends = np.array([os.path.getsize(path) for path in index.paths], np.int64)[index.shard]
+        start = index.offset + _HEADER
+        self._spans = tf.constant(np.stack([start, index.length, ends - start - index.length], 1))
+        self._files = tf.constant(np.array(index.paths)[index.shard])
+
+    def _fetch_stored(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        start, length, rest = tf.unstack(self._spans[number])
+        file = tf.data.FixedLengthRecordDataset(self._files[number], length, start, rest)
+        return record_lib.parse(file.get_single_element(), self._image_dtype)
+
+    def _load(self) -> None:
+        index, size = self._index, self.mask_size
+        pixels = index.height * index.width * index.channels
+        pixel_ends, cell_ends = np.cumsum(pixels), np.cumsum(index.count)
+        cells = int(cell_ends[-1])
+        arrays = {
+            "image": np.empty(int(pixel_ends[-1]), self._image_dtype.as_numpy_dtype),
+            "boxes": np.empty((cells, 4), np.float32),
+            "classes": np.empty(cells, np.int32),
+            "masks": np.empty((cells, size, size), np.uint8),
+            "iscrowd": np.empty(cells, np.uint8),
+        }
+        scalars = {
+            "mean": np.empty(self.images, np.float32),
+            "std": np.empty(self.images, np.float32),
+            "image_id": np.empty(self.images, np.int64),
+        }
+        records = tf.data.TFRecordDataset(index.paths).map(
+            lambda serialized: record_lib.parse(serialized, self._image_dtype), tf.data.AUTOTUNE
+        )
+        number = -1
+        try:
+            for number, record in enumerate(records.prefetch(4).as_numpy_iterator()):
+                for name, array in arrays.items():
+                    end = pixel_ends[number] if name == "image" else cell_ends[number]
+                    value = record[name].reshape(-1) if name == "image" else record[name]
+                    array[end - len(value) : end] = value
+                for name, scalar in scalars.items():
+                    scalar[number] = record[name]
+        except (tf.errors.OpError, ValueError) as error:
+            raise UserError(
+                f"{index.paths[index.shard[number]]}: {_reason(error)}; convert the data again"
+            ) from error
+        self._flat = {name: tf.constant(arrays.pop(name)) for name in list(arrays)}
+        self._scalars = {name: tf.constant(scalar) for name, scalar in scalars.items()}
+        spans = [pixel_ends - pixels, pixel_ends, cell_ends - index.count, cell_ends]
+        self._spans = tf.constant(np.stack([*spans, index.height, index.width, index.channels], 1))
+
+    def _fetch_cached(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        first, last, cell, cell_end, height, width, channels = tf.unstack(self._spans[number])
+        example = {name: value[number] for name, value in self._scalars.items()}
+        for name in ("boxes", "classes", "masks", "iscrowd"):
+            example[name] = self._flat[name][cell:cell_end]
+        example["image"] = tf.reshape(self._flat["image"][first:last], tf.stack([height, width, channels]))
+        return example
+
+
+def _scan(folders: Sequence[Path]) -> _Index:
+    """Read all shards once: framing, checksums and the size of every record."""
+    paths: list[str] = []
+    rows: list[np.ndarray] = []
+    for folder in folders:
+        shards = record_lib.read_manifest(folder).shards
+        for path, shard in zip(record_lib.shard_paths(folder), shards, strict=True):
+            outlines = tf.data.TFRecordDataset(str(path)).map(_outline)
+            try:
+                found = np.array(list(outlines.as_numpy_iterator()), np.int64).reshape(-1, 7)
+            except tf.errors.OpError as error:
+                raise UserError(f"{path}: damaged ({_reason(error)}); convert the data again") from error
+            if len(found) != shard["images"]:
+                raise UserError(
+                    f"{path}: {len(found)} images, not {shard['images']} as in the manifest; convert again"
+                )
+            ends = np.cumsum(found[:, 0] + _HEADER + _FOOTER)
+            place = np.stack([np.full(len(found), len(paths)), ends - found[:, 0] - _HEADER - _FOOTER], 1)
+            rows.append(np.concatenate([place, found], 1))
+            paths.append(str(path))
+    table = np.concatenate([np.zeros((0, 9), np.int64), *rows])
+    return _Index(paths, *table.T)
+
+
+def _outline(serialized: tf.Tensor) -> tf.Tensor:
+    features = tf.io.parse_single_example(serialized, _OUTLINE_FEATURES)
+    sizes = [features[f"image/{key}"] for key in _OUTLINE_KEYS]
+    length = tf.cast(tf.strings.length(serialized), tf.int64)
+    return tf.stack([length, *sizes, features["cells/count"], features["cells/mask_size"]])
+
+
+def _names(categories: Sequence[dict]) -> str:
+    return ", ".join(str(category["name"]) for category in categories)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "message", error)).splitlines()[0]
