@@ -31,10 +31,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import tifffile
+from pycocotools import mask as coco_mask
 
 from effdet_tf.data.image_io import encode_png, to_gray
 from effdet_tf.files import atomic_write, write_json
-from effdet_tf.masks import decode_rle, labels_to_patches
+from effdet_tf.masks import labels_to_patches
 from effdet_tf.measure import measure_cells
 from effdet_tf.results import Result
 
@@ -149,7 +150,7 @@ def write_coco(
         box = entry["bbox"]
         area = box[2] * box[3]
         if "segmentation" in entry:
-            area = int(np.count_nonzero(decode_rle(entry["segmentation"])))
+            area = int(coco_mask.area(entry["segmentation"]))
         annotations.append({"id": number, **entry, "area": area, "iscrowd": 0})
     image = {"id": image_id, "file_name": file_name, "width": result.width, "height": result.height}
     categories = [
@@ -216,7 +217,7 @@ def _outlines(cells: Cells) -> Iterable[tuple[int, np.ndarray]]:
 def _colour(number: int) -> tuple[int, int, int]:
     """A bright colour; consecutive numbers get hues far apart (steps of the golden ratio)."""
     hue = int(number * 0.6180339887 % 1 * 180)
-    pixel = cv2.cvtColor(np.uint8([[[hue, (170, 255)[number % 2], 255]]]), cv2.COLOR_HSV2RGB)
+    pixel = cv2.cvtColor(np.uint8([[[hue, (150, 215)[number % 2], 255]]]), cv2.COLOR_HSV2RGB)
     red, green, blue = pixel[0, 0].tolist()
     return red, green, blue
 

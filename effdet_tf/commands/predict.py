@@ -1,0 +1,90 @@
+"""`python -m effdet_tf predict --run RUN IMAGES... --out DIR`: find the cells of many images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+_DESCRIPTION = """\
+Find every cell in images and write, for each of them:
+  NAME.labels.tif   label image: 0 is background, cell k has the value k (uint16, uint32 above 65,535 cells)
+  NAME.cells.csv    one row per cell (columns below)
+  NAME.coco.json    COCO annotations with scores; overlaps kept
+  NAME.overlay.png  outlines on the contrast-stretched image
+and for all of them summary.csv: size, cells, cells per class, mean score, mean area, share covered, error.
+8-bit, 16-bit and float images, gray or RGB, tif, png, jpg and bmp. Folders are searched through all
+subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif"."""
+
+_COLUMNS = """\
+columns of NAME.cells.csv:
+  cell                    number of the cell = its value in the label image, best score first
+  class, score            score from 0 to 1
+  y0, x0, y1, x1          box in pixels; y1 and x1 are the edges after the last pixel
+  area                    pixels of the label image (where cells overlap, the higher score has the pixel)
+  centroid_y, centroid_x  pixels; 0 is the centre of the first pixel
+  perimeter               pixels, along the centres of the border pixels
+  eccentricity            0 for a circle, near 1 for a line
+  mean_intensity          gray, in the image's own units
+(definitions of scikit-image's regionprops)
+
+exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the verb `predict` to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="find the cells of images: label tif, table, COCO json, overlay, summary",
+        description=_DESCRIPTION,
+        epilog=_COLUMNS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
+    parser.add_argument(
+        "--run", dest="run_folder", type=Path, required=True, metavar="RUN", help="trained run"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--score", type=_share, metavar="X", help="keep cells with this score or more, 0 to 1"
+    )
+    parser.add_argument("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
+    for name in ("labels", "table", "coco", "overlay"):
+        parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"write no {name} file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the predictions that DIR holds")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, then say how many images and cells, and where; returns the exit code."""
+    from effdet_tf.batch_predict import predict_files
+    from effdet_tf.inputs import find_images
+
+    find_images(args.images)  # a wrong name is told at once, not after the model has loaded
+    import effdet_tf
+
+    report = predict_files(
+        effdet_tf.load(args.run_folder),
+        args.images,
+        args.out,
+        score=args.score,
+        sartorius=args.sartorius,
+        labels=args.labels,
+        table=args.table,
+        coco=args.coco,
+        overlay=args.overlay,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    print(f"{report.done} images, {report.cells} cells: {report.out}")
+    if report.failed:
+        print(f"error: {len(report.failed)} images failed, see {report.out / 'summary.csv'}", file=sys.stderr)
+    return report.exit_code
