@@ -137,7 +137,7 @@ def predict_files(
                 )
             with _writing(out):
                 row = _write_image(out, job, image, cells, predictor.category_ids, wanted)
-                if submission is not None:
+                if submission is not None and cells.labels is not None:
                     submission.append(outputs.submission_rows(identity, cells.labels))
                 summary.append([row])
             report.done += 1

@@ -217,7 +217,7 @@ def _outlines(cells: Cells) -> Iterable[tuple[int, np.ndarray]]:
 def _colour(number: int) -> tuple[int, int, int]:
     """A bright colour; consecutive numbers get hues far apart (steps of the golden ratio)."""
     hue = int(number * 0.6180339887 % 1 * 180)
-    pixel = cv2.cvtColor(np.uint8([[[hue, (150, 215)[number % 2], 255]]]), cv2.COLOR_HSV2RGB)
+    pixel = cv2.cvtColor(np.array([[[hue, (150, 215)[number % 2], 255]]], np.uint8), cv2.COLOR_HSV2RGB)
     red, green, blue = pixel[0, 0].tolist()
     return red, green, blue
 
