@@ -1,0 +1,231 @@
+"""Cells to training targets, on the device, without a full anchors x cells matrix.
+
+Only anchors near a cell's centre can overlap it enough, so every cell is compared with a window
+of locations around its centre; the winners are scattered into the anchors with one segment
+maximum. Memory grows with cells x window, not with cells x anchors: 2,000 cells train at any
+input size. The result equals the full matrix (Ren et al., 2015, with the best anchor of every
+cell forced), which a test checks.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from effdet_tf import anchors as anchor_ops
+from effdet_tf import boxes as box_ops
+from effdet_tf.config import AnchorConfig, AssignConfig
+
+Tensor = Any
+
+
+class State(enum.IntEnum):
+    """What an anchor is to the losses."""
+
+    IGNORE = -1
+    NEGATIVE = 0
+    POSITIVE = 1
+
+
+class Assignment(NamedTuple):
+    """One anchor's share of the targets; all `[B, A]`."""
+
+    state: Tensor  # int32, a State
+    matched: Tensor  # int32 index of the cell; 0 where there is none
+
+
+def _window(shapes: np.ndarray, stride: int, threshold: float) -> np.ndarray:
+    """Locations around a cell's centre at which an anchor may reach IoU >= threshold.
+
+    For anchor side a and cell side c, IoU >= t needs c <= a / t and an offset of at most
+    (a / t - a) / 2; one location more covers the rounding of the centre.
+
+    Args:
+        shapes: `[S, 2]` height, width of the anchors, px.
+        stride: of the level, px.
+        threshold: smallest IoU that matters.
+
+    Returns:
+        `[W, 2]` int32 offsets in rows, columns.
+    """
+    reach = np.floor((1 / threshold - 1) / 2 * shapes.max(0) / stride + 0.5).astype(int) + 1
+    rows, columns = np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij")
+    return np.stack([rows.reshape(-1), columns.reshape(-1)], axis=1).astype(np.int32)
+
+
+def _candidates(
+    cells: Tensor, feature_size: tuple[Any, Any], image_size: tuple[Any, Any], shapes: np.ndarray, window: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """IoU of every cell with the anchors of one level in a window of locations.
+
+    Args:
+        cells: `[B, M, 4]` yxyx, px.
+        feature_size: rows, columns of the level.
+        image_size: height, width of the input, px.
+        shapes: `[S, 2]` height, width of the anchors, px.
+        window: `[W, 2]` offsets.
+
+    Returns:
+        IoU `[B, M, W * S]` (-1 outside the frame) and anchor index within the level, int32.
+    """
+    y0, x0, y1, x1 = (cells[..., k, None] for k in range(4))
+    spans, indices, inside = [], [], []
+    for axis, (low, high) in enumerate(((y0, y1), (x0, x1))):
+        stride = ops.cast(image_size[axis], "float32") / ops.cast(feature_size[axis], "float32")
+        center = ops.cast(ops.floor((low + high) / 2 / stride), "int32")
+        index = ops.clip(center, 0, feature_size[axis] - 1) + window[:, axis]  # [B, M, W]
+        position = ((ops.cast(index, "float32") + 0.5) * stride)[..., None]
+        half = shapes[:, axis] / 2
+        spans.append(ops.minimum(high[..., None], position + half) - ops.maximum(low[..., None], position - half))
+        inside.append((index >= 0) & (index < feature_size[axis]))
+        indices.append(ops.clip(index, 0, feature_size[axis] - 1))
+    overlap = ops.maximum(spans[0], 0.0) * ops.maximum(spans[1], 0.0)  # [B, M, W, S]
+    union = box_ops.area(cells)[..., None, None] + shapes.prod(1) - overlap
+    iou = ops.where((inside[0] & inside[1])[..., None], overlap / ops.maximum(union, box_ops.EPSILON), -1.0)
+    location = indices[0] * feature_size[1] + indices[1]
+    anchor = location[..., None] * len(shapes) + np.arange(len(shapes), dtype=np.int32)
+    batch, count = ops.shape(cells)[:2]
+    flat = (batch, count, len(window) * len(shapes))
+    return ops.reshape(iou, flat), ops.reshape(anchor, flat)
+
+
+def assign(
+    cells: Tensor,
+    valid: Tensor,
+    image_size: tuple[Any, Any],
+    anchors: AnchorConfig,
+    rules: AssignConfig,
+    min_level: int,
+    max_level: int,
+) -> Assignment:
+    """Match anchors to cells.
+
+    An anchor belongs to the cell it overlaps most. It is positive from `positive_iou` on, or when
+    it is the best anchor of a cell (`force_match`); ignored between the two thresholds; negative
+    below.
+
+    Args:
+        cells: `[B, M, 4]` yxyx, px.
+        valid: `[B, M]` bool; False marks padding.
+        image_size: height, width of the input, px.
+        anchors: sizes and ratios.
+        rules: thresholds.
+        min_level: first level.
+        max_level: last level.
+
+    Returns:
+        `Assignment` over all anchors, in the order of `anchors.grid`.
+    """
+    batch, count = ops.shape(cells)[:2]
+    index_bits = 12 if cells.shape[1] is None else max(8, math.ceil(math.log2(cells.shape[1] + 1)))
+    threshold = min(rules.negative_iou, rules.positive_iou)
+    levels, first = [], 0
+    sizes = anchor_ops.feature_sizes(*image_size, min_level, max_level)
+    for level, feature_size in zip(range(min_level, max_level + 1), sizes, strict=True):
+        shapes = anchor_ops.shapes(anchors, level, min_level)
+        window = _window(shapes, 2**level, threshold)
+        iou, anchor = _candidates(cells, feature_size, image_size, shapes, window)
+        levels.append((ops.where(valid[..., None], iou, -1.0), first + anchor))
+        first = first + feature_size[0] * feature_size[1] * len(shapes)
+    total = first
+    iou = ops.concatenate([part[0] for part in levels], axis=-1)  # [B, M, candidates]
+    anchor = ops.concatenate([part[1] for part in levels], axis=-1)
+    width = ops.shape(iou)[-1]
+
+    # One integer orders the claims on an anchor: forced first, then IoU, then the cell's index.
+    steps = 2 ** (30 - index_bits) - 1
+    cell = ops.arange(count, dtype="int32")[None, :, None]
+    best = ops.max(iou, axis=-1, keepdims=True)
+    forced = (iou >= best) & (iou > 0) & rules.force_match
+    claimed = (iou >= rules.negative_iou) | forced
+    key = ops.cast(ops.clip(iou, 0.0, 1.0) * steps, "int32") * 2**index_bits + cell
+    key = ops.where(claimed, key + ops.where(forced, 2**30, 0), -1)
+    segment = anchor + ops.arange(batch, dtype="int32")[:, None, None] * total
+    flat = (batch * count * width,)
+    won = ops.segment_max(ops.reshape(key, flat), ops.reshape(segment, flat), num_segments=batch * total)
+    won = ops.reshape(won, (batch, total))
+    is_forced = won >= 2**30
+    rest = ops.where(is_forced, won - 2**30, ops.maximum(won, 0))
+    overlap = ops.cast(rest // 2**index_bits, "float32") / steps
+    positive = (won >= 0) & (is_forced | (overlap >= rules.positive_iou))
+    state = ops.where(positive, int(State.POSITIVE), ops.where(won >= 0, int(State.IGNORE), int(State.NEGATIVE)))
+    return Assignment(ops.cast(state, "int32"), ops.where(won >= 0, rest % 2**index_bits, 0))
+
+
+def sample_instances(assignment: Assignment, cells: int, samples: int, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose which instances train the mask head: at most one anchor a cell, at random.
+
+    By cell, not by anchor, so that large cells with many anchors do not crowd out small ones.
+
+    Args:
+        assignment: of the batch, `[B, A]`.
+        cells: padded number of cells M.
+        samples: wanted per image.
+        step: int32 scalar; another step draws others, the same step the same.
+
+    Returns:
+        anchor index int32 `[B, samples]` and weight float32 `[B, samples]` (0 = no instance).
+    """
+    batch, total = ops.shape(assignment.state)
+    # A multiplicative hash in place of a random generator: it needs no state, so a resumed run
+    # draws what the first one would have drawn.
+    order = ops.arange(batch * total, dtype="int32")
+
+    def mix(value: Tensor) -> Tensor:
+        value = value * np.int32(1664525) + np.int32(1013904223)
+        return ops.bitwise_and(value ^ ops.right_shift(value, 13), np.int32(2**31 - 1))
+
+    priority = ops.reshape(mix(mix(order) ^ mix(ops.cast(step, "int32"))), (batch, total))
+    positive = assignment.state == int(State.POSITIVE)
+    segment = assignment.matched + ops.arange(batch, dtype="int32")[:, None] * cells
+    flat = (batch * total,)
+    key = ops.reshape(ops.where(positive, priority, -1), flat)
+    segment = ops.reshape(segment, flat)
+    best = ops.segment_max(key, segment, num_segments=batch * cells)
+    winner = (key >= 0) & (key == ops.take(best, segment))
+    anchor = ops.reshape(ops.where(winner, priority_index(batch, total), -1), flat)
+    anchor = ops.reshape(ops.segment_max(anchor, segment, num_segments=batch * cells), (batch, cells))
+    rank = ops.where(anchor >= 0, ops.reshape(best, (batch, cells)), -1)
+    take = min(samples, cells)
+    top, chosen = ops.top_k(rank, take)
+    picked = ops.take_along_axis(anchor, ops.cast(chosen, "int32"), axis=1)
+    weight = ops.cast(top >= 0, "float32")
+    return ops.maximum(picked, 0), weight
+
+
+def priority_index(batch: Any, total: Any) -> Tensor:
+    """Index of each anchor within its image, flattened to `[B * A]` int32."""
+    return ops.reshape(ops.broadcast_to(ops.arange(total, dtype="int32")[None], (batch, total)), (batch * total,))
+
+
+def mask_targets(bitmaps: Tensor, cells: Tensor, crops: Tensor) -> Tensor:
+    """Resample box-aligned bitmaps to the crops that the mask head predicts on.
+
+    Args:
+        bitmaps: `[B, K, m, m]` uint8 coverage, 0..255, each over its cell's box.
+        cells: `[B, K, 4]` yxyx boxes of the bitmaps, px.
+        crops: `[B, K, 4]` yxyx boxes to predict on, px.
+
+    Returns:
+        `[B, K, m, m]` float32 in 0..1; 0 outside the cell's box.
+    """
+    size = bitmaps.shape[-1]
+    steps = (ops.arange(size, dtype="float32") + 0.5) / size
+    index = ops.arange(size, dtype="float32")
+
+    def weights(axis: int) -> Tensor:
+        low, high = crops[..., axis, None], crops[..., axis + 2, None]
+        start = cells[..., axis, None]
+        side = ops.maximum(cells[..., axis + 2, None] - start, 1e-3)
+        position = (low + steps * (high - low) - start) / side  # 0..1 over the bitmap
+        outside = (position < 0) | (position > 1)
+        source = ops.clip(position * size - 0.5, 0.0, size - 1.0)
+        tent = ops.maximum(1.0 - ops.abs(source[..., None] - index), 0.0)  # [B, K, m out, m in]
+        return ops.where(outside[..., None], 0.0, tent)
+
+    values = ops.cast(bitmaps, "float32") / 255.0
+    return ops.matmul(ops.matmul(weights(0), values), ops.swapaxes(weights(1), -1, -2))
