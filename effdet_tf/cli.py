@@ -1,0 +1,48 @@
+"""The command line: `python -m effdet_tf VERB ...`, one module in `effdet_tf.commands` for each verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from effdet_tf._version import __version__
+from effdet_tf.commands import convert, predict, synthetic
+from effdet_tf.errors import UserError
+
+VERBS = (synthetic, convert, predict)
+"""Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m effdet_tf", description="Find and outline every cell in label-free microscopy."
+    )
+    parser.add_argument("--version", action="version", version=f"effdet_tf {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        0 done, 1 failed, 3 some files failed; usage faults leave by SystemExit 2.
+    """
+    args = build_parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1

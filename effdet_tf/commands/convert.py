@@ -1,0 +1,179 @@
+"""`python -m effdet_tf convert KIND SRC OUT`: write an annotated image set as TFRecords with a manifest."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effdet_tf.data.manifest import Manifest
+    from effdet_tf.data.sources.base import Source
+
+# As in effdet_tf.data.sources.livecell, which is too heavy to import for --help; a test holds them equal.
+LIVECELL_SPLITS = (
+    "train",
+    "val",
+    "test",
+    "train2percent",
+    "train4percent",
+    "train5percent",
+    "train25percent",
+    "train50percent",
+)
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the verb `convert` to the command line."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="write an annotated image set as TFRecords with a manifest",
+        description="Write an annotated image set as sharded TFRecords and a manifest.json that says what "
+        "they hold and what was left out. The same input gives the same bytes with any number of workers.",
+    )
+    common = _common_options()
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    livecell = kinds.add_parser("livecell", parents=[common], help="LIVECell: tif images and COCO JSON")
+    livecell.add_argument("--split", choices=LIVECELL_SPLITS, default="train", help="(default: %(default)s)")
+    livecell.add_argument("--cell-type", metavar="TYPE", help="take the single-type set of A172, BT474, ...")
+    livecell.add_argument(
+        "--annotations", type=Path, metavar="JSON", help="instead of --split: any JSON file"
+    )
+    livecell.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
+    livecell.add_argument(
+        "--classes",
+        choices=("one", "type"),
+        default="one",
+        help="one class, or one per cell type (default: one)",
+    )
+
+    sartorius = kinds.add_parser("sartorius", parents=[common], help="Sartorius: train.csv and train/")
+    sartorius.add_argument("--ids", type=Path, metavar="FILE", help="take only the image ids in this file")
+    sartorius.add_argument(
+        "--exclude-ids", type=Path, metavar="FILE", help="leave out the image ids in this file"
+    )
+    sartorius.add_argument(
+        "--classes",
+        choices=("one", "type"),
+        default="type",
+        help="one class, or shsy5y, astro, cort (default: type)",
+    )
+
+    coco = kinds.add_parser("coco", parents=[common], help="any COCO detection or segmentation set")
+    coco.add_argument("--annotations", type=Path, metavar="JSON", help="default: the one JSON file below SRC")
+    coco.add_argument(
+        "--images", type=Path, metavar="DIR", help="image folder, flat or nested (default: SRC)"
+    )
+
+    labelmaps = kinds.add_parser(
+        "labelmaps",
+        parents=[common],
+        help="image and label-map pairs: images/ and masks/, or x_img and x_masks",
+    )
+    labelmaps.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
+    labelmaps.add_argument("--masks", type=Path, metavar="DIR", help="label-map folder (default: SRC/masks)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, report, and return the exit code."""
+    from effdet_tf.data.writer import WriteOptions, prepare_output, write_records
+
+    options = WriteOptions(
+        workers=args.workers,
+        shards=args.shards,
+        images_per_shard=args.images_per_shard,
+        mask_size=args.mask_size,
+        limit=args.limit,
+        strict=args.strict,
+        progress=not args.quiet,
+    )
+    with prepare_output(args.out, args.overwrite) as scratch:
+        manifest = write_records(_open(args, scratch), args.out, options)
+    print(report(args.out, manifest))
+    return 0
+
+
+def report(out: Path, manifest: Manifest) -> str:
+    """What was written, for a person."""
+    import numpy as np
+
+    from effdet_tf.data.faults import Faults
+
+    size = sum((out / shard["file"]).stat().st_size for shard in manifest.shards)
+    per_image, statistics = manifest.cells_per_image, manifest.image_statistics
+    frames = ", ".join(f"{s['width']}x{s['height']} ({s['images']})" for s in statistics["sizes"][:4])
+    lines = [
+        f"{out}: {manifest.images} images, {manifest.cells} cells, {len(manifest.shards)} shards, "
+        f"{size / 1e6:.1f} MB",
+        f"  classes         {', '.join(manifest.class_names)}",
+        f"  image sizes     {frames}{', ...' if len(statistics['sizes']) > 4 else ''}",
+        f"  cells per image median {per_image['50']:g}, mean {per_image['mean']:g}, "
+        f"most {manifest.max_cells}",
+    ]
+    if manifest.cell_sizes:
+        sides = np.sqrt(np.prod(np.array(manifest.cell_sizes), axis=1))
+        low, middle, high = np.percentile(sides, [5, 50, 95])
+        lines.append(f"  cell size       median {middle:.0f} px, 5-95 % {low:.0f}-{high:.0f} px")
+    for name, entry in manifest.cell_types.items():
+        lines.append(f"  {name:15} {entry['images']} images, {entry['cells']} cells")
+    faults = Faults(manifest.dropped, manifest.notes).lines()
+    lines += [f"  {line}" for line in faults] or ["  nothing was dropped"]
+    return "\n".join(lines)
+
+
+def _common_options() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("src", type=Path, metavar="SRC", help="folder of the data set")
+    common.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    common.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes (default: one for each core)"
+    )
+    sharding = common.add_mutually_exclusive_group()
+    sharding.add_argument("--shards", type=_positive, metavar="N", help="number of shards")
+    sharding.add_argument(
+        "--images-per-shard", type=_positive, default=64, metavar="N", help="(default: %(default)s)"
+    )
+    common.add_argument(
+        "--mask-size",
+        type=_positive,
+        default=28,
+        metavar="N",
+        help="side of the stored bitmaps (default: %(default)s)",
+    )
+    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images by name")
+    common.add_argument(
+        "--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault"
+    )
+    common.add_argument("--overwrite", action="store_true", help="replace a data set that lies in OUT")
+    common.add_argument("--quiet", action="store_true", help="no progress bar")
+    return common
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _open(args: argparse.Namespace, scratch: Path) -> Source:
+    if args.kind == "livecell":
+        from effdet_tf.data.sources.livecell import open_livecell
+
+        return open_livecell(
+            args.src, scratch, args.split, args.cell_type, args.annotations, args.images, args.classes
+        )
+    if args.kind == "sartorius":
+        from effdet_tf.data.sources.sartorius import open_sartorius
+
+        return open_sartorius(args.src, args.ids, args.exclude_ids, args.classes)
+    if args.kind == "coco":
+        from effdet_tf.data.sources.coco import find_annotations, open_coco
+
+        return open_coco(args.annotations or find_annotations(args.src), args.images or args.src, scratch)
+    from effdet_tf.data.sources.labelmaps import open_labelmaps
+
+    return open_labelmaps(args.src, args.images, args.masks)

@@ -1,0 +1,144 @@
+"""Turn one annotated image into the fields of a record: the part of a conversion that runs on every core.
+
+Nothing here imports TensorFlow, so that a worker process stays small and starts fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from effdet_tf.data.faults import Faults
+from effdet_tf.data.image_io import encode_png, image_statistics, read_image, to_gray
+from effdet_tf.data.sources.base import Cell, ImageTask
+from effdet_tf.errors import UserError
+from effdet_tf.masks import patch_box, patch_to_bitmap
+
+CROWDED = 2000
+"""More cells than this in one image are worth a note: the default limit of loader, NMS and metrics."""
+
+_BOX_OFF = 2.0  # pixels between an annotated box and its mask that are worth a note
+_TINY = 4  # pixels below which a cell is worth a note
+
+
+@dataclass
+class BuiltImage:
+    """What a worker gives back.
+
+    Attributes:
+        fields: the arguments of `ImageRecord` except `source`; None when the image was dropped.
+        faults: what was dropped and survived.
+    """
+
+    fields: dict[str, Any] | None
+    faults: Faults = field(default_factory=Faults)
+
+
+def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
+    """Read one image and its cells.
+
+    Args:
+        task: the image.
+        mask_size: side of the box-aligned bitmaps.
+
+    Returns:
+        The record's fields, or none with the reason when the image cannot be used.
+    """
+    faults = Faults()
+    image = _load(task, faults)
+    if image is None:
+        return _dropped(task, faults)
+    image, depth = _storable(image, task.file_name, faults)
+    height, width, channels = image.shape
+    try:
+        cells = task.cells.read(height, width, task.file_name, faults)
+    except UserError as error:
+        faults.drop("annotation of the image unusable", f"{task.file_name}: {error}")
+        return _dropped(task, faults)
+    cells = _judge(cells, task.file_name, faults)
+    mean, std = image_statistics(to_gray(image))
+    boxes = np.array([patch_box(cell.patch) for cell in cells], dtype=np.float32).reshape(-1, 4)
+    annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
+    masks = np.zeros((len(cells), mask_size, mask_size), dtype=np.uint8)
+    for index, cell in enumerate(cells):
+        masks[index] = patch_to_bitmap(cell.patch, mask_size)
+    fields = {
+        "image": encode_png(image),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "bit_depth": depth,
+        "mean": mean,
+        "std": std,
+        "boxes": boxes,
+        "annotated_boxes": np.array(annotated, dtype=np.float32).reshape(-1, 4),
+        "classes": np.array([cell.class_id for cell in cells], dtype=np.int32),
+        "masks": masks,
+        "rles": [cell.counts for cell in cells],
+        "iscrowd": np.array([cell.iscrowd for cell in cells], dtype=np.uint8),
+        "image_id": task.image_id,
+        "file_name": task.file_name,
+        "cell_type": task.cell_type,
+    }
+    return BuiltImage(fields, faults)
+
+
+def _dropped(task: ImageTask, faults: Faults) -> BuiltImage:
+    if task.cells.annotated:
+        faults.drop("cells of a dropped image", task.file_name, task.cells.annotated)
+    return BuiltImage(None, faults)
+
+
+def _load(task: ImageTask, faults: Faults) -> np.ndarray | None:
+    """The image [H, W, C], or None, said why."""
+    try:
+        image = read_image(task.path)
+    except UserError as error:
+        faults.drop("image unreadable", f"{task.file_name}: {error}")
+        return None
+    if task.size is not None and image.shape[:2] != task.size:
+        found, said = "x".join(map(str, image.shape[:2])), "x".join(map(str, task.size))
+        faults.drop("image of another size than annotated", f"{task.file_name}: {found}, annotated {said}")
+        return None
+    return image
+
+
+def _storable(image: np.ndarray, file_name: str, faults: Faults) -> tuple[np.ndarray, int]:
+    """The image as 8 or 16 bit gray or 8 bit RGB, and its bit depth."""
+    if image.shape[2] == 3 and (image == image[..., :1]).all():
+        image = np.ascontiguousarray(image[..., :1])
+    if image.dtype == np.float32:
+        gray = to_gray(image)
+        low, high = float(gray.min()), float(gray.max())
+        # Images are normalised by their own mean and std, so an affine change is invisible to the network.
+        scaled = (gray - low) * (65535.0 / (high - low)) if high > low else np.zeros_like(gray)
+        faults.note("float image stored as 16 bit between its least and largest value", file_name)
+        return np.rint(scaled).astype(np.uint16)[..., None], 16
+    if image.dtype == np.uint16 and image.shape[2] == 3:
+        faults.note("16-bit colour image stored as gray", file_name)
+        image = np.rint(to_gray(image)).astype(np.uint16)[..., None]
+    return image, 8 * image.dtype.itemsize
+
+
+def _judge(cells: list[Cell], file_name: str, faults: Faults) -> list[Cell]:
+    """Drop exact doubles and note what is odd."""
+    kept: list[Cell] = []
+    seen: set[tuple[int, bytes]] = set()
+    for cell in cells:
+        key = (cell.class_id, cell.counts)
+        if key in seen:
+            faults.drop("exact double of a cell", cell.name)
+            continue
+        seen.add(key)
+        kept.append(cell)
+        if cell.box is not None and np.abs(cell.box - patch_box(cell.patch)).max() > _BOX_OFF:
+            faults.note("annotated box more than 2 px off its mask", cell.name)
+        if cell.patch.mask.size < 4 * _TINY and np.count_nonzero(cell.patch.mask) < _TINY:
+            faults.note(f"cell of fewer than {_TINY} pixels", cell.name)
+    if not kept:
+        faults.note("image without any cell", file_name)
+    if len(kept) > CROWDED:
+        faults.note(f"image with more than {CROWDED} cells", f"{file_name} ({len(kept)} cells)")
+    return kept

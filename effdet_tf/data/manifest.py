@@ -1,0 +1,117 @@
+"""manifest.json of a converted data set: what it holds, and what was dropped on the way and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import write_json
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of a converted data set.
+
+    Attributes:
+        source: name of the kind of source ("livecell", "sartorius", "coco", "labelmaps").
+        categories: [{"id", "name"}]; the place in the list is the class id inside, "id" the source's own.
+        shards: [{"file", "images", "cells", "sha256"}], in reading order.
+        images: number of images.
+        cells: number of cells, crowd regions included.
+        max_cells: largest number of cells in one image.
+        cells_per_image: {"mean", "5", "25", "50", "75", "95", "100"}: mean and percentiles.
+        image_statistics: {"sizes": [{"height", "width", "images"}], "bit_depths": {"8": images},
+            "channels": {"1": images}, "mean", "std"}; mean and std over all pixels in native units, null
+            when 8 and 16 bit are mixed.
+        cell_sizes: at most 4096 evenly drawn [height, width] of tight boxes, pixels, crowds left out.
+        cell_types: {name: {"images", "cells"}}.
+        dropped: {reason: {"count", "examples"}}: what is not in the shards.
+        notes: the same for faults that were survived.
+        mask_size: side of the box-aligned bitmaps.
+        format: version of this layout.
+    """
+
+    source: str
+    categories: list[dict[str, Any]]
+    shards: list[dict[str, Any]]
+    images: int
+    cells: int
+    max_cells: int
+    cells_per_image: dict[str, float]
+    image_statistics: dict[str, Any]
+    cell_sizes: list[list[float]]
+    cell_types: dict[str, dict[str, int]]
+    dropped: dict[str, dict[str, Any]]
+    notes: dict[str, dict[str, Any]]
+    mask_size: int
+    format: int = FORMAT
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class id."""
+        return tuple(category["name"] for category in self.categories)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The source's category ids by class id."""
+        return tuple(category["id"] for category in self.categories)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON values, `format` first."""
+        values = dataclasses.asdict(self)
+        return {"format": values.pop("format"), **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Manifest:
+        """Undo `to_dict`.
+
+        Raises:
+            ValueError: when a key is missing, unknown or of another type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        missing, unknown = sorted(fields.keys() - values.keys()), sorted(values.keys() - fields.keys())
+        if missing or unknown:
+            raise ValueError(f"keys missing: {missing}, unknown: {unknown}")
+        kinds = {"int": int, "str": str, "list": list, "dict": dict}
+        for name, field in fields.items():
+            kind = kinds[str(field.type).split("[")[0]]
+            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                raise ValueError(f"{name} is {type(values[name]).__name__}, not {kind.__name__}")
+        return cls(**values)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write manifest.json into `directory`, atomically."""
+        write_json(Path(directory) / MANIFEST_NAME, self.to_dict())
+
+
+def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of a converted data set.
+
+    Raises:
+        UserError: when the folder has no manifest, or one that is damaged or of another format.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{directory}: holds no {MANIFEST_NAME}; name a folder that `python -m effdet_tf convert` wrote "
+            "to its end"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); convert the data again") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: has format {found!r}, this version reads {FORMAT}; convert the data again")
+    try:
+        return Manifest.from_dict(values)
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); convert the data again") from error

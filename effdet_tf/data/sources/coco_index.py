@@ -1,0 +1,153 @@
+"""One reading of a COCO file, in chunks: a million polygons fit into little memory.
+
+The annotations go to a scratch file as they are read; only their places stay in memory.
+"""
+
+from __future__ import annotations
+
+import array
+import marshal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ijson
+import numpy as np
+
+from effdet_tf.data.faults import Faults
+from effdet_tf.errors import UserError
+
+ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "bbox", "iscrowd")
+"""What is kept of an annotation, in this order."""
+
+_CHUNK = 1 << 20
+_INT64 = 2**63
+
+
+@dataclass
+class CocoIndex:
+    """A COCO file after one reading.
+
+    Attributes:
+        images: the entries of "images".
+        categories: the entries of "categories".
+        scratch: file of the annotations.
+        image_ids: the annotations' image ids, in file order.
+        offsets: their offsets in `scratch`; one more than there are annotations.
+    """
+
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    scratch: Path
+    image_ids: list[Any] = field(default_factory=list)
+    offsets: array.array = field(default_factory=lambda: array.array("Q", [0]))
+
+
+def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
+    """Read a COCO file once, in chunks, and put its annotations aside.
+
+    Args:
+        annotations: the JSON file; "annotations" is a list, or a dict by annotation id.
+        scratch: folder for the scratch file.
+        faults: takes annotations that are no objects and annotation ids that occur twice.
+
+    Returns:
+        The index.
+
+    Raises:
+        UserError: when the file is missing, is no JSON, or lacks "images" or "annotations".
+    """
+    index = CocoIndex([], [], scratch / "annotations.bin")
+    tops: dict[str, Any] = {}
+    identities = _Identities()
+    try:
+        keyed = _annotations_are_keyed(annotations)
+        with index.scratch.open("wb") as out:
+            for annotation in _stream(annotations, keyed, tops):
+                if not isinstance(annotation, dict):
+                    faults.drop("annotation that is no JSON object", str(annotations.name))
+                    continue
+                data = marshal.dumps(tuple(annotation.get(key) for key in ANNOTATION_KEYS))
+                out.write(data)
+                index.image_ids.append(annotation.get("image_id"))
+                index.offsets.append(index.offsets[-1] + len(data))
+                identities.add(annotation.get("id"))
+    except ijson.JSONError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{annotations}: is no complete JSON file ({reason}); download it again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{annotations}: cannot be read ({error})") from error
+    for key in ("images", "categories"):
+        entries = tops.get(key, [])
+        entries = list(entries.values()) if isinstance(entries, dict) else entries
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f'{annotations}: "{key}" is no list of objects; this is not a COCO file')
+        setattr(index, key, entries)
+    if "images" not in tops or keyed is None:
+        missing = "images" if "images" not in tops else "annotations"
+        raise UserError(f'{annotations}: has no "{missing}"; this is not a COCO file')
+    for identity in identities.doubles():
+        faults.note("annotation id occurs twice: both cells are kept", f"annotation {identity}")
+    return index
+
+
+class _Identities:
+    """Finds annotation ids that occur twice: whole numbers compactly, anything else in a set."""
+
+    def __init__(self) -> None:
+        self._numbers = array.array("q")
+        self._others: list[str] = []
+
+    def add(self, identity: Any) -> None:
+        if isinstance(identity, int) and -_INT64 <= identity < _INT64:
+            self._numbers.append(identity)
+        elif identity is not None:
+            self._others.append(str(identity))
+
+    def doubles(self) -> list[Any]:
+        found: list[Any] = []
+        for values in (np.array(self._numbers, dtype=np.int64), np.array(self._others, dtype=str)):
+            unique, counts = np.unique(values, return_counts=True)
+            found += np.repeat(unique, counts - 1).tolist()
+        return found
+
+
+def _annotations_are_keyed(path: Path) -> bool | None:
+    """Whether "annotations" is a dict; None when there is none."""
+    with path.open("rb") as file:
+        for prefix, event, _ in ijson.parse(file, use_float=True):
+            if prefix == "annotations":
+                return event == "start_map"
+            if prefix == "" and event not in ("start_map", "map_key", "end_map"):
+                raise ijson.JSONError("the file holds no JSON object")
+    return None
+
+
+def _stream(path: Path, keyed: bool | None, tops: dict[str, Any]) -> Iterator[Any]:
+    """Yield the annotations while "images" and "categories" are gathered from the same chunks into `tops`."""
+    annotations = ijson.sendable_list()
+    if keyed:
+        readers = {"annotations": ijson.kvitems_coro(annotations, "annotations", use_float=True)}
+    else:
+        readers = {"annotations": ijson.items_coro(annotations, "annotations.item", use_float=True)}
+    lists = {key: ijson.sendable_list() for key in ("images", "categories")}
+    readers |= {key: ijson.items_coro(found, key, use_float=True) for key, found in lists.items()}
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            for reader in readers.values():
+                reader.send(chunk)
+            yield from (_keyed(*item) for item in annotations) if keyed else annotations
+            annotations.clear()
+            for key in [key for key in lists if lists[key]]:
+                # Complete: the rest of the file need not be read a second time for it.
+                tops[key] = lists.pop(key)[0]
+                del readers[key]
+    readers["annotations"].close()
+
+
+def _keyed(key: str, annotation: Any) -> Any:
+    """An annotation of a dict by annotation id; the key is its id unless it holds one itself."""
+    if isinstance(annotation, dict) and "id" not in annotation:
+        annotation["id"] = int(key) if key.isdecimal() else key
+    return annotation

@@ -1,0 +1,110 @@
+"""Pairs of an image and a label map, in two folders or side by side as Cellpose lays them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from effdet_tf.data.faults import Faults
+from effdet_tf.data.image_io import read_labels
+from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, require_folder
+from effdet_tf.errors import UserError
+from effdet_tf.masks import labels_to_patches, largest_component, patch_to_rle
+
+_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+_IMAGE_ENDINGS = ("_img", "_image")
+
+
+@dataclass(frozen=True)
+class LabelMapCells:
+    """Cuts one label map into cells, each its largest connected piece.
+
+    Attributes:
+        path: the label map.
+        annotated: unknown before reading, so 0.
+    """
+
+    path: Path
+    annotated: int = 0
+
+    def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
+        """Read the label map; see `CellReader`."""
+        labels = read_labels(self.path)
+        if labels.shape != (height, width):
+            found = f"{labels.shape[0]}x{labels.shape[1]}"
+            raise UserError(f"{self.path}: is {found}, its image {height}x{width}; save both in one size")
+        cells = []
+        for label, patch in labels_to_patches(labels):
+            name = f"{file_name} (label {label})"
+            patch, stray = largest_component(patch)
+            if stray:
+                faults.note("label in several pieces: the largest is kept", name)
+            counts = patch_to_rle(patch, height, width)["counts"].encode("ascii")
+            cells.append(Cell(name, patch, counts, None, 0))
+        return cells
+
+
+def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = None) -> Source:
+    """Open a set of image and label-map pairs with the same stem.
+
+    Without `images` and `masks`: `root/images` with `root/masks`, or, where there are no such folders, `root`
+    with x_img.* or x.* beside x_masks.*.
+
+    Args:
+        root: the data set's folder.
+        images: folder of the images.
+        masks: folder of the label maps.
+
+    Returns:
+        The source, with the one class "cell".
+
+    Raises:
+        UserError: when a folder is missing, only one of two is given, or no pair is found.
+    """
+    require_folder(root)
+    if (images is None) != (masks is None):
+        raise UserError("--images and --masks belong together; name both folders, or neither")
+    if images is None and (root / "images").is_dir() and (root / "masks").is_dir():
+        images, masks = root / "images", root / "masks"
+    faults = Faults()
+    if images is not None and masks is not None:
+        image_files = _by_stem(list_images(images), _IMAGE_ENDINGS, faults)
+        mask_files = _by_stem(list_images(masks), _MASK_ENDINGS, faults)
+    else:
+        files = list_images(root)
+        labelled = [path for path in files if path.stem.endswith(_MASK_ENDINGS)]
+        image_files = _by_stem([p for p in files if p not in set(labelled)], _IMAGE_ENDINGS, faults)
+        mask_files = _by_stem(labelled, _MASK_ENDINGS, faults)
+    for stem in sorted(image_files.keys() - mask_files.keys()):
+        faults.drop("image without a label map", image_files[stem].name)
+    for stem in sorted(mask_files.keys() - image_files.keys()):
+        faults.drop("label map without an image", mask_files[stem].name)
+    pairs = sorted(image_files.keys() & mask_files.keys())
+    if not pairs:
+        raise UserError(
+            f"{images or root}: no image has a label map of the same stem; lay them out as images/x.tif and "
+            "masks/x.tif, or x_img.tif beside x_masks.tif"
+        )
+    tasks = [
+        ImageTask(
+            image_files[stem], image_files[stem].name, number, None, "", LabelMapCells(mask_files[stem])
+        )
+        for number, stem in enumerate(pairs, start=1)
+    ]
+    return Source("labelmaps", [{"id": 1, "name": "cell"}], tasks, faults)
+
+
+def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dict[str, Path]:
+    """Files by stem without its ending; of two with the same stem the first is used."""
+    found: dict[str, Path] = {}
+    for path in files:
+        stem = path.stem
+        for ending in endings:
+            if stem.endswith(ending) and stem != ending:
+                stem = stem[: -len(ending)]
+                break
+        if stem in found:
+            faults.drop("two files of one stem: the first is used", path.name)
+        else:
+            found[stem] = path
+    return found
