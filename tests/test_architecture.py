@@ -12,7 +12,7 @@ PACKAGES = ("effdet_tf", "training", "export")
 # The arrows: a module imports from its own layer and from layers below, never from one above.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "files", "config", "presets", "boxes", "rle", "masks"),
-    ("anchors", "data.image_io", "data.record"),
+    ("anchors", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
     ("tiling", "predict", "outputs", "batch_predict"),

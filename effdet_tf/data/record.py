@@ -6,16 +6,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from effdet_tf.data.manifest import Manifest, load_manifest
 from effdet_tf.errors import UserError
-
-if TYPE_CHECKING:
-    from effdet_tf.data.manifest import Manifest
 
 MASK_SIZE = 28
 
@@ -209,8 +207,6 @@ def read_manifest(directory: str | Path) -> Manifest:
     Raises:
         UserError: when the folder has no manifest or one of another format.
     """
-    from effdet_tf.data.manifest import load_manifest
-
     return load_manifest(directory)
 
 

@@ -86,21 +86,20 @@ class RecordStore:
         if not folders:
             raise UserError("no data set was named; give a folder that `convert` wrote")
         manifests = [record_lib.read_manifest(folder) for folder in folders]
-        categories = manifests[0].categories
         for folder, manifest in zip(folders, manifests, strict=True):
-            if [c["name"] for c in manifest.categories] != [c["name"] for c in categories]:
+            if manifest.class_names != manifests[0].class_names:
                 raise UserError(
-                    f"{folder}: classes {_names(manifest.categories)} differ from {_names(categories)} of "
-                    f"{folders[0]}; convert both with the same classes"
+                    f"{folder}: classes {', '.join(manifest.class_names)} differ from "
+                    f"{', '.join(manifests[0].class_names)} of {folders[0]}; convert both alike"
                 )
             if manifest.mask_size != manifests[0].mask_size:
                 raise UserError(
                     f"{folder}: masks of {manifest.mask_size} x {manifest.mask_size}, {folders[0]} has "
                     f"{manifests[0].mask_size}; convert both with the same mask size"
                 )
-        self.class_names = tuple(str(category["name"]) for category in categories)
-        self.category_ids = tuple(int(category["id"]) for category in categories)
-        self.mask_size = int(manifests[0].mask_size)
+        self.class_names = manifests[0].class_names
+        self.category_ids = manifests[0].category_ids
+        self.mask_size = manifests[0].mask_size
         self._index = _scan(folders)
         self.images = len(self._index.length)
         if self.images == 0:
@@ -219,10 +218,6 @@ def _outline(serialized: tf.Tensor) -> tf.Tensor:
     sizes = [features[f"image/{key}"] for key in _OUTLINE_KEYS]
     length = tf.cast(tf.strings.length(serialized), tf.int64)
     return tf.stack([length, *sizes, features["cells/count"], features["cells/mask_size"]])
-
-
-def _names(categories: Sequence[dict]) -> str:
-    return ", ".join(str(category["name"]) for category in categories)
 
 
 def _reason(error: Exception) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +12,7 @@ import tensorflow as tf
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data import pipeline
 from effdet_tf.data import record as record_lib
+from effdet_tf.data.manifest import Manifest
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
@@ -42,37 +41,40 @@ def record_of(
     )  # fmt: skip
 
 
+def write_set(
+    folder: Path, records: list[ImageRecord], names: tuple[str, ...] = ("round", "long"), mask_size: int = 28
+) -> Path:
+    """Write records as a data set of two shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for part in range(2):
+        name = f"part-{part}.tfrecord"
+        chosen = records[part::2]
+        with tf.io.TFRecordWriter(str(folder / name)) as writer:
+            for record in chosen:
+                writer.write(record_lib.serialize(record))
+        cells = sum(len(record.rles) for record in chosen)
+        shards.append({"file": name, "images": len(chosen), "cells": cells, "sha256": ""})
+    Manifest(
+        source="made up",
+        categories=[{"id": 3 + i, "name": name} for i, name in enumerate(names)],
+        shards=shards,
+        images=len(records),
+        cells=sum(shard["cells"] for shard in shards),
+        max_cells=max((len(record.rles) for record in records), default=0),
+        cells_per_image={},
+        image_statistics={},
+        cell_sizes=[],
+        cell_types={},
+        dropped={},
+        notes={},
+        mask_size=mask_size,
+    ).save(folder)
+    return folder
+
+
 @pytest.fixture
-def write_set(monkeypatch):
-    """Write records as a data set of two shards; manifests are read from a stand-in beside them."""
-
-    def read(folder):
-        path = Path(folder) / "stand-in.json"
-        if not path.is_file():
-            raise UserError(f"{folder}: no manifest")
-        return SimpleNamespace(**json.loads(path.read_text()))
-
-    def write(folder: Path, records: list[ImageRecord], names=("round", "long"), mask_size: int = 28) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        shards = []
-        for part in range(2):
-            name = f"part-{part}.tfrecord"
-            chosen = records[part::2]
-            with tf.io.TFRecordWriter(str(folder / name)) as writer:
-                for record in chosen:
-                    writer.write(record_lib.serialize(record))
-            shards.append({"file": name, "images": len(chosen)})
-        categories = [{"id": 3 + i, "name": name} for i, name in enumerate(names)]
-        value = {"shards": shards, "categories": categories, "mask_size": mask_size}
-        (folder / "stand-in.json").write_text(json.dumps(value))
-        return folder
-
-    monkeypatch.setattr(record_lib, "read_manifest", read)
-    return write
-
-
-@pytest.fixture
-def data_dir(tmp_path, write_set) -> Path:
+def data_dir(tmp_path) -> Path:
     sizes = [(64, 80), (96, 70), (40, 130)]
     return write_set(tmp_path / "set", [record_of(n, n * 3, size=sizes[n % 3]) for n in range(11)])
 
@@ -152,7 +154,7 @@ def test_memory_and_shards_give_the_same_batches(data_dir):
     assert_same(*runs)
 
 
-def test_16_bit_images_give_the_same_batches_as_8_bit(tmp_path, write_set):
+def test_16_bit_images_give_the_same_batches_as_8_bit(tmp_path):
     batches = [
         numpy_batches(pipeline.training_dataset(folder, config(), AugmentConfig(), 3, 5))[0]
         for folder in (
@@ -168,7 +170,7 @@ def test_16_bit_images_give_the_same_batches_as_8_bit(tmp_path, write_set):
     assert batches[0]["image"].std() > 0.5
 
 
-def test_2000_cells_and_none(tmp_path, write_set):
+def test_2000_cells_and_none(tmp_path):
     folder = write_set(tmp_path / "set", [record_of(0, 2000), record_of(1, 0)])
     batch = numpy_batches(
         pipeline.training_dataset(folder, config(crop_size=(64, 80), max_instances=2000), STILL, 2, 0)
@@ -194,14 +196,14 @@ def test_the_largest_cells_stay_and_the_rest_is_counted(eager):
     assert result["dropped"] == 30
 
 
-def test_dropped_cells_reach_the_batch(tmp_path, write_set):
+def test_dropped_cells_reach_the_batch(tmp_path):
     folder = write_set(tmp_path / "set", [record_of(0, 30), record_of(1, 3)])
     data = config(crop_size=(64, 80), max_instances=10)
     batch = numpy_batches(pipeline.training_dataset(folder, data, STILL, 2, 0))[0]
     assert dict(zip(batch["image_id"], batch["dropped"], strict=True)) == {100: 20, 101: 0}
 
 
-def test_data_sets_are_mixed_when_their_classes_agree(tmp_path, write_set):
+def test_data_sets_are_mixed_when_their_classes_agree(tmp_path):
     first = write_set(tmp_path / "a", [record_of(n, 2) for n in range(3)])
     second = write_set(tmp_path / "b", [record_of(n, 2) for n in range(10, 12)])
     store = RecordStore([first, second])
@@ -216,7 +218,7 @@ def test_data_sets_are_mixed_when_their_classes_agree(tmp_path, write_set):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "short", "no image"])
-def test_a_damaged_shard_is_named(data_dir, tmp_path, write_set, damage):
+def test_a_damaged_shard_is_named(data_dir, damage):
     shard = data_dir / "part-1.tfrecord"
     raw = bytearray(shard.read_bytes())
     if damage == "flipped":
@@ -236,7 +238,7 @@ def test_a_damaged_shard_is_named(data_dir, tmp_path, write_set, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_unusable_requests_say_what_to_do(data_dir, tmp_path, write_set):
+def test_unusable_requests_say_what_to_do(data_dir, tmp_path):
     with pytest.raises(UserError, match="manifest"):
         RecordStore(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no images"):
