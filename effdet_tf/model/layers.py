@@ -38,8 +38,8 @@ class UpsampleLike(layers.Layer):
     def call(self, inputs: list[Tensor]) -> Tensor:
         """Return `inputs[0]` at the size of `inputs[1]`."""
         coarse, fine = inputs
-        rows, columns = ops.shape(coarse)[1:3]
-        doubled = ops.image.resize(coarse, (2 * rows, 2 * columns), interpolation="nearest")
+        # Not ops.image.resize: it refuses sizes that are known only at run time.
+        doubled = ops.repeat(ops.repeat(coarse, 2, axis=1), 2, axis=2)
         fine_rows, fine_columns = ops.shape(fine)[1:3]
         return doubled[:, :fine_rows, :fine_columns]
 

@@ -1,0 +1,72 @@
+"""Weights on disk: one compressed-free `.npz` of arrays by variable path, readable by any backend.
+
+numpy's format holds plain arrays only (`allow_pickle=False`), so a file from a stranger cannot
+run code.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write
+from effdet_tf.model.efficientdet import Network
+
+
+def named_variables(network: Network) -> dict[str, Any]:
+    """The network's float variables by path; random-generator states are left out."""
+    named = {v.path: v for v in network.variables if "float" in str(v.dtype)}
+    assert len(named) == sum("float" in str(v.dtype) for v in network.variables), "two variables share a path"
+    return named
+
+
+def to_arrays(network: Network) -> dict[str, np.ndarray]:
+    """Copy the weights to numpy, float32, by path."""
+    return {path: np.array(ops.convert_to_numpy(v)) for path, v in named_variables(network).items()}
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as `.npz`, atomically."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        UserError: when the file is missing, truncated or not of this kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable weights file ({error})") from None
+
+
+def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Put arrays into the network's variables; every one must fit.
+
+    Raises:
+        UserError: naming the first missing, foreign or wrongly shaped arrays.
+    """
+    named = named_variables(network)
+    faults = [f"{p} is missing" for p in named if p not in arrays]
+    faults += [f"{p} is not in this network" for p in arrays if p not in named]
+    faults += [
+        f"{p} has shape {arrays[p].shape}, not {tuple(v.shape)}"
+        for p, v in named.items()
+        if p in arrays and arrays[p].shape != tuple(v.shape)
+    ]
+    if faults:
+        raise UserError(f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all)")
+    for path, variable in named.items():
+        variable.assign(arrays[path].astype("float32"))

@@ -1,0 +1,163 @@
+"""From raw network outputs to cells: decode, top-k, NMS, masks and their scoring.
+
+The one implementation behind Keras, SavedModel and TFLite. Everything is keras.ops but for NMS,
+which is TensorFlow's `NonMaxSuppressionV5`: it converts to a TFLite builtin.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from effdet_tf import anchors as anchor_ops
+from effdet_tf import boxes as box_ops
+from effdet_tf.config import Config
+from effdet_tf.model.mask_head import MaskHead
+
+Tensor = Any
+
+MASK_CHUNK = 128  # instances whose masks are computed at once: bounds the memory
+
+
+class Candidates(NamedTuple):
+    """The most promising anchors of one image, best first."""
+
+    boxes: Tensor  # [k, 4] yxyx, input px, clipped to the frame
+    scores: Tensor  # [k] float32
+    classes: Tensor  # [k] int32
+    anchors: Tensor  # [k] int32 index of the anchor
+
+
+class Detections(NamedTuple):
+    """The cells of one image, padded to whole chunks; rows from `count` on are padding."""
+
+    boxes: Tensor  # [K, 4] yxyx, input px
+    scores: Tensor  # [K] float32, mask quality included
+    classes: Tensor  # [K] int32
+    masks: Tensor | None  # [K, m, m] float32 probability over mask_boxes
+    mask_boxes: Tensor | None  # [K, 4] yxyx, input px
+    count: Tensor  # int32 scalar
+
+
+def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, frame: Any) -> Candidates:
+    """Decode the best anchors of one image.
+
+    Args:
+        config: anchors, levels and `postprocess.top_k`.
+        logits: `[A, K]` class logits.
+        deltas: `[A, 4]` box code.
+        input_size: height, width of the network's input, px.
+        frame: height, width of the image inside the input, px; boxes are clipped to it.
+
+    Returns:
+        At most top_k candidates, best first. With class-agnostic NMS an anchor stands for its best
+        class, else for each class on its own.
+    """
+    model = config.model
+    scores = ops.sigmoid(ops.cast(logits, "float32"))
+    classes_count = len(config.class_names)
+    if config.postprocess.class_agnostic or classes_count == 1:
+        classes = ops.cast(ops.argmax(scores, axis=-1), "int32")
+        flat = ops.max(scores, axis=-1)
+    else:
+        classes = None
+        flat = ops.reshape(scores, (-1,))
+    size = flat.shape[0] if isinstance(flat.shape[0], int) else ops.shape(flat)[0]
+    best, index = ops.top_k(flat, ops.minimum(config.postprocess.top_k, size))
+    index = ops.cast(index, "int32")
+    if classes is None:
+        anchor, chosen = index // classes_count, index % classes_count
+    else:
+        anchor, chosen = index, ops.take(classes, index)
+    grid = ops.concatenate(
+        anchor_ops.grid(input_size[0], input_size[1], config.anchors, model.min_level, model.max_level), axis=0
+    )
+    boxes = box_ops.decode(ops.cast(ops.take(deltas, anchor, axis=0), "float32"), ops.take(grid, anchor, axis=0))
+    height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
+    boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
+    return Candidates(boxes, best, chosen, anchor)
+
+
+def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """Greedy non-maximum suppression.
+
+    Args:
+        config: IoU and score thresholds, `data.max_instances`.
+        candidates: of one image.
+
+    Returns:
+        Indices int32 `[max_instances]`, best first, padded with 0, and how many of them count.
+    """
+    import tensorflow as tf
+
+    boxes = candidates.boxes
+    if not config.postprocess.class_agnostic:
+        # Boxes of different classes are moved apart, so that they never meet.
+        span = ops.max(boxes) + 1.0
+        boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
+    chosen, _, count = tf.raw_ops.NonMaxSuppressionV5(
+        boxes=boxes,
+        scores=candidates.scores,
+        max_output_size=config.data.max_instances,
+        iou_threshold=config.postprocess.nms_iou,
+        score_threshold=config.postprocess.score_threshold,
+        soft_nms_sigma=0.0,
+        pad_to_max_output_size=True,
+    )
+    return chosen, count
+
+
+def mask_quality(probability: Tensor) -> Tensor:
+    """Mean probability inside each mask (as in SOLOv2): `[K, m, m]` to `[K]`, 0 for an empty mask."""
+    inside = ops.cast(probability > 0.5, "float32")
+    return ops.sum(probability * inside, axis=(-2, -1)) / ops.maximum(ops.sum(inside, axis=(-2, -1)), 1.0)
+
+
+def _masks(head: MaskHead, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
+    """Mask probabilities `[K, m, m]`, chunk by chunk; K is a multiple of `MASK_CHUNK`."""
+    import tensorflow as tf
+
+    parts = (ops.reshape(codes, (-1, MASK_CHUNK, codes.shape[-1])), ops.reshape(boxes, (-1, MASK_CHUNK, 4)))
+    size = head.config.size
+    masks = tf.map_fn(
+        lambda part: ops.sigmoid(head(feature, part[0][None], part[1][None]))[0],
+        parts,
+        fn_output_signature=tf.TensorSpec((MASK_CHUNK, size, size), tf.float32),
+        parallel_iterations=1,
+    )
+    return ops.reshape(masks, (-1, size, size))
+
+
+def detect(
+    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], input_size: Any, frame: Any
+) -> Detections:
+    """Find the cells of one image.
+
+    Args:
+        config: everything.
+        head: the mask head, or None.
+        outputs: of the dense network for a batch of ONE image.
+        input_size: height, width of the network's input, px.
+        frame: height, width of the image inside the input, px.
+
+    Returns:
+        `Detections`, padded to whole chunks of `MASK_CHUNK` (at least one: convolutions over an
+        empty batch crash under oneDNN); sorted by score before the mask quality comes in.
+    """
+    candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, frame)
+    chosen, count = suppress(config, candidates)
+    chunks = ops.maximum((count + MASK_CHUNK - 1) // MASK_CHUNK, 1)
+    room = -config.data.max_instances % MASK_CHUNK
+    chosen = ops.pad(chosen, ((0, room),))[: chunks * MASK_CHUNK]
+    boxes = ops.take(candidates.boxes, chosen, axis=0)
+    scores = ops.take(candidates.scores, chosen)
+    classes = ops.take(candidates.classes, chosen)
+    if head is None:
+        return Detections(boxes, scores, classes, None, None, count)
+    location = ops.take(candidates.anchors, chosen) // config.anchors.per_location
+    crops = head.crop_boxes(boxes)
+    masks = _masks(head, outputs["mask_feature"], ops.take(outputs["codes"][0], location, axis=0), crops)
+    if config.postprocess.mask_scoring:
+        scores = scores * mask_quality(masks)
+    return Detections(boxes, scores, classes, masks, crops, count)
