@@ -11,6 +11,7 @@ from effdet_tf.data.cell_shapes import Outline, lay_out
 
 _FINE = 2  # outlines are rasterised this much finer than the picture
 _MARGIN = 7  # pixels round a cell that its halo reaches
+_GRAIN = 256  # more than the longest cell with its margin
 _DEPTHS = np.arange(-10, 40, 1 / 16, dtype=np.float32)  # pixels from a cell's rim, inwards
 
 
@@ -27,7 +28,7 @@ class RenderedCell(NamedTuple):
 
 
 class _Grain(NamedTuple):
-    """Band-limited noise of unit deviation, float32 `[256, 256]` each, from which cells take cut-outs."""
+    """Band-limited noise of unit deviation, float32 `[_GRAIN, _GRAIN]`, from which cells take cut-outs."""
 
     fine: np.ndarray
     coarse: np.ndarray
@@ -72,8 +73,8 @@ def render_image(
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Smooth noise `[256, 256]`, zero mean and unit deviation."""
-    field = cv2.GaussianBlur(rng.standard_normal((256, 256), np.float32), (0, 0), sigma)
+    """Smooth noise `[_GRAIN, _GRAIN]`, zero mean and unit deviation."""
+    field = cv2.GaussianBlur(rng.standard_normal((_GRAIN, _GRAIN), np.float32), (0, 0), sigma)
     field -= cv2.GaussianBlur(field, (0, 0), 2.5 * sigma)
     return field / field.std()
 
@@ -102,9 +103,9 @@ def _draw_cell(
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
     depth = cv2.resize((inside - outside) / _FINE, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
-    row, column = rng.integers(0, 256, 2)
-    rows, columns = (row + np.arange(y1 - y0)) % 256, (column + np.arange(x1 - x0)) % 256
-    fine, coarse = grain.fine[np.ix_(rows, columns)], grain.coarse[np.ix_(rows, columns)]
+    row, column = rng.integers(0, _GRAIN - np.array(depth.shape), endpoint=True)
+    cut = np.s_[row : row + depth.shape[0], column : column + depth.shape[1]]
+    fine, coarse = grain.fine[cut], grain.coarse[cut]
     paint = _refractile if outline.look == "refractile" else _flat
     look = paint(rng, depth, fine, coarse, outline.size) * (strength * rng.uniform(0.75, 1.25))
     # One flank is lit and the other in shade, as with a condenser that is slightly off axis.
@@ -204,16 +205,17 @@ def _draw_neurites(rng: np.random.Generator, frame: np.ndarray, outlines: list[O
     height, width = frame.shape
     line = np.zeros((height, width), np.float32)
     for outline in outlines:
-        for _ in range(rng.integers(1, 6)):
-            start = outline.pieces[0].mean(0)
-            length, heading = rng.uniform(40, 170), rng.uniform(0, 2 * np.pi)
-            turns = np.cumsum(rng.normal(0, 0.09, 24))
-            steps = np.stack([np.cos(heading + turns), np.sin(heading + turns)], 1) * length / 24
-            path = np.concatenate([start[None], start + np.cumsum(steps, 0)])
-            stroke = np.round(path * 16).astype(np.int32)
-            cv2.polylines(line, [stroke], False, float(rng.uniform(0.3, 1)), 1, cv2.LINE_AA, 4)
-            for bead in path[rng.random(25) < 0.1]:
-                cv2.circle(line, tuple(np.round(bead * 16).astype(int).tolist()), 18, 1.6, -1, cv2.LINE_AA, 4)
+        count, steps = int(rng.integers(1, 6)), 24
+        length = rng.uniform(40, 170, (count, 1))
+        angle = rng.uniform(0, 2 * np.pi, (count, 1)) + np.cumsum(rng.normal(0, 0.09, (count, steps)), 1)
+        moves = np.stack([np.cos(angle), np.sin(angle)], 2) * (length / steps)[..., None]
+        paths = outline.pieces[0].mean(0) + np.cumsum(moves, 1)
+        strokes = np.round(paths * 16).astype(np.int32)
+        for stroke, shade in zip(strokes, rng.uniform(0.3, 1, count), strict=True):
+            cv2.polylines(line, [stroke], False, float(shade), 1, cv2.LINE_AA, 4)
+        beads = paths[rng.random((count, steps)) < 0.1].astype(int)
+        beads = beads[((beads >= 0) & (beads < (width, height))).all(1)]
+        line[beads[:, 1], beads[:, 0]] = 5
     frame += 30 * cv2.GaussianBlur(line, (0, 0), 1.5) - 36 * cv2.GaussianBlur(line, (0, 0), 0.6)
 
 
