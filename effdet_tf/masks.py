@@ -58,11 +58,11 @@ def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
     Returns:
         The tight patch (a view of `mask`), or None when nothing is set.
     """
-    rows = np.flatnonzero(mask.any(axis=1))
+    rows = mask.any(axis=1).nonzero()[0]
     if rows.size == 0:
         return None
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    columns = mask[top:bottom].any(axis=0).nonzero()[0]
     left, right = int(columns[0]), int(columns[-1]) + 1
     return Patch(y + top, x + left, mask[top:bottom, left:right])
 
@@ -89,7 +89,9 @@ def fill_holes(patch: Patch) -> tuple[Patch, int]:
     Returns:
         (the filled patch, number of pixels filled).
     """
-    outside = np.pad(patch.mask.astype(np.uint8), 1)
+    height, width = patch.mask.shape
+    outside = np.zeros((height + 2, width + 2), dtype=np.uint8)
+    outside[1:-1, 1:-1] = patch.mask
     cv2.floodFill(outside, None, (0, 0), 2)
     filled = outside[1:-1, 1:-1] != 2
     return Patch(patch.y, patch.x, filled), int(np.count_nonzero(filled) - np.count_nonzero(patch.mask))

@@ -94,7 +94,8 @@ def patch_to_rle(patch: Patch, height: int, width: int) -> dict[str, Any]:
         {"size": [H, W], "counts": str}.
     """
     starts, ends = _mask_to_runs(patch.mask.T, patch.x, patch.y, height)
-    counts = np.diff(np.column_stack([starts, ends]).ravel(), prepend=0)
+    counts = _interleave(starts, ends)
+    counts[1:] -= counts[:-1].copy()
     rest = height * width - (int(ends[-1]) if ends.size else 0)
     listed = {"size": [height, width], "counts": [*counts.tolist(), rest] if rest else counts.tolist()}
     code = coco_mask.frPyObjects(listed, height, width)
@@ -189,7 +190,7 @@ def encode_kaggle_rle(mask: np.ndarray) -> str:
     """
     mask = np.asarray(mask, dtype=bool)
     starts, ends = _mask_to_runs(mask, 0, 0, mask.shape[1])
-    return " ".join(map(str, np.column_stack([starts + 1, ends - starts]).ravel().tolist()))
+    return " ".join(map(str, _interleave(starts + 1, ends - starts).tolist()))
 
 
 def _rle_size(rle: dict[str, Any]) -> tuple[int, int]:
@@ -247,23 +248,29 @@ def _runs_to_mask(starts: np.ndarray, ends: np.ndarray, line: int) -> tuple[int,
         (first line, first position, bool [lines, positions]) tight, or None without a pixel.
     """
     full = ends > starts
-    starts, ends = starts[full], ends[full]
+    if not full.all():
+        starts, ends = starts[full], ends[full]
     if starts.size == 0:
         return None
     first, last = int(starts[0]) // line, (int(ends[-1]) - 1) // line
-    bounds = np.concatenate(
-        [np.column_stack([starts, ends]).ravel() - first * line, [(last - first + 1) * line]]
-    )
-    values = np.arange(bounds.size) % 2 == 1
-    lines = np.repeat(values, np.diff(bounds, prepend=0)).reshape(last - first + 1, line)
-    spans = np.flatnonzero(lines.any(axis=0))
+    steps = np.zeros((last - first + 1) * line + 1, dtype=np.int8)
+    steps[starts - first * line] = 1
+    steps[ends - first * line] -= 1  # where a run follows without a gap, the two cancel
+    lines = np.cumsum(steps[:-1], dtype=np.int8).view(bool).reshape(-1, line)
+    spans = lines.any(axis=0).nonzero()[0]
     low, high = int(spans[0]), int(spans[-1]) + 1
     return first, low, lines[:, low:high].copy()
 
 
 def _mask_to_runs(lines: np.ndarray, first: int, low: int, line: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat starts and ends of the runs of bool [lines, positions], placed at (first, low)."""
-    flat = np.zeros((lines.shape[0], line), dtype=np.int8)
-    flat[:, low : low + lines.shape[1]] = lines
-    steps = np.diff(flat.ravel(), prepend=0, append=0)
-    return np.flatnonzero(steps == 1) + first * line, np.flatnonzero(steps == -1) + first * line
+    flat = np.zeros(lines.shape[0] * line + 2, dtype=np.int8)  # one background pixel before and behind
+    flat[1:-1].reshape(-1, line)[:, low : low + lines.shape[1]] = lines
+    changes = (flat[1:] != flat[:-1]).nonzero()[0] + first * line
+    return changes[0::2], changes[1::2]
+
+
+def _interleave(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    both = np.empty(2 * a.size, dtype=np.int64)
+    both[0::2], both[1::2] = a, b
+    return both
