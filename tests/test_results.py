@@ -9,6 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from effdet_tf.errors import UserError
+from effdet_tf.masks import decode_rle
 from effdet_tf.results import Result
 
 
@@ -77,7 +78,7 @@ def test_coco_entries_keep_overlaps_and_restore_category_ids():
     assert (first["image_id"], first["category_id"], second["category_id"]) == (77, 5, 9)
     assert first["score"] == pytest.approx(0.9) and second["bbox"] == [6.0, 0.0, 10.5, 10.0]
     assert coco_mask.area(first["segmentation"]) == 100
-    assert coco_mask.decode(second["segmentation"])[:10, 6:16].all()
+    assert decode_rle(second["segmentation"])[:10, 6:16].all()
     assert second["segmentation"]["size"] == [40, 60] and isinstance(second["segmentation"]["counts"], str)
 
 

@@ -211,9 +211,9 @@ def _spindle(
 def _process(
     rng: np.random.Generator, start: np.ndarray, heading: float, length: float, wide: float
 ) -> np.ndarray:
-    """A curved strip `[K, 2]` that runs out to a tip of about one pixel."""
+    """A curved strip `[K, 2]` that runs out to a tip of two pixels: a finer one would leave its mask."""
     along = _ALONG
-    profile = np.maximum(wide * (1 - along) ** 2.2, rng.uniform(0.5, 0.8)) + 0.25 * rng.random(along.size)
+    profile = np.maximum(wide * (1 - along) ** 2.2, rng.uniform(0.85, 1.1)) + 0.25 * rng.random(along.size)
     bend = rng.normal() * 0.16 * length * along**2
     upper = np.stack([along * length, bend + profile], 1)
     lower = np.stack([along * length, bend - profile], 1)[::-1]

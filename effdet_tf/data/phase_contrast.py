@@ -123,14 +123,14 @@ def _draw_cell(
 
 
 def _trace(mask: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.ndarray | None:
-    """Polygon float32 `[K, 2]` round the largest part of a fine mask, moved into the frame."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    """Polygon float32 `[K, 2]` round the largest part of a fine mask that lies in the frame."""
+    top, left = max(-y0, 0), max(-x0, 0)
+    visible = mask[top * _FINE : max(height - y0, 0) * _FINE, left * _FINE : max(width - x0, 0) * _FINE]
+    contours, _ = cv2.findContours(visible, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return None
     contour = cv2.approxPolyDP(max(contours, key=cv2.contourArea), 0.7, True)[:, 0]
-    polygon = (contour + 0.5) / _FINE + (x0, y0)
-    # Clamping moves the part outside onto the frame's edge, and leaves the inside as it was.
-    polygon = np.clip(polygon, 0, (width, height)).astype(np.float32)
+    polygon = ((contour + 0.5) / _FINE + (x0 + left, y0 + top)).astype(np.float32)
     if len(polygon) < 3 or cv2.contourArea(polygon) < 12:
         return None
     return polygon

@@ -124,6 +124,16 @@ def test_some_cells_overlap_and_some_touch_the_border():
 
 
 @pytest.mark.parametrize("cell_type", CELL_TYPES)
+def test_outline_and_mask_agree(cell_type):
+    """Thin tips must not vanish from the mask: the box of the outline is the box of the mask within 2 px."""
+    _, cells = render_image(5, 260, 352, 60, cell_type)
+    for cell, mask in zip(cells, _masks(cells, 260, 352), strict=True):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert np.abs(np.array(tight) - [*cell.polygon.min(0), *cell.polygon.max(0)]).max() <= 2
+
+
+@pytest.mark.parametrize("cell_type", CELL_TYPES)
 @pytest.mark.parametrize("n_cells", [0, 1, 700])
 def test_counts_from_none_to_hundreds(cell_type, n_cells):
     image, cells = render_image(0, 260, 352, n_cells, cell_type)
