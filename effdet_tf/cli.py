@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from effdet_tf._version import __version__
-from effdet_tf.commands import convert, predict, synthetic
+from effdet_tf.commands import check, convert, predict, synthetic
 from effdet_tf.errors import UserError
 
-VERBS = (synthetic, convert, predict)
+VERBS = (synthetic, convert, check, predict)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 

@@ -16,6 +16,7 @@ from effdet_tf.data.manifest import Manifest, load_manifest
 from effdet_tf.errors import UserError
 
 MASK_SIZE = 28
+_READ_BUFFER = 1 << 20  # bytes; a few records at a time
 
 # Per-cell arrays are little-endian bytes: one fixed-length feature each, so an image without cells
 # needs no special case and parsing 2,000 cells touches no varint.
@@ -226,6 +227,11 @@ def shard_paths(directory: str | Path) -> list[Path]:
     return paths
 
 
+def read_shard(path: str | tf.Tensor) -> tf.data.Dataset:
+    """Return the serialized records of one shard; reading checks their checksums."""
+    return tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER)
+
+
 def iterate_records(directory: str | Path) -> Iterator[ImageRecord]:
     """Yield every record of a converted data set, shard by shard.
 
@@ -237,7 +243,7 @@ def iterate_records(directory: str | Path) -> Iterator[ImageRecord]:
     for path, shard in zip(paths, read_manifest(directory).shards, strict=True):
         seen = 0
         try:
-            for serialized in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for serialized in read_shard(str(path)).as_numpy_iterator():
                 yield deserialize(serialized)
                 seen += 1
         except (tf.errors.OpError, ValueError) as error:

@@ -159,8 +159,10 @@ class RecordStore:
             "std": np.empty(self.images, np.float32),
             "image_id": np.empty(self.images, np.int64),
         }
-        records = tf.data.TFRecordDataset(index.paths).map(
-            lambda serialized: record_lib.parse(serialized, self._image_dtype), tf.data.AUTOTUNE
+        records = (
+            tf.data.Dataset.from_tensor_slices(index.paths)
+            .flat_map(record_lib.read_shard)
+            .map(lambda serialized: record_lib.parse(serialized, self._image_dtype), tf.data.AUTOTUNE)
         )
         number = -1
         try:
@@ -196,7 +198,7 @@ def _scan(folders: Sequence[Path]) -> _Index:
     for folder in folders:
         shards = record_lib.read_manifest(folder).shards
         for path, shard in zip(record_lib.shard_paths(folder), shards, strict=True):
-            outlines = tf.data.TFRecordDataset(str(path)).map(_outline)
+            outlines = record_lib.read_shard(str(path)).map(_outline)
             try:
                 found = np.array(list(outlines.as_numpy_iterator()), np.int64).reshape(-1, 7)
             except tf.errors.OpError as error:
