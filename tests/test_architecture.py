@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("anchors", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
-    ("tiling", "predict", "outputs", "batch_predict"),
+    ("tiling", "predict", "outputs", "inputs", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("commands",),
     ("cli",),

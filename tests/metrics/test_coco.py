@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from effdet_tf.errors import UserError
+from effdet_tf.masks import Patch, patch_to_rle
+from effdet_tf.metrics.coco import default_evaluator, evaluate_coco
+
+HEIGHT, WIDTH = 240, 320
+EVALUATORS = ("faster-coco-eval", "pycocotools")
+
+
+def cell(y, x, h, w, height=HEIGHT, width=WIDTH, **fields):
+    y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + h, height), min(x + w, width)
+    rle = patch_to_rle(Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool)), height, width)
+    return {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": rle, **fields}
+
+
+def truth(images, annotations, categories=((1, "cell"),)):
+    return {
+        "images": [{"id": i, "height": HEIGHT, "width": WIDTH, "cell_type": kind} for i, kind in images],
+        "annotations": [{"id": n + 1, "iscrowd": 0} | cell for n, cell in enumerate(annotations)],
+        "categories": [{"id": i, "name": name} for i, name in categories],
+    }
+
+
+def random_case(seed=0, cells=60):
+    """Five images, two types, two classes, the last without cells; crowds, near, double and false finds."""
+    random = np.random.default_rng(seed)
+    annotations, predictions = [], []
+    for image in range(1, 5):
+        for _ in range(cells):
+            y, x, h, w = random.integers([0, 0, 6, 6], [HEIGHT - 50, WIDTH - 50, 48, 48])
+            kind = int(random.choice([3, 9]))
+            crowd = int(random.random() < 0.05)
+            annotations.append(cell(y, x, h, w, image_id=image, category_id=kind, iscrowd=crowd))
+            for _ in range(random.integers(0, 3)):
+                dy, dx, dh, dw = random.integers(-3, 4, 4)
+                found = int(random.choice([3, 9], p=(0.8, 0.2) if kind == 3 else (0.2, 0.8)))
+                score = float(random.random())
+                predictions.append(
+                    cell(y + dy, x + dx, h + dh, w + dw, image_id=image, category_id=found, score=score)
+                )
+    predictions.append(cell(5, 5, 20, 20, image_id=5, category_id=3, score=0.5))
+    images = [(1, "A172"), (2, "BV2"), (3, "A172"), (4, "BV2"), (5, "BV2")]
+    return truth(images, annotations, ((3, "thin"), (9, "round"))), predictions
+
+
+def reference(ground_truth, predictions, kind, images, livecell):
+    """pycocotools called directly, the way its own documentation shows."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(ground_truth)
+        for annotation in coco.dataset["annotations"]:
+            annotation["area"] = float(mask.area(annotation["segmentation"]))
+        coco.createIndex()
+        found = [{k: v for k, v in p.items() if kind == "bbox" or k != "bbox"} for p in predictions]
+        run = COCOeval(coco, coco.loadRes(found), kind)
+        run.params.imgIds = images
+        if livecell:
+            run.params.useCats = 0
+            run.params.maxDets = [100, 500, 2000]
+            run.params.areaRng = [[0, 1e10], [0, 18**2], [18**2, 31**2], [31**2, 1e10]]
+        run.evaluate()
+        run.accumulate()
+        if not livecell:
+            run.summarize()
+            return dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), run.stats, strict=False)) | {
+                "AR": run.stats[8]
+            }
+    p, r = run.eval["precision"], run.eval["recall"]
+
+    def mean(values):
+        return values[values > -1].mean() if (values > -1).any() else -1
+
+    return {
+        "AP": mean(p[..., 0, 0, 2]),
+        "AP50": mean(p[0, :, 0, 0, 2]),
+        "AP75": mean(p[5, :, 0, 0, 2]),
+        "APs": mean(p[..., 0, 1, 2]),
+        "APm": mean(p[..., 0, 2, 2]),
+        "APl": mean(p[..., 0, 3, 2]),
+        "AP50_80": mean(p[:7, :, 0, 0, 2]),
+        "AR": mean(r[:, 0, 0, 2]),
+    }
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("protocol", ["livecell", "coco"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equals_pycocotools_called_directly(evaluator, protocol, seed):
+    ground_truth, predictions = random_case(seed)
+    report = evaluate_coco(ground_truth, predictions, protocol=protocol, evaluator=evaluator)
+    assert report["evaluator"] == evaluator
+    for images, group in (([1, 2, 3, 4, 5], report["all"]), ([2, 4, 5], report["by"]["BV2"])):
+        for kind in ("bbox", "segm"):
+            expected = reference(ground_truth, predictions, kind, images, protocol == "livecell")
+            assert 0.05 < group[kind]["AP"] < 0.95
+            for name, value in expected.items():
+                got = group[kind][name]
+                assert (-1 if got is None else got) == pytest.approx(value, abs=1e-9), (kind, name)
+
+
+@pytest.mark.parametrize("protocol", ["livecell", "coco"])
+def test_both_evaluators_agree_on_every_figure(protocol):
+    ground_truth, predictions = random_case(seed=2, cells=70)
+    reports = [evaluate_coco(ground_truth, predictions, protocol=protocol, evaluator=e) for e in EVALUATORS]
+    for report in reports:
+        report.pop("evaluator")
+    assert flat(reports[0]).keys() == flat(reports[1]).keys()
+    for name, value in flat(reports[0]).items():
+        assert value == (
+            flat(reports[1])[name] if value is None else pytest.approx(flat(reports[1])[name], abs=1e-9)
+        )
+
+
+def flat(value, name=""):
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}/{key}").items()}
+
+
+def grid_of_cells(count, image=1):
+    """Disjoint 5x6 cells."""
+    places = [(y, x) for y in range(0, HEIGHT - 5, 6) for x in range(0, WIDTH - 6, 7)][:count]
+    assert len(places) == count
+    return [cell(y, x, 5, 6, image_id=image, category_id=1) for y, x in places]
+
+
+def scored(cells, step=1e-4):
+    return [
+        {k: v for k, v in c.items() if k != "iscrowd"} | {"score": 1 - step * n} for n, c in enumerate(cells)
+    ]
+
+
+# pycocotools takes two minutes for 1,500 cells in one image: it walks all pairs in Python.
+@pytest.mark.parametrize(("evaluator", "count"), [("faster-coco-eval", 1500), ("pycocotools", 250)])
+def test_perfect_predictions_have_ap_1(evaluator, count):
+    cells = grid_of_cells(count)
+    report = evaluate_coco(truth([(1, "BV2")], cells), scored(cells), evaluator=evaluator)
+    for kind in ("bbox", "segm"):
+        figures = report["all"][kind]
+        assert [figures[n] for n in ("AP", "AP50", "AP75", "APs", "AP50_80", "AR")] == pytest.approx(
+            [1.0] * 6
+        )
+        assert figures["APm"] is None and figures["APl"] is None  # 30 px^2 is small, there is no larger cell
+        assert figures["AFNR"] == pytest.approx(0.0)
+        assert figures["AR100"] == pytest.approx(100 / count)  # a cap of 100 would hide the rest
+    assert report["all"]["dropped"] == 0
+    assert report["by"]["BV2"]["segm"] == report["all"]["segm"]
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("protocol", ["livecell", "coco"])
+def test_no_prediction_scores_0(evaluator, protocol):
+    report = evaluate_coco(truth([(1, "BV2")], grid_of_cells(7)), [], protocol=protocol, evaluator=evaluator)
+    for kind in ("bbox", "segm"):
+        assert report["all"][kind]["AP"] == 0.0
+        assert report["all"][kind]["AR"] == 0.0
+        assert report["all"][kind]["AFNR"] == 1.0
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_an_image_without_cells_breaks_nothing(evaluator):
+    cells = grid_of_cells(10)
+    images = [(1, "BV2"), (2, "empty")]
+    report = evaluate_coco(truth(images, cells), scored(cells), evaluator=evaluator)
+    assert report["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert report["by"]["empty"]["segm"]["AP"] is None
+    assert report["by"]["empty"]["cells"] == 0
+    # A detection on the empty image, of the highest score, is a false one: precision 10/11 everywhere.
+    false = cell(0, 0, 5, 6, image_id=2, category_id=1, score=1.5)
+    report = evaluate_coco(truth(images, cells), [*scored(cells), false], evaluator=evaluator)
+    assert report["all"]["segm"]["AP"] == pytest.approx(10 / 11)
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_crowd_regions_are_neither_found_nor_missed(evaluator):
+    cells = grid_of_cells(20)
+    region = cell(120, 0, 100, 300, image_id=1, category_id=1, iscrowd=1)
+    on_region = [cell(130 + 10 * n, 20, 8, 8, image_id=1, category_id=1, score=2.0) for n in range(5)]
+    without_region = evaluate_coco(truth([(1, "")], cells), scored(cells) + on_region, evaluator=evaluator)
+    with_region = evaluate_coco(
+        truth([(1, "")], [*cells, region]), scored(cells) + on_region, evaluator=evaluator
+    )
+    assert without_region["all"]["segm"]["AP"] == pytest.approx(20 / 25)
+    assert with_region["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert with_region["all"]["cells"] == 20
+
+
+def test_predictions_beyond_2000_are_counted_and_the_lowest_scores_go():
+    cells = grid_of_cells(3)
+    doubles = [cell(200, 300, 5, 5, image_id=1, category_id=1, score=0.5) for _ in range(1999)]
+    found = scored(cells, step=0.4)  # scores 1, .6 and .2: the third comes after the 1,999
+    report = evaluate_coco(truth([(1, "BV2")], cells), [*doubles, *found])
+    assert report["all"]["predictions"] == 2002
+    assert report["all"]["dropped"] == 2
+    assert report["by"]["BV2"]["dropped"] == 2
+    assert report["all"]["segm"]["AR"] == pytest.approx(2 / 3)
+
+
+def test_images_are_split_by_cell_type():
+    cells = grid_of_cells(10) + grid_of_cells(10, image=2)
+    report = evaluate_coco(truth([(1, "A172"), (2, "BV2")], cells), scored(cells[:15]))
+    assert report["by"]["A172"]["segm"]["AR"] == pytest.approx(1.0)
+    assert report["by"]["BV2"]["segm"]["AR"] == pytest.approx(0.5)
+    assert report["by"]["BV2"]["cells"] == 10
+    assert evaluate_coco(truth([(1, ""), (2, "")], cells), [])["by"] == {}
+    assert list(evaluate_coco(truth([(1, ""), (2, "BV2")], cells), [])["by"]) == ["BV2", "unknown"]
+
+
+def test_the_area_is_the_masks_and_the_limits_are_18_and_31_squared():
+    sizes = {"APs": 17, "APm": 20, "APl": 32}
+    cells = [
+        cell(10, 10 + 60 * n, side, side, image_id=1, category_id=1, area=1)
+        for n, side in enumerate(sizes.values())
+    ]
+    for index, name in enumerate(sizes):
+        figures = evaluate_coco(truth([(1, "")], cells), scored(cells[index : index + 1]))["all"]["segm"]
+        assert {n: figures[n] for n in sizes} == pytest.approx({n: float(n == name) for n in sizes})
+
+
+def test_polygons_and_uncompressed_rle_are_read():
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    counts = np.zeros((HEIGHT, WIDTH), bool)
+    counts[10:30, 10:30] = True
+    runs = np.diff(np.flatnonzero(np.diff(counts.T.ravel().astype(int), prepend=0, append=0)), prepend=0)
+    listed = [*runs.tolist(), counts.size - int(runs.sum())]
+    for segmentation in (square, {"size": [HEIGHT, WIDTH], "counts": listed}):
+        annotation = {"image_id": 1, "category_id": 1, "segmentation": segmentation, "bbox": [10, 10, 20, 20]}
+        found = cell(10, 10, 20, 20, image_id=1, category_id=1, score=0.9)
+        assert evaluate_coco(truth([(1, "")], [annotation]), [found])["all"]["segm"]["AP"] == pytest.approx(
+            1.0
+        )
+
+
+def test_classes_count_in_the_coco_protocol_only():
+    cells = grid_of_cells(10)
+    wrong = [{**c, "category_id": 2} for c in scored(cells)]
+    ground_truth = truth([(1, "")], cells, ((1, "round"), (2, "thin")))
+    assert evaluate_coco(ground_truth, wrong)["all"]["segm"]["AP"] == pytest.approx(1.0)
+    figures = evaluate_coco(ground_truth, wrong, protocol="coco")["all"]["segm"]
+    assert figures["AP"] == 0.0
+    assert figures["classes"] == {"round": {"AP": 0.0, "AP50": 0.0}, "thin": {"AP": None, "AP50": None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_id": 77}, "image_id 77"),
+        ({"score": float("nan")}, "not a finite number"),
+        ({"segmentation": None}, "has no mask"),
+        ({"segmentation": {"size": [5, 5], "counts": "0i0"}}, "its mask is 5x5"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_named(change, words):
+    cells = grid_of_cells(2)
+    good, bad = scored(cells)
+    with pytest.raises(UserError, match="prediction 1") as caught:
+        evaluate_coco(truth([(1, "")], cells), [good, bad | change])
+    assert words in str(caught.value)
+
+
+def test_an_unknown_class_is_named_when_classes_count():
+    cells = grid_of_cells(1)
+    found = scored(cells)[0] | {"category_id": 5}
+    with pytest.raises(UserError, match="category_id 5"):
+        evaluate_coco(truth([(1, "")], cells), [found], protocol="coco")
+
+
+def test_the_installed_fast_evaluator_is_the_default():
+    assert default_evaluator() == "faster-coco-eval"
