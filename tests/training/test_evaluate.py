@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from effdet_tf.data.manifest import Manifest
+from effdet_tf.data.record import ImageRecord, serialize
+from effdet_tf.errors import UserError
+from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.results import Result
+from training import evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+HEIGHT, WIDTH = 64, 96
+CELLS = {31: [(4, 4), (4, 30), (30, 50)], 32: [(10, 10), (40, 60)], 33: []}
+
+
+def make_record(image_id, corners):
+    # The image tells the stand-in for a network where the cells are.
+    image = np.full((HEIGHT, WIDTH), 100, np.uint8)
+    patches = [Patch(y, x, np.ones((12, 16), bool)) for y, x in corners]
+    for y, x in corners:
+        image[y, x] = 255
+    boxes = np.array([[y, x, y + 12, x + 16] for y, x in corners], np.float32).reshape(-1, 4)
+    return ImageRecord(
+        image=cv2.imencode(".png", image)[1].tobytes(),
+        height=HEIGHT,
+        width=WIDTH,
+        channels=1,
+        bit_depth=8,
+        mean=100.0,
+        std=1.0,
+        boxes=boxes,
+        annotated_boxes=boxes,
+        classes=np.arange(len(corners), dtype=np.int32) % 2,
+        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8).reshape(-1, 28, 28),
+        rles=[patch_to_rle(p, HEIGHT, WIDTH)["counts"].encode() for p in patches],
+        iscrowd=np.zeros(len(corners), np.uint8),
+        image_id=image_id,
+        file_name=f"{image_id}.png",
+        source="made up",
+        cell_type="BV2" if image_id == 31 else "A172",
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
+        for image_id, corners in CELLS.items():
+            writer.write(serialize(make_record(image_id, corners)))
+    Manifest(
+        source="coco",
+        categories=[{"id": 9, "name": "round"}, {"id": 4, "name": "thin"}],
+        shards=[{"file": "one.tfrecord", "images": 3, "cells": 5, "sha256": ""}],
+        images=3,
+        cells=5,
+        max_cells=3,
+        cells_per_image={},
+        image_statistics={},
+        cell_sizes=[],
+        cell_types={},
+        dropped={},
+        notes={},
+        mask_size=28,
+    ).save(folder)
+    return folder
+
+
+class PerfectPredictor:
+    """Finds every cell whose corner is lit, in reading order, with classes in turn."""
+
+    def __init__(self, class_names=("round", "thin"), seen=None):
+        self.class_names = class_names
+        self.seen = [] if seen is None else seen
+
+    def predict(self, image):
+        self.seen.append(image.shape)
+        corners = np.argwhere(image[..., 0] == 255)
+        boxes = np.concatenate([corners, corners + (12, 16)], axis=1).astype(np.float32).reshape(-1, 4)
+        return Result(
+            boxes=boxes,
+            scores=np.linspace(0.9, 0.8, len(corners)).astype(np.float32),
+            classes=np.arange(len(corners), dtype=np.int32) % len(self.class_names),
+            masks=np.full((len(corners), 28, 28), 255, np.uint8),
+            mask_boxes=boxes,
+            height=image.shape[0],
+            width=image.shape[1],
+            class_names=self.class_names,
+        )
+
+
+def test_a_perfect_predictor_scores_1(data):
+    predictor = PerfectPredictor()
+    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, per_class=True)
+    assert predictor.seen == [(HEIGHT, WIDTH, 1)] * 3
+    assert report["livecell"]["all"]["images"] == 3
+    assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert report["livecell"]["all"]["bbox"]["AP"] == pytest.approx(1.0)
+    assert report["cells"]["all"]["sartorius"] == pytest.approx(1.0)
+    assert report["coco"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert [p["category_id"] for p in predictions] == [9, 4, 9, 9, 4]
+    assert set(report["livecell"]["by"]) == {"BV2", "A172"}
+
+
+def test_limit_takes_the_first_images_and_their_truth(data):
+    report, predictions = evaluate.evaluate_run(PerfectPredictor(), data, limit=1, progress=False)
+    assert report["livecell"]["all"]["cells"] == 3
+    assert {p["image_id"] for p in predictions} == {31}
+    assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_other_classes_are_scored_without_classes_and_refused_with(data):
+    stranger = PerfectPredictor(("cell",))
+    report, predictions = evaluate.evaluate_run(stranger, data, progress=False)
+    assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert {p["category_id"] for p in predictions} == {9}
+    with pytest.raises(UserError, match="classes cell.*round, thin"):
+        evaluate.evaluate_run(stranger, data, progress=False, per_class=True)
+
+
+def run(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "training.evaluate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+
+
+def test_command_scores_a_file_of_predictions(data, tmp_path):
+    _, predictions = evaluate.evaluate_run(PerfectPredictor(), data, progress=False)
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps(predictions[:3]))
+    out = tmp_path / "new" / "metrics.json"
+    done = run("--predictions", found, "--data", data, "--out", out, "--score", 0.5)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["livecell"]["by"]["BV2"]["segm"]["AP"] == pytest.approx(1.0)
+    assert report["livecell"]["by"]["A172"]["segm"]["AP"] == 0.0
+    assert report["cells"]["score_threshold"] == 0.5
+    assert "LIVECell protocol" in done.stdout and str(out) in done.stdout
+    assert sorted(p.name for p in out.parent.iterdir()) == ["metrics.json"]
+
+
+def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeypatch, capsys):
+    import effdet_tf
+
+    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "2"]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 5
+    assert "A172" in capsys.readouterr().out
+
+
+def test_predictions_of_images_beyond_the_limit_are_left_out(data, tmp_path):
+    _, predictions = evaluate.evaluate_run(PerfectPredictor(), data, progress=False)
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps({"annotations": predictions}))
+    report, kept = evaluate.evaluate_file(found, data, limit=1)
+    assert len(kept) == 3
+    assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("{", "not a JSON file"),
+        ("[1, 2]", "not a COCO results file"),
+        ('[{"image_id": 99, "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id 99"),
+    ],
+)
+def test_a_bad_file_ends_in_one_line_and_exit_code_1(data, tmp_path, capsys, content, words):
+    found = tmp_path / "found.json"
+    if content is not None:
+        found.write_text(content)
+    assert evaluate.main(["--predictions", str(found), "--data", str(data)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+
+
+def test_a_folder_that_was_not_converted_ends_in_exit_code_1(tmp_path, capsys):
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    assert evaluate.main(["--predictions", str(found), "--data", str(tmp_path)]) == 1
+    assert "manifest" in capsys.readouterr().err
+
+
+def test_wrong_usage_ends_in_exit_code_2(data):
+    for arguments in (["--data", str(data)], ["--run", "x", "--data", str(data), "--limit", "0"]):
+        with pytest.raises(SystemExit) as caught:
+            evaluate.main(arguments)
+        assert caught.value.code == 2
