@@ -10,6 +10,8 @@ import itertools
 import multiprocessing
 import os
 import re
+import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +29,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 
 _SHARD = re.compile(r"^part-\d{5}-of-\d{5}\.tfrecord$")
+_SCRATCH = ".tmp-scratch-"
 _LEFTOVER = re.compile(r"^\.tmp-\d+-(part-\d{5}-of-\d{5}\.tfrecord|manifest\.json)$")
 _AHEAD = 4  # images per worker that may be under way: bounds the memory, whatever the size of the set
 
@@ -56,40 +59,38 @@ class WriteOptions:
 
 @contextlib.contextmanager
 def prepare_output(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Make `out` ready and yield a scratch folder in it, which is removed in the end.
-
-    What an interrupted conversion left is removed; other files in the folder are not touched.
+    """Make `out` and yield a scratch folder in it, which is removed in the end, and so is `out` when empty.
 
     Args:
         out: the output folder; it is made when missing.
-        overwrite: replace a complete data set that lies there.
+        overwrite: allow a complete data set there; `write_records` will replace it.
 
     Raises:
         UserError: when `out` is a file, cannot be written, or holds a complete data set.
     """
+    if (out / MANIFEST_NAME).exists() and not overwrite:
+        raise UserError(f"{out}: already holds a converted data set; add --overwrite or name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if (out / MANIFEST_NAME).exists() and not overwrite:
-            raise UserError(
-                f"{out}: already holds a converted data set; add --overwrite or name another folder"
-            )
-        (out / MANIFEST_NAME).unlink(missing_ok=True)
-        for path in out.iterdir():
-            if _SHARD.match(path.name) or _LEFTOVER.match(path.name):
-                path.unlink()
-        scratch = tempfile.TemporaryDirectory(dir=out, prefix=".tmp-scratch-")
+        for stale in out.glob(f"{_SCRATCH}*"):  # of a conversion that was killed
+            shutil.rmtree(stale)
+        scratch = tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH)
     except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written to ({error.strerror or error}); name another folder"
-        ) from error
-    with scratch as folder:
-        yield Path(folder)
+        reason = error.strerror or str(error)
+        raise UserError(f"{out}: cannot be written to ({reason}); name another folder") from error
+    try:
+        with scratch as folder:
+            yield Path(folder)
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
     """Convert all images of a source; the manifest is written last, so a folder without one is incomplete.
 
-    Image i by name goes to shard i mod S: every shard mixes the cell types.
+    Image i by name goes to shard i mod S: every shard mixes the cell types. A data set that lies in `out`,
+    whole or interrupted, is removed first; other files there are not touched.
 
     Args:
         source: the opened source.
@@ -114,6 +115,7 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
     bar = tqdm(total=len(tasks), unit="image", desc="convert", disable=not options.progress)
     shards = []
     try:
+        _clear(out)
         with bar, _built(itertools.chain(*groups), options) as built:
             for number, group in enumerate(groups):
                 path = out / f"part-{number:05d}-of-{count:05d}.tfrecord"
@@ -133,6 +135,13 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
             raise UserError(f"{out}: writing failed ({error.strerror or error}); free some space") from error
         raise
     return manifest
+
+
+def _clear(out: Path) -> None:
+    (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest counts as incomplete
+    for path in sorted(out.iterdir()):
+        if _SHARD.match(path.name) or _LEFTOVER.match(path.name):
+            path.unlink()
 
 
 def _nothing(lines: list[str]) -> str:
@@ -179,7 +188,7 @@ def _built(tasks: Iterator[ImageTask], options: WriteOptions) -> Iterator[Iterat
         return
     # Spawned, not forked: this process holds TensorFlow and its threads.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         first = itertools.islice(tasks, workers * _AHEAD)
         pending = collections.deque(pool.submit(build_image, task, options.mask_size) for task in first)
@@ -205,7 +214,8 @@ def _in_order(
         yield result
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     import cv2
 
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # the pool itself uses all cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle

@@ -62,7 +62,7 @@ class CocoCells:
                     patch, counts = found
                     box = _box(bbox)
                     if box is None:
-                        faults.note("annotated box missing or invalid: the mask's box is used", name)
+                        faults.note("no valid annotated box: the mask's box is used", name)
                     cells.append(Cell(name, patch, counts, box, class_id, bool(iscrowd)))
         return cells
 
@@ -207,6 +207,7 @@ def _mask(
     segmentation: Any, bbox: Any, height: int, width: int, name: str, faults: Faults
 ) -> tuple[Patch, bytes] | None:
     """The tight patch and the compressed counts, or None after saying why there is none."""
+    notes = Faults()  # of a cell that is dropped in the end, only the drop is counted
     try:
         if isinstance(segmentation, dict):
             size = segmentation.get("size")
@@ -215,41 +216,44 @@ def _mask(
                 return None
             patch = rle_to_patch({**segmentation, "size": [height, width]})
         elif segmentation:
-            polygons = _polygons(segmentation, height, width, name, faults)
+            polygons = _polygons(segmentation, height, width, name, notes)
             if polygons is None:
+                faults.drop("polygon outside the image", name)
                 return None
-            rle = polygons_to_rle(polygons, height, width)
-            patch = rle_to_patch(rle)
+            patch = rle_to_patch(polygons_to_rle(polygons, height, width))
         else:
             patch = _box_patch(bbox, height, width)
-            if patch is not None:
-                faults.note("no segmentation: the box is used as mask", name)
+            notes.note("no segmentation: the box is used as mask", name)
     except (ValueError, TypeError, OverflowError):
         faults.drop("degenerate or unreadable segmentation", name)
         return None
     if patch is None:
         faults.drop("cell without a pixel inside the image", name)
         return None
+    faults.merge(notes)
     return patch, patch_to_rle(patch, height, width)["counts"].encode("ascii")
 
 
-def _polygons(segmentation: Any, height: int, width: int, name: str, faults: Faults) -> list[Any] | None:
-    """The usable polygons of a list, or None, said why, when there is none."""
+def _polygons(segmentation: Any, height: int, width: int, name: str, notes: Faults) -> list[Any] | None:
+    """The usable polygons of a list; None when they lie wholly outside the image.
+
+    Raises:
+        ValueError: when none is usable.
+    """
     if isinstance(segmentation[0], (int, float)):
         segmentation = [segmentation]  # one flat polygon without its outer list
     arrays = [np.asarray(polygon, dtype=np.float64).ravel() for polygon in segmentation]
     good = [p for p in arrays if p.size >= 6 and p.size % 2 == 0 and np.isfinite(p).all()]
     if not good:
-        faults.drop("degenerate or unreadable segmentation", name)
-        return None
+        raise ValueError("no usable polygon")
     if len(good) < len(arrays):
-        faults.note("degenerate part of a cell left out", name)
-    xs, ys = np.concatenate([p[0::2] for p in good]), np.concatenate([p[1::2] for p in good])
-    if xs.max() <= 0 or ys.max() <= 0 or xs.min() >= width or ys.min() >= height:
-        faults.drop("polygon outside the image", name)
+        notes.note("degenerate part of a cell left out", name)
+    points = np.concatenate(good).reshape(-1, 2)
+    low, high, frame = points.min(axis=0), points.max(axis=0), np.array([width, height])
+    if (high <= 0).any() or (low >= frame).any():
         return None
-    if min(xs.min(), ys.min()) < -_OUTSIDE or xs.max() > width + _OUTSIDE or ys.max() > height + _OUTSIDE:
-        faults.note("polygon reaches outside the image: clipped", name)
+    if (low < -_OUTSIDE).any() or (high > frame + _OUTSIDE).any():
+        notes.note("polygon reaches outside the image: clipped", name)
     return good
 
 
