@@ -48,7 +48,8 @@ def score_cells(
     Raises:
         UserError: for a detection on an unknown image or without a finite score.
     """
-    matches = match_images(ground_truth, predictions)
+    least = min([*grid, *([] if score_threshold is None else [score_threshold])])
+    matches = match_images(ground_truth, predictions, least)
     curve = [(sartorius([tally(match, score) for match in matches.values()]), -score) for score in grid]
     best, negative = max(curve)
     chosen = -negative if score_threshold is None else float(score_threshold)
@@ -67,9 +68,14 @@ def score_cells(
 
 
 def match_images(
-    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]
+    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]], min_score: float = 0.0
 ) -> dict[int, ImageMatch]:
     """Compare the true and found masks of every image, once; empty masks are left out.
+
+    Args:
+        ground_truth: COCO dict.
+        predictions: COCO results with a segmentation RLE each.
+        min_score: detections below it are never asked for; leaving them out saves their decoding.
 
     Raises:
         UserError: for a detection on an unknown image or without a finite score.
@@ -84,7 +90,8 @@ def match_images(
             (ignored if cell["iscrowd"] else true)[cell["image_id"]].append(patch)
     detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for detection in predictions:
-        detections[detection["image_id"]].append(detection)
+        if detection["score"] >= min_score:
+            detections[detection["image_id"]].append(detection)
     matches = {}
     for image in truth["images"]:
         key, height, width = image["id"], image["height"], image["width"]
