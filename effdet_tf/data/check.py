@@ -110,7 +110,10 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
         raise UserError("the data set has no cells, so no anchors can be chosen; convert annotated images")
     levels = tuple(range(config.model.min_level, config.model.max_level + 1))
     sizes = report.sizes[:: -(-len(report.sizes) // _SAMPLE)]
-    suggested = anchors.suggest_anchors(sizes, levels)
+    # As training does where a preset takes its anchors from the data.
+    per_level = len(config.anchors.sizes[0]) if config.anchors.sizes else 2
+    scales = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
+    suggested = anchors.suggest_anchors(sizes, levels, per_level, scale_range=scales)
     strides = f"{2 ** levels[0]}-{2 ** levels[-1]}"
     header = "".join(f"{f'IoU {t:.1f}':>9}" for t in IOU_THRESHOLDS)
     lines = [

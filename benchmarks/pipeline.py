@@ -1,0 +1,67 @@
+"""Crops per second that the input pipeline delivers: `python benchmarks/pipeline.py DATA [--cores 1 2]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+CASES = ((256, 8, 800), (256, 8, 2000), (512, 4, 800), (512, 4, 2000))  # crop, batch, max_instances
+
+
+def main() -> None:
+    """Measure each number of cores in a process of its own: TensorFlow fixes its threads at the start."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="folder that `convert` wrote")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=5.0, help="per row (default: %(default)s)")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.data, args.cores[0], args.seconds)
+        return
+    print(
+        "| cores | images | crop | batch | max_instances | crops/s | CPU ms per crop |\n" + "|---" * 7 + "|",
+        flush=True,
+    )
+    for cores in args.cores:
+        command = [sys.executable, __file__, args.data, "--cores", str(cores), "--measure"]
+        subprocess.run([*command, "--seconds", str(args.seconds)], check=True)
+
+
+def measure(data: str, cores: int, seconds: float) -> None:
+    """Print one table row per case, from memory and from the shards, on `cores` cores."""
+    os.sched_setaffinity(0, set(range(cores)))
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    from effdet_tf.config import AugmentConfig, DataConfig
+    from effdet_tf.data.pipeline import training_dataset
+    from effdet_tf.data.store import RecordStore
+
+    for cache_mb in (2000, 0):
+        start = time.perf_counter()
+        store = RecordStore(data, cache_mb)
+        took = time.perf_counter() - start
+        where = "in memory" if store.cached else "in shards"
+        print(f"{store.images} {where}: opened in {took:.1f} s, {store.decoded_mb:.0f} MB", file=sys.stderr)
+        for crop, batch, places in CASES:
+            config = DataConfig(crop_size=(crop, crop), max_instances=places)
+            batches = iter(training_dataset(store, config, AugmentConfig(), batch, seed=0, epochs=1000))
+            for _ in range(4):
+                next(batches)
+            done, start, cpu = 0, time.perf_counter(), time.process_time()
+            while time.perf_counter() - start < seconds:
+                next(batches)
+                done += batch
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            row = (cores, where, crop, batch, places, f"{done / wall:.0f}", f"{1000 * cpu / done:.1f}")
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
