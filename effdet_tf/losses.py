@@ -79,8 +79,7 @@ def _mask_term(
     config: Config, head: MaskHead, outputs: dict[str, Tensor], batch: dict[str, Tensor], assignment: Any, step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Summed mask loss of the sampled instances, and how many there were."""
-    count = batch["boxes"].shape[1] or ops.shape(batch["boxes"])[1]
-    index, weight = sample_instances(assignment, count, config.model.mask.samples, step)
+    index, weight = sample_instances(assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step)
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
     bitmaps = ops.take_along_axis(batch["masks"], cell[..., None, None], axis=1)
@@ -88,7 +87,7 @@ def _mask_term(
     codes = ops.take_along_axis(outputs["codes"], location[..., None], axis=1)
     crops = head.crop_boxes(jitter(boxes, index, step))
     logits = head(outputs["mask_feature"], codes, crops)
-    labels = mask_targets(bitmaps, boxes, crops)
+    labels = mask_targets(bitmaps, boxes, crops, config.model.mask.size)
     entropy = ops.mean(sigmoid_cross_entropy(labels, logits), axis=(-2, -1))
     term = entropy + dice(labels, ops.sigmoid(logits))
     return ops.sum(term * weight), ops.sum(weight)

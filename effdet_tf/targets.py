@@ -156,14 +156,14 @@ def assign(
     return Assignment(ops.cast(state, "int32"), ops.where(won >= 0, rest % 2**index_bits, 0))
 
 
-def sample_instances(assignment: Assignment, cells: int, samples: int, step: Tensor) -> tuple[Tensor, Tensor]:
+def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Tensor) -> tuple[Tensor, Tensor]:
     """Choose which instances train the mask head: at most one anchor a cell, at random.
 
     By cell, not by anchor, so that large cells with many anchors do not crowd out small ones.
 
     Args:
         assignment: of the batch, `[B, A]`.
-        cells: padded number of cells M.
+        cells: padded number of cells M, an int or a scalar int tensor.
         samples: wanted per image.
         step: int32 scalar; another step draws others, the same step the same.
 
@@ -187,35 +187,33 @@ def sample_instances(assignment: Assignment, cells: int, samples: int, step: Ten
     segment = ops.reshape(segment, flat)
     best = ops.segment_max(key, segment, num_segments=batch * cells)
     winner = (key >= 0) & (key == ops.take(best, segment))
-    anchor = ops.reshape(ops.where(winner, priority_index(batch, total), -1), flat)
+    index = ops.broadcast_to(ops.arange(total, dtype="int32")[None], (batch, total))
+    anchor = ops.where(winner, ops.reshape(index, flat), -1)
     anchor = ops.reshape(ops.segment_max(anchor, segment, num_segments=batch * cells), (batch, cells))
     rank = ops.where(anchor >= 0, ops.reshape(best, (batch, cells)), -1)
-    take = min(samples, cells)
-    top, chosen = ops.top_k(rank, take)
+    room = ((0, 0), (0, samples))  # so that there are `samples` to take even from fewer cells
+    anchor, rank = ops.pad(anchor, room), ops.pad(rank, room, constant_values=-1)
+    top, chosen = ops.top_k(rank, samples)
     picked = ops.take_along_axis(anchor, ops.cast(chosen, "int32"), axis=1)
     weight = ops.cast(top >= 0, "float32")
     return ops.maximum(picked, 0), weight
 
 
-def priority_index(batch: Any, total: Any) -> Tensor:
-    """Index of each anchor within its image, flattened to `[B * A]` int32."""
-    return ops.reshape(ops.broadcast_to(ops.arange(total, dtype="int32")[None], (batch, total)), (batch * total,))
-
-
-def mask_targets(bitmaps: Tensor, cells: Tensor, crops: Tensor) -> Tensor:
+def mask_targets(bitmaps: Tensor, cells: Tensor, crops: Tensor, size: int) -> Tensor:
     """Resample box-aligned bitmaps to the crops that the mask head predicts on.
 
     Args:
         bitmaps: `[B, K, m, m]` uint8 coverage, 0..255, each over its cell's box.
         cells: `[B, K, 4]` yxyx boxes of the bitmaps, px.
         crops: `[B, K, 4]` yxyx boxes to predict on, px.
+        size: side of the predicted bitmaps.
 
     Returns:
-        `[B, K, m, m]` float32 in 0..1; 0 outside the cell's box.
+        `[B, K, size, size]` float32 in 0..1; 0 outside the cell's box.
     """
-    size = bitmaps.shape[-1]
+    stored = bitmaps.shape[-1]
     steps = (ops.arange(size, dtype="float32") + 0.5) / size
-    index = ops.arange(size, dtype="float32")
+    index = ops.arange(stored, dtype="float32")
 
     def weights(axis: int) -> Tensor:
         low, high = crops[..., axis, None], crops[..., axis + 2, None]
@@ -223,8 +221,8 @@ def mask_targets(bitmaps: Tensor, cells: Tensor, crops: Tensor) -> Tensor:
         side = ops.maximum(cells[..., axis + 2, None] - start, 1e-3)
         position = (low + steps * (high - low) - start) / side  # 0..1 over the bitmap
         outside = (position < 0) | (position > 1)
-        source = ops.clip(position * size - 0.5, 0.0, size - 1.0)
-        tent = ops.maximum(1.0 - ops.abs(source[..., None] - index), 0.0)  # [B, K, m out, m in]
+        source = ops.clip(position * stored - 0.5, 0.0, stored - 1.0)
+        tent = ops.maximum(1.0 - ops.abs(source[..., None] - index), 0.0)  # [B, K, size, m]
         return ops.where(outside[..., None], 0.0, tent)
 
     values = ops.cast(bitmaps, "float32") / 255.0
