@@ -58,11 +58,11 @@ def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
     Returns:
         The tight patch (a view of `mask`), or None when nothing is set.
     """
-    rows = mask.any(axis=1).nonzero()[0]
+    rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = mask[top:bottom].any(axis=0).nonzero()[0]
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
     return Patch(y + top, x + left, mask[top:bottom, left:right])
 

@@ -209,30 +209,31 @@ def _rle_counts(rle: dict[str, Any], pixels: int) -> np.ndarray:
     if isinstance(counts, (str, bytes)):
         runs = _uncompress(counts.encode("ascii") if isinstance(counts, str) else counts)
     elif isinstance(counts, (list, tuple, np.ndarray)):
-        runs = np.asarray(counts, dtype=np.int64).ravel()
+        runs = [int(count) for count in counts]
     else:
         raise ValueError("RLE has no counts")
-    if (runs < 0).any() or int(runs.sum()) != pixels:
-        raise ValueError(f"RLE counts add up to {int(runs.sum())}, the image has {pixels} pixels")
-    return runs
+    if sum(runs) != pixels or min(runs) < 0:
+        raise ValueError(f"RLE counts add up to {sum(runs)}, the image has {pixels} pixels")
+    return np.array(runs, dtype=np.int64)
 
 
-def _uncompress(code: bytes) -> np.ndarray:
+def _uncompress(code: bytes) -> list[int]:
     """Undo COCO's compression: 5-bit groups, low first, and differences to the run two before."""
-    groups = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - 48
-    if groups.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if (groups < 0).any() or (groups > 63).any() or groups[-1] & 32:
+    runs: list[int] = []
+    value = shift = 0
+    for byte in code:  # a cell has about a hundred bytes: fewer than numpy's own cost per call
+        group = byte - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError("RLE counts are not a compressed COCO code")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            if group & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
         raise ValueError("RLE counts are not a compressed COCO code")
-    last = np.flatnonzero((groups & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(groups.size) - np.repeat(first, last - first + 1)
-    if place.max() > 11:
-        raise ValueError("RLE counts are not a compressed COCO code")
-    runs = np.add.reduceat((groups & 31) << (5 * place), first)
-    runs = np.where(groups[last] & 16, runs - (1 << (5 * (last - first + 1))), runs)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
     return runs
 
 
@@ -252,22 +253,36 @@ def _runs_to_mask(starts: np.ndarray, ends: np.ndarray, line: int) -> tuple[int,
         starts, ends = starts[full], ends[full]
     if starts.size == 0:
         return None
-    first, last = int(starts[0]) // line, (int(ends[-1]) - 1) // line
-    steps = np.zeros((last - first + 1) * line + 1, dtype=np.int8)
-    steps[starts - first * line] = 1
-    steps[ends - first * line] -= 1  # where a run follows without a gap, the two cancel
-    lines = np.cumsum(steps[:-1], dtype=np.int8).view(bool).reshape(-1, line)
-    spans = lines.any(axis=0).nonzero()[0]
-    low, high = int(spans[0]), int(spans[-1]) + 1
-    return first, low, lines[:, low:high].copy()
+    start_lines, end_lines = starts // line, (ends - 1) // line
+    starts, ends = starts - start_lines * line, ends - end_lines * line  # now positions in their lines
+    first, last = int(start_lines[0]), int(end_lines[-1])
+    crossing = bool((start_lines != end_lines).any())
+    low, high = (0, line) if crossing else (int(starts.min()), int(ends.max()))
+    span = high - low
+    steps = np.zeros((last - first + 1) * span + 1, dtype=np.int8)
+    steps[(start_lines - first) * span + (starts - low)] = 1
+    steps[(end_lines - first) * span + (ends - low)] -= 1  # runs without a gap between them cancel out
+    lines = steps[:-1].cumsum(dtype=np.int8).view(bool).reshape(-1, span)
+    if crossing:
+        spans = np.flatnonzero(lines.any(axis=0))
+        low, high = int(spans[0]), int(spans[-1]) + 1
+        lines = lines[:, low:high].copy()
+    return first, low, lines
 
 
 def _mask_to_runs(lines: np.ndarray, first: int, low: int, line: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat starts and ends of the runs of bool [lines, positions], placed at (first, low)."""
-    flat = np.zeros(lines.shape[0] * line + 2, dtype=np.int8)  # one background pixel before and behind
-    flat[1:-1].reshape(-1, line)[:, low : low + lines.shape[1]] = lines
-    changes = (flat[1:] != flat[:-1]).nonzero()[0] + first * line
-    return changes[0::2], changes[1::2]
+    count, span = lines.shape
+    flat = np.zeros(count * (span + 1) + 1, dtype=bool)  # background before everything and behind each line
+    flat[1:].reshape(count, span + 1)[:, :span] = lines
+    changes = (flat[1:] != flat[:-1]).nonzero()[0]
+    rows = changes // (span + 1)
+    flat_positions = changes + rows * (line - span - 1) + (first * line + low)
+    starts, ends = flat_positions[0::2], flat_positions[1::2]
+    if span == line and starts.size:  # a run to the end of a line goes on where the next begins with one
+        apart = starts[1:] != ends[:-1]
+        starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    return starts, ends
 
 
 def _interleave(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.data.image_io import encode_png, image_statistics, read_image, to_gray
 from effdet_tf.data.sources.base import Cell, ImageTask
 from effdet_tf.errors import UserError
-from effdet_tf.masks import patch_box, patch_to_bitmap
+from effdet_tf.masks import patch_to_bitmap
 
 CROWDED = 2000
 """More cells than this in one image are worth a note: the default limit of loader, NMS and metrics."""
@@ -59,7 +59,7 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
         return _dropped(task, faults)
     cells = _judge(cells, task.file_name, faults)
     mean, std = image_statistics(to_gray(image))
-    boxes = np.array([patch_box(cell.patch) for cell in cells], dtype=np.float32).reshape(-1, 4)
+    boxes = np.array([_box(cell) for cell in cells], dtype=np.float32).reshape(-1, 4)
     annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
     masks = np.zeros((len(cells), mask_size, mask_size), dtype=np.uint8)
     for index, cell in enumerate(cells):
@@ -133,7 +133,7 @@ def _judge(cells: list[Cell], file_name: str, faults: Faults) -> list[Cell]:
             continue
         seen.add(key)
         kept.append(cell)
-        if cell.box is not None and np.abs(cell.box - patch_box(cell.patch)).max() > _BOX_OFF:
+        if cell.box is not None and _distance(cell.box, _box(cell)) > _BOX_OFF:
             faults.note("annotated box more than 2 px off its mask", cell.name)
         if cell.patch.mask.size < 4 * _TINY and np.count_nonzero(cell.patch.mask) < _TINY:
             faults.note(f"cell of fewer than {_TINY} pixels", cell.name)
@@ -142,3 +142,14 @@ def _judge(cells: list[Cell], file_name: str, faults: Faults) -> list[Cell]:
     if len(kept) > CROWDED:
         faults.note(f"image with more than {CROWDED} cells", f"{file_name} ({len(kept)} cells)")
     return kept
+
+
+def _box(cell: Cell) -> tuple[int, int, int, int]:
+    """The box yxyx of a cell's patch, which is tight."""
+    y, x, mask = cell.patch
+    return y, x, y + mask.shape[0], x + mask.shape[1]
+
+
+def _distance(box: np.ndarray, other: tuple[int, int, int, int]) -> float:
+    """Largest distance between two boxes' sides, pixels."""
+    return max(abs(a - b) for a, b in zip(box.tolist(), other, strict=True))

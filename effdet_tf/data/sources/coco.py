@@ -7,6 +7,7 @@ converts the image reads just those.
 from __future__ import annotations
 
 import marshal
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,7 @@ def _box(bbox: Any) -> np.ndarray | None:
         x, y, width, height = (float(v) for v in bbox)
     except (TypeError, ValueError):
         return None
-    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
+    if not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0):
         return None
     return np.array([y, x, y + height, x + width], dtype=np.float32)
 
@@ -214,15 +215,16 @@ def _mask(
             if size is not None and list(size) != [height, width]:
                 faults.drop("RLE of another size than its image", name)
                 return None
-            patch = rle_to_patch({**segmentation, "size": [height, width]})
+            patch, rle = rle_to_patch({**segmentation, "size": [height, width]}), None
         elif segmentation:
             polygons = _polygons(segmentation, height, width, name, notes)
             if polygons is None:
                 faults.drop("polygon outside the image", name)
                 return None
-            patch = rle_to_patch(polygons_to_rle(polygons, height, width))
+            rle = polygons_to_rle(polygons, height, width)
+            patch = rle_to_patch(rle)
         else:
-            patch = _box_patch(bbox, height, width)
+            patch, rle = _box_patch(bbox, height, width), None
             notes.note("no segmentation: the box is used as mask", name)
     except (ValueError, TypeError, OverflowError):
         faults.drop("degenerate or unreadable segmentation", name)
@@ -231,7 +233,8 @@ def _mask(
         faults.drop("cell without a pixel inside the image", name)
         return None
     faults.merge(notes)
-    return patch, patch_to_rle(patch, height, width)["counts"].encode("ascii")
+    rle = rle or patch_to_rle(patch, height, width)
+    return patch, rle["counts"].encode("ascii")
 
 
 def _polygons(segmentation: Any, height: int, width: int, name: str, notes: Faults) -> list[Any] | None:
@@ -248,11 +251,12 @@ def _polygons(segmentation: Any, height: int, width: int, name: str, notes: Faul
         raise ValueError("no usable polygon")
     if len(good) < len(arrays):
         notes.note("degenerate part of a cell left out", name)
-    points = np.concatenate(good).reshape(-1, 2)
-    low, high, frame = points.min(axis=0), points.max(axis=0), np.array([width, height])
-    if (high <= 0).any() or (low >= frame).any():
+    points = np.concatenate(good) if len(good) > 1 else good[0]
+    left, right = float(points[0::2].min()), float(points[0::2].max())
+    top, bottom = float(points[1::2].min()), float(points[1::2].max())
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
         return None
-    if (low < -_OUTSIDE).any() or (high > frame + _OUTSIDE).any():
+    if min(left, top) < -_OUTSIDE or right > width + _OUTSIDE or bottom > height + _OUTSIDE:
         notes.note("polygon reaches outside the image: clipped", name)
     return good
 
