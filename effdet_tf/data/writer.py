@@ -191,7 +191,12 @@ def _built(tasks: Iterator[ImageTask], options: WriteOptions) -> Iterator[Iterat
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         first = itertools.islice(tasks, workers * _AHEAD)
-        pending = collections.deque(pool.submit(build_image, task, options.mask_size) for task in first)
+        # The workers inherit the mask: Ctrl-C is for this process to handle, not for them to complain of.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pending = collections.deque(pool.submit(build_image, task, options.mask_size) for task in first)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield _in_order(pool, pending, tasks, options.mask_size)
     except BrokenProcessPool as error:
         raise UserError(
@@ -218,4 +223,3 @@ def _start_worker() -> None:
     import cv2
 
     cv2.setNumThreads(1)  # the pool itself uses all cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
