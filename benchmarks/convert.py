@@ -124,8 +124,8 @@ def measure(label: str, arguments: list[str], out: Path) -> str:
     manifest = json.loads((out / "manifest.json").read_text())
     images, cells = manifest["images"], manifest["cells"]
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
-    speed = f"{images / seconds:.1f} | {cells / seconds:,.0f}"
-    return f"| {label} | {images:,} | {cells:,} | {seconds:.0f} | {busy:.0f} | {speed} | {peak / 2**30:.2f} | {size:,.0f} |"
+    speed = f"{seconds:.0f} | {busy:.0f} | {images / seconds:.1f} | {cells / seconds:,.0f}"
+    return f"| {label} | {images:,} | {cells:,} | {speed} | {peak / 2**30:.2f} | {size:,.0f} |"
 
 
 def main() -> None:
