@@ -81,6 +81,10 @@ def _ratio(pixels: Any, cells: Any) -> Tensor:
     return ops.cast(pixels, "float32") / ops.cast(cells, "float32")
 
 
+SMALLEST = 3.5  # anchor side in strides; below it a cell between two locations fits neither anchor
+RATIO_CHOICES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+
+
 def suggest_anchors(
     sizes: np.ndarray,
     levels: tuple[int, ...],
@@ -90,9 +94,10 @@ def suggest_anchors(
 ) -> AnchorConfig:
     """Anchors that fit the cells of a data set.
 
-    Base sizes run geometrically from the 2nd to the 98th percentile of sqrt(height x width)
-    (widened by the training scales, kept within 4-512 px and at least 2.5 strides of the level
-    away from vanishing), ratios are 1 and the spread of the aspect ratios within 1/3..3.
+    Every level serves the cells of at least `SMALLEST` strides that the next level does not; the
+    finest serves all smaller ones too. Its base sizes are the evenly spaced quantiles of their
+    sqrt(height x width). A level without cells gets sizes spread over its band, so that it stays
+    usable. Ratios are 1 and the pair (r, 1/r) within 1/3..3 with the best recall at IoU .5-.7.
 
     Args:
         sizes: `[N, 2]` height, width of the cells, px.
@@ -102,7 +107,7 @@ def suggest_anchors(
         scale_range: smallest and largest magnification that training applies.
 
     Returns:
-        An `AnchorConfig` with explicit sizes.
+        An `AnchorConfig` with explicit sizes, 4-512 px.
 
     Raises:
         ValueError: when there is no cell.
@@ -111,16 +116,24 @@ def suggest_anchors(
     if not len(sizes):
         raise ValueError("no cell sizes to choose anchors from")
     side = np.sqrt(np.maximum(sizes.prod(1), 1.0))
-    low, high = np.quantile(side, [0.02, 0.98])
-    low = float(np.clip(low * scale_range[0], 4.0, 256.0))
-    high = float(np.clip(high * scale_range[1], 2.0 * low, 512.0))
-    bases = np.geomspace(low, high, len(levels) * scales_per_level)
-    if ratios is None:
-        log_ratio = np.abs(np.log(np.maximum(sizes[:, 1], 1e-3) / np.maximum(sizes[:, 0], 1e-3)))
-        spread = float(np.exp(np.clip(np.quantile(log_ratio, 0.7), np.log(1.25), np.log(3.0))))
-        ratios = (1.0, round(spread, 2), round(1 / spread, 3))
-    chosen = tuple(tuple(round(float(b), 1) for b in part) for part in np.split(bases, len(levels)))
-    return dataclasses.replace(AnchorConfig(), sizes=chosen, ratios=tuple(ratios), from_data=False)
+    side = np.concatenate([side * zoom for zoom in np.geomspace(*scale_range, 5)])
+    steps = (np.arange(scales_per_level) + 0.5) / scales_per_level
+    chosen = []
+    for level in levels:
+        low = SMALLEST * 2**level
+        low, high = (0.0 if level == levels[0] else low), (np.inf if level == levels[-1] else 2 * low)
+        own = side[(side >= low) & (side < high)]
+        if len(own) < 10 * scales_per_level:
+            own = SMALLEST * 2**level * 2**steps
+        quantiles = np.clip(np.quantile(own, steps), 4.0, 512.0)
+        chosen.append(tuple(round(float(q), 1) for q in quantiles))
+    found = dataclasses.replace(AnchorConfig(), sizes=tuple(chosen))
+    if ratios is not None:
+        return dataclasses.replace(found, ratios=tuple(ratios))
+    options = [(1.0,) if r == 1 else (1.0, r, round(1 / r, 3)) for r in RATIO_CHOICES]
+    options = [dataclasses.replace(found, ratios=option) for option in options]
+    few = sizes[:: max(1, len(sizes) // 1000)]
+    return max(options, key=lambda o: anchor_recall(few, o, levels, (0.5, 0.6, 0.7), positions=3).sum())
 
 
 def anchor_recall(

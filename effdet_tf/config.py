@@ -103,7 +103,6 @@ class DataConfig:
     max_instances: int = 2000  # cells per image for loader, NMS, exports and metrics
     crops_per_image: int = 1
     cache_mb: int = 2000  # decoded images are kept in memory up to this size
-    shuffle_buffer: int = 10000
 
 
 @dataclass(frozen=True)
