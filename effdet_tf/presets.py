@@ -75,7 +75,7 @@ def _cells(name: str) -> Config:
             head_repeats=2 if lite else 3,
             activation="relu6" if lite else "swish",
             drop_connect=0.0 if lite else 0.2,
-            batch_norm_momentum=0.97,
+            batch_norm_momentum=0.95,
             mask=MaskConfig(stride=2),
         ),
         anchors=AnchorConfig(

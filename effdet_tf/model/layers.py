@@ -12,9 +12,34 @@ Tensor = Any
 BATCH_NORM_EPSILON = 1e-3  # of EfficientNet and EfficientDet
 
 
-def batch_norm(name: str, momentum: float) -> layers.BatchNormalization:
+@keras.saving.register_keras_serializable("effdet_tf")
+class BatchNorm(layers.BatchNormalization):
+    """Keras's batch normalisation, by TensorFlow's fused kernel where that gives the same result.
+
+    Under several replicas Keras's own code synchronises the statistics; the fused kernel cannot.
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalise `[B, H, W, C]`; in training, move the running statistics too."""
+        if keras.backend.backend() != "tensorflow":
+            return super().call(inputs, training=training, mask=mask)
+        from effdet_tf import kernels
+
+        if kernels.replicas() > 1:
+            return super().call(inputs, training=training, mask=mask)
+        learning = bool(training) and self.trainable
+        statistics = (self.moving_mean, self.moving_variance)
+        weights = [ops.cast(v, "float32") for v in (self.gamma, self.beta, *statistics)]
+        y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
+        if learning:
+            for variable, value in zip(statistics, used, strict=True):
+                variable.assign(variable * self.momentum + ops.cast(value, variable.dtype) * (1 - self.momentum))
+        return y
+
+
+def batch_norm(name: str, momentum: float) -> BatchNorm:
     """Batch normalisation whose statistics span all replicas where the backend can do that."""
-    return layers.BatchNormalization(
+    return BatchNorm(
         momentum=momentum,
         epsilon=BATCH_NORM_EPSILON,
         synchronized=keras.backend.backend() == "tensorflow",
