@@ -167,7 +167,9 @@ def anchor_recall(
                 anchor = shapes(config, level, levels[0])[None].astype(np.float64)
                 shift = np.array([oy, ox]) * 2**level
                 overlap = np.clip(
-                    np.minimum(sizes / 2, shift + anchor / 2) - np.maximum(-sizes / 2, shift - anchor / 2), 0, None
+                    np.minimum(sizes / 2, shift + anchor / 2) - np.maximum(-sizes / 2, shift - anchor / 2),
+                    0,
+                    None,
                 ).prod(-1)
                 union = sizes.prod(-1) + anchor.prod(-1) - overlap
                 best = np.maximum(best, (overlap / union).max(1))

@@ -12,7 +12,13 @@ def replicas() -> int:
 
 
 def fused_batch_norm(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float, training: bool
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    epsilon: float,
+    training: bool,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Batch normalisation in one kernel: on a CPU its gradient costs a fraction of that of the parts.
 

@@ -63,7 +63,9 @@ def dice(labels: Tensor, probability: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1.0) / (total + 1.0)
 
 
-def _box_term(config: Config, positive: Tensor, deltas: Tensor, anchors: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+def _box_term(
+    config: Config, positive: Tensor, deltas: Tensor, anchors: Tensor, cells: Tensor
+) -> tuple[Tensor, Tensor]:
     """Summed box loss of the positives, and the IoU of every predicted box with its cell."""
     predicted = box_ops.decode(deltas, anchors)
     if config.loss.box_loss == "giou":
@@ -76,10 +78,17 @@ def _box_term(config: Config, positive: Tensor, deltas: Tensor, anchors: Tensor,
 
 
 def _mask_term(
-    config: Config, head: MaskHead, outputs: dict[str, Tensor], batch: dict[str, Tensor], assignment: Any, step: Tensor
+    config: Config,
+    head: MaskHead,
+    outputs: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    assignment: Any,
+    step: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Summed mask loss of the sampled instances, and how many there were."""
-    index, weight = sample_instances(assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step)
+    index, weight = sample_instances(
+        assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step
+    )
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
     bitmaps = ops.take_along_axis(batch["masks"], cell[..., None, None], axis=1)
@@ -133,7 +142,9 @@ def detection_losses(
     assignment = assign(
         cells, classes >= 0, size, config.anchors, config.assign, model.min_level, model.max_level
     )
-    anchors = ops.concatenate(anchor_ops.grid(*size, config.anchors, model.min_level, model.max_level), axis=0)
+    anchors = ops.concatenate(
+        anchor_ops.grid(*size, config.anchors, model.min_level, model.max_level), axis=0
+    )
     positive = assignment.state == int(State.POSITIVE)
     matched_boxes = ops.take_along_axis(cells, assignment.matched[..., None], axis=1)
     matched_classes = ops.take_along_axis(classes, assignment.matched, axis=1)
@@ -160,7 +171,9 @@ def detection_losses(
     return result
 
 
-def combine(config: Config, sums: dict[str, Tensor], positives: Tensor, instances: Tensor) -> dict[str, Tensor]:
+def combine(
+    config: Config, sums: dict[str, Tensor], positives: Tensor, instances: Tensor
+) -> dict[str, Tensor]:
     """Divide the sums by the GLOBAL counts and weigh them.
 
     Args:
@@ -174,8 +187,14 @@ def combine(config: Config, sums: dict[str, Tensor], positives: Tensor, instance
     """
     positives, instances = ops.maximum(positives, 1.0), ops.maximum(instances, 1.0)
     weights = config.loss
-    terms = {"class": sums["class"] / positives, "box": sums["box"] / positives, "mask": sums["mask"] / instances}
+    terms = {
+        "class": sums["class"] / positives,
+        "box": sums["box"] / positives,
+        "mask": sums["mask"] / instances,
+    }
     terms["total"] = (
-        weights.class_weight * terms["class"] + weights.box_weight * terms["box"] + weights.mask_weight * terms["mask"]
+        weights.class_weight * terms["class"]
+        + weights.box_weight * terms["box"]
+        + weights.mask_weight * terms["mask"]
     )
     return terms

@@ -71,9 +71,12 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
     else:
         anchor, chosen = index, ops.take(classes, index)
     grid = ops.concatenate(
-        anchor_ops.grid(input_size[0], input_size[1], config.anchors, model.min_level, model.max_level), axis=0
+        anchor_ops.grid(input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
+        axis=0,
     )
-    boxes = box_ops.decode(ops.cast(ops.take(deltas, anchor, axis=0), "float32"), ops.take(grid, anchor, axis=0))
+    boxes = box_ops.decode(
+        ops.cast(ops.take(deltas, anchor, axis=0), "float32"), ops.take(grid, anchor, axis=0)
+    )
     height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
     boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
     return Candidates(boxes, best, chosen, anchor)

@@ -38,7 +38,11 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
     gray = to_gray(image)
-    mean, std = image_statistics(gray) if config.data.normalization == "image" else (config.data.mean, config.data.std)
+    mean, std = (
+        image_statistics(gray)
+        if config.data.normalization == "image"
+        else (config.data.mean, config.data.std)
+    )
     if config.data.channels == 3 and image.ndim == 3 and image.shape[2] >= 3:
         values = image[..., :3].astype(np.float32)
     else:
@@ -68,7 +72,9 @@ class Predictor:
         self.category_ids = config.category_ids
         stride = network.stride
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, config.data.channels), tf.float32)], autograph=False)
+        @tf.function(
+            input_signature=[tf.TensorSpec((None, None, config.data.channels), tf.float32)], autograph=False
+        )
         def run(image: tf.Tensor) -> tuple[tf.Tensor, ...]:
             height, width = tf.shape(image)[0], tf.shape(image)[1]
             padded = tf.pad(image, [[0, -height % stride], [0, -width % stride], [0, 0]])
@@ -121,11 +127,15 @@ def load(run: str | os.PathLike[str]) -> Predictor:
     """
     folder = Path(run)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`")
+        raise UserError(
+            f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`"
+        )
     config = load_config(folder / CONFIG_FILE)
     weights = next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
     if weights is None:
-        raise UserError(f"{folder}: holds no weights yet ({BEST_FILE} or {LAST_FILE}); let its training save once")
+        raise UserError(
+            f"{folder}: holds no weights yet ({BEST_FILE} or {LAST_FILE}); let its training save once"
+        )
     network = build_network(config)
     assign_arrays(network, read_arrays(weights), str(weights))
     return Predictor(network, config)

@@ -86,7 +86,9 @@ def _cells(name: str) -> Config:
             from_data=True,
         ),
         assign=AssignConfig(positive_iou=0.5, negative_iou=0.4),
-        loss=LossConfig(class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0),
+        loss=LossConfig(
+            class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0
+        ),
         data=DataConfig(crop_size=(256, 256) if lite else (512, 512)),
         augment=AugmentConfig(),
         train=TrainConfig(learning_rate=1.5e-3, ema=0.995),

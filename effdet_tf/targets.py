@@ -58,7 +58,11 @@ def _window(shapes: np.ndarray, stride: int, threshold: float) -> np.ndarray:
 
 
 def _candidates(
-    cells: Tensor, feature_size: tuple[Any, Any], image_size: tuple[Any, Any], shapes: np.ndarray, window: np.ndarray
+    cells: Tensor,
+    feature_size: tuple[Any, Any],
+    image_size: tuple[Any, Any],
+    shapes: np.ndarray,
+    window: np.ndarray,
 ) -> tuple[Tensor, Tensor]:
     """IoU of every cell with the anchors of one level in a window of locations.
 
@@ -80,7 +84,9 @@ def _candidates(
         index = ops.clip(center, 0, feature_size[axis] - 1) + window[:, axis]  # [B, M, W]
         position = ((ops.cast(index, "float32") + 0.5) * stride)[..., None]
         half = shapes[:, axis] / 2
-        spans.append(ops.minimum(high[..., None], position + half) - ops.maximum(low[..., None], position - half))
+        spans.append(
+            ops.minimum(high[..., None], position + half) - ops.maximum(low[..., None], position - half)
+        )
         inside.append((index >= 0) & (index < feature_size[axis]))
         indices.append(ops.clip(index, 0, feature_size[axis] - 1))
     overlap = ops.maximum(spans[0], 0.0) * ops.maximum(spans[1], 0.0)  # [B, M, W, S]
@@ -152,7 +158,9 @@ def assign(
     rest = ops.where(is_forced, won - 2**30, ops.maximum(won, 0))
     overlap = ops.cast(rest // 2**index_bits, "float32") / steps
     positive = (won >= 0) & (is_forced | (overlap >= rules.positive_iou))
-    state = ops.where(positive, int(State.POSITIVE), ops.where(won >= 0, int(State.IGNORE), int(State.NEGATIVE)))
+    state = ops.where(
+        positive, int(State.POSITIVE), ops.where(won >= 0, int(State.IGNORE), int(State.NEGATIVE))
+    )
     return Assignment(ops.cast(state, "int32"), ops.where(won >= 0, rest % 2**index_bits, 0))
 
 

@@ -112,7 +112,10 @@ def resolve(config: Config, store: RecordStore, data: Sequence[Path]) -> Config:
             anchors = suggest_anchors(sizes, levels, len(config.anchors.sizes[0]) or 2, scale_range=scale)
             config = dataclasses.replace(config, anchors=anchors)
     if store.max_cells > config.data.max_instances:
-        print(f"data.max_instances raised from {config.data.max_instances} to {store.max_cells}: so many cells in an image")
+        print(
+            f"data.max_instances raised from {config.data.max_instances} to {store.max_cells}, "
+            "the cells of the fullest image"
+        )
         config = config.replace(data__max_instances=store.max_cells)
     return config
 
@@ -172,14 +175,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     parser.add_argument("--val", type=Path, help="converted data to validate on")
-    parser.add_argument("--preset", default="cells-lite0", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument(
+        "--preset", default="cells-lite0", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"
+    )
     parser.add_argument("--config", type=Path, help="YAML file in place of a preset")
     parser.add_argument("--epochs", type=_positive(int), help="passes over the data")
-    parser.add_argument("--minutes", type=_positive(float), help="train this long instead; validation included")
-    parser.add_argument("--batch", type=_positive(int), help="crops in a step")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
     parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="any setting, for example train.learning_rate=5e-4"
+        "--minutes", type=_positive(float), help="train this long instead; validation included"
+    )
+    parser.add_argument("--batch", type=_positive(int), help="crops in a step")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any setting, for example train.learning_rate=5e-4",
     )
     return parser.parse_args(arguments)
 

@@ -36,7 +36,9 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     if settings.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
     else:
-        optimizer = keras.optimizers.SGD(settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
+        optimizer = keras.optimizers.SGD(
+            settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
+        )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "base", "weight_"])
     return optimizer
 
@@ -128,7 +130,11 @@ class Trainer:
         self._saved_at = self._clock
 
     def _groups(self) -> dict[str, list[Any]]:
-        return {"network": self.network.variables, "average": self.average, "optimizer": self.optimizer.variables}
+        return {
+            "network": self.network.variables,
+            "average": self.average,
+            "optimizer": self.optimizer.variables,
+        }
 
     def progress(self) -> float:
         """Share of the training that is done: of the minutes where they limit it, else of the steps."""
@@ -162,7 +168,12 @@ class Trainer:
         ).skip(self.epoch_step)
         totals, count, lost = np.zeros(len(TERMS) + len(COUNTS)), 0, 0
         bar = tqdm(
-            batches, f"epoch {self.epoch + 1}", self.steps, initial=self.epoch_step, unit="step", file=sys.stderr
+            batches,
+            f"epoch {self.epoch + 1}",
+            self.steps,
+            initial=self.epoch_step,
+            unit="step",
+            file=sys.stderr,
         )
         for batch in bar:
             rate = learning_rate(self.progress(), config.train.learning_rate, config.train.warmup)
@@ -220,8 +231,21 @@ class Trainer:
         save_arrays(self.folder / LAST_FILE, to_arrays(self.averaged))
         self.log.epoch(self.step, row)
         self.save()
-        shown = ("total", "class", "box", "mask", "box_AP", "mask_AP", "mask_AP50", "sartorius", "images_per_second")
-        print(f"epoch {row['epoch']}: " + "  ".join(f"{k} {row[k]:.3f}" for k in shown if row.get(k) is not None))
+        shown = (
+            "total",
+            "class",
+            "box",
+            "mask",
+            "box_AP",
+            "mask_AP",
+            "mask_AP50",
+            "sartorius",
+            "images_per_second",
+        )
+        print(
+            f"epoch {row['epoch']}: "
+            + "  ".join(f"{k} {row[k]:.3f}" for k in shown if row.get(k) is not None)
+        )
 
     def _copy_average(self) -> None:
         targets = [v for v in self.averaged.variables if "float" in str(v.dtype)]
@@ -240,4 +264,3 @@ class Trainer:
         }
         save_state(self.folder, self._groups(), progress)
         self._saved_at = time.monotonic()
-

@@ -93,7 +93,8 @@ def build_backbone(
     width, depth = SCALES[name]
     act = "relu6" if lite else "swish"
     repeats = [
-        s.repeats if lite and k in (0, len(STAGES) - 1) else math.ceil(s.repeats * depth) for k, s in enumerate(STAGES)
+        s.repeats if lite and k in (0, len(STAGES) - 1) else math.ceil(s.repeats * depth)
+        for k, s in enumerate(STAGES)
     ]
     level = stem_stride - 1
     stem = STEM_FILTERS if lite else round_filters(STEM_FILTERS, width)
@@ -125,13 +126,17 @@ def build_backbone(
     return features
 
 
-def _block(x: Tensor, name: str, stage: Stage, act: str, squeeze: float, drop: float, momentum: float) -> Tensor:
+def _block(
+    x: Tensor, name: str, stage: Stage, act: str, squeeze: float, drop: float, momentum: float
+) -> Tensor:
     """Mobile inverted bottleneck: expand, depthwise, squeeze-and-excitation, project, residual."""
     inputs, channels = x, x.shape[-1]
     if stage.expand != 1:
         x = layers.Conv2D(channels * stage.expand, 1, use_bias=False, name=f"{name}_expand_conv")(x)
         x = activation(batch_norm(f"{name}_expand_bn", momentum)(x), act)
-    x = layers.DepthwiseConv2D(stage.kernel, stage.stride, padding="same", use_bias=False, name=f"{name}_dw_conv")(x)
+    x = layers.DepthwiseConv2D(
+        stage.kernel, stage.stride, padding="same", use_bias=False, name=f"{name}_dw_conv"
+    )(x)
     x = activation(batch_norm(f"{name}_dw_bn", momentum)(x), act)
     if squeeze:
         gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_se_pool")(x)

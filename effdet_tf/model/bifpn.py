@@ -47,7 +47,9 @@ def extend_pyramid(features: dict[int, Tensor], config: ModelConfig) -> dict[int
     """
     pyramid = {level: features[level] for level in config.backbone_levels}
     for level in range(max(pyramid) + 1, config.max_level + 1):
-        x = _to_channels(pyramid[level - 1], config.fpn_channels, f"p{level}_resample", config.batch_norm_momentum)
+        x = _to_channels(
+            pyramid[level - 1], config.fpn_channels, f"p{level}_resample", config.batch_norm_momentum
+        )
         pyramid[level] = _halve(x, f"p{level}")
     return pyramid
 

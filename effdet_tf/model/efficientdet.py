@@ -64,12 +64,16 @@ def check_levels(config: Config) -> None:
         )
     if config.anchors.sizes and len(config.anchors.sizes) != model.max_level - model.min_level + 1:
         raise UserError(
-            f"anchors.sizes has {len(config.anchors.sizes)} levels, the pyramid P{model.min_level}-P{model.max_level} "
-            f"has {model.max_level - model.min_level + 1}"
+            f"anchors.sizes has {len(config.anchors.sizes)} levels, the pyramid "
+            f"P{model.min_level}-P{model.max_level} has {model.max_level - model.min_level + 1}"
         )
     if len({len(s) for s in config.anchors.sizes}) > 1:
-        raise UserError("anchors.sizes: every level needs the same number of sizes, since they share the heads")
-    if model.mask.enabled and (model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level):
+        raise UserError(
+            "anchors.sizes: every level needs the same number of sizes, since they share the heads"
+        )
+    if model.mask.enabled and (
+        model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level
+    ):
         raise UserError(f"model.mask.stride {model.mask.stride}: take 1, 2, 4 or 8, at most 2**min_level")
 
 
@@ -88,7 +92,12 @@ def build_network(config: Config, height: int | None = None, width: int | None =
     model = config.model
     image = layers.Input((height, width, config.data.channels), name="image")
     backbone = build_backbone(
-        image, model.backbone, model.backbone_levels, model.stem_stride, model.drop_connect, model.batch_norm_momentum
+        image,
+        model.backbone,
+        model.backbone_levels,
+        model.stem_stride,
+        model.drop_connect,
+        model.batch_norm_momentum,
     )
     fused = build_bifpn(extend_pyramid(backbone, model), model)
     anchors = config.anchors.per_location
@@ -104,8 +113,12 @@ def build_network(config: Config, height: int | None = None, width: int | None =
         finest = (model.mask.stride - 1).bit_length()
         absent = [level for level in range(finest, model.min_level) if level not in backbone]
         if absent:
-            raise UserError(f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride")
-        codes = [layers.Reshape((-1, model.fpn_channels))(box_features[level]) for level in sorted(box_features)]
+            raise UserError(
+                f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride"
+            )
+        codes = [
+            layers.Reshape((-1, model.fpn_channels))(box_features[level]) for level in sorted(box_features)
+        ]
         outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
         outputs["mask_feature"] = build_mask_feature(fused, backbone, model)
         head = MaskHead(model.mask, name="mask_head")

@@ -47,7 +47,9 @@ def build_tower(pyramid: dict[int, Tensor], name: str, config: ModelConfig) -> d
     return features
 
 
-def build_predictor(features: dict[int, Tensor], name: str, outputs: int, anchors: int, prior: bool) -> Tensor:
+def build_predictor(
+    features: dict[int, Tensor], name: str, outputs: int, anchors: int, prior: bool
+) -> Tensor:
     """Apply one shared separable convolution and join all levels.
 
     Args:

@@ -33,7 +33,9 @@ class BatchNorm(layers.BatchNormalization):
         y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
         if learning:
             for variable, value in zip(statistics, used, strict=True):
-                variable.assign(variable * self.momentum + ops.cast(value, variable.dtype) * (1 - self.momentum))
+                variable.assign(
+                    variable * self.momentum + ops.cast(value, variable.dtype) * (1 - self.momentum)
+                )
         return y
 
 

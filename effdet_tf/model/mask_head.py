@@ -136,7 +136,9 @@ class MaskHead(layers.Layer):
         parameters = self.filters(ops.cast(codes, "float32")) + ops.cast(self.base, "float32")
         start = 0
         for k, (inputs, outputs) in enumerate(self.shapes):
-            kernel = ops.reshape(parameters[..., start : start + inputs * outputs], (batch, count, inputs, outputs))
+            kernel = ops.reshape(
+                parameters[..., start : start + inputs * outputs], (batch, count, inputs, outputs)
+            )
             start += inputs * outputs
             bias = parameters[..., None, start : start + outputs]
             start += outputs

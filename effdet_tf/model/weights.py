@@ -67,6 +67,8 @@ def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: st
         if p in arrays and arrays[p].shape != tuple(v.shape)
     ]
     if faults:
-        raise UserError(f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all)")
+        raise UserError(
+            f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all)"
+        )
     for path, variable in named.items():
         variable.assign(arrays[path].astype("float32"))
