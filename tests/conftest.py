@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from effdet_tf.config import Config
+from effdet_tf.presets import preset
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -15,3 +18,23 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("EFFDET_REAL_DATA is unset: no real images to test on")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """The cell preset cut down to what builds, traces and steps in seconds: P2-P3, 8 channels, 64 px crops."""
+    return preset("cells-lite0").override(
+        [
+            "model.backbone_levels=[2, 3]",
+            "model.max_level=3",
+            "model.fpn_channels=8",
+            "model.fpn_repeats=1",
+            "model.head_repeats=1",
+            "model.mask.channels=8",
+            "model.mask.samples=8",
+            "anchors.sizes=[[9, 14], [20, 30]]",
+            "anchors.from_data=false",
+            "data.crop_size=[64, 64]",
+            "data.max_instances=200",
+        ]
+    )
