@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from effdet_tf.errors import UserError
+from effdet_tf.model.efficientdet import build_network, check_levels
+from effdet_tf.presets import PRESETS, preset
+
+# Trainable parameters with 90 classes, 3 channels and no mask head: exact where the published
+# network's count is known to the last one, else to the digit that is published.
+EXACT = {
+    "d0": 3_880_067,
+    "d1": 6_625_898,
+    "d2": 8_097_039,
+    "d3": 12_032_296,
+    "d4": 20_723_675,
+    "d5": 33_653_315,
+    "d6": 51_871_782,
+    "d7": 51_871_782,
+}
+MILLIONS = {"d7x": 77.0, "lite0": 3.2, "lite1": 4.2, "lite2": 5.3, "lite3": 8.4, "lite3x": 9.3, "lite4": 15.1}
+
+
+def parameters(name: str) -> int:
+    config = preset(name).override(["model.mask.enabled=false", "data.channels=3"])
+    config = dataclasses.replace(
+        config, class_names=tuple(map(str, range(90))), category_ids=tuple(range(90))
+    )
+    return sum(int(v.shape.num_elements()) for v in build_network(config).trainable_variables)
+
+
+def check_count(name: str) -> None:
+    count = parameters(name)
+    if name in EXACT:
+        assert count == EXACT[name]
+    else:
+        assert round(count / 1e6, 1) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("name", ["d0", "lite0"])
+def test_small_networks_have_the_published_size(name):
+    check_count(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in (*EXACT, *MILLIONS) if n not in ("d0", "lite0")])
+def test_every_network_has_the_published_size(name):
+    check_count(name)
+
+
+def test_every_published_preset_has_a_count():
+    assert set(EXACT) | set(MILLIONS) | {"cells-lite0", "cells-d0"} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_complete(name):
+    config = preset(name)
+    assert config.preset == name
+    check_levels(config)
+
+
+# input, BiFPN channels x repeats, head repeats, anchor scale, levels
+TABLE = {
+    "d0": (512, 64, 3, 3, 4, (3, 7)),
+    "d1": (640, 88, 4, 3, 4, (3, 7)),
+    "d2": (768, 112, 5, 3, 4, (3, 7)),
+    "d3": (896, 160, 6, 4, 4, (3, 7)),
+    "d4": (1024, 224, 7, 4, 4, (3, 7)),
+    "d5": (1280, 288, 7, 4, 4, (3, 7)),
+    "d6": (1280, 384, 8, 5, 4, (3, 7)),
+    "d7": (1536, 384, 8, 5, 5, (3, 7)),
+    "d7x": (1536, 384, 8, 5, 4, (3, 8)),
+    "lite0": (320, 64, 3, 3, 3, (3, 7)),
+    "lite1": (384, 88, 4, 3, 3, (3, 7)),
+    "lite2": (448, 112, 5, 3, 3, (3, 7)),
+    "lite3": (512, 160, 6, 4, 4, (3, 7)),
+    "lite3x": (640, 200, 6, 4, 3, (3, 7)),
+    "lite4": (640, 224, 7, 4, 4, (3, 7)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_published_settings(name):
+    config = preset(name)
+    model = config.model
+    size, channels, repeats, head_repeats, scale, levels = TABLE[name]
+    assert config.data.crop_size == (size, size)
+    assert (model.fpn_channels, model.fpn_repeats, model.head_repeats) == (channels, repeats, head_repeats)
+    assert (config.anchors.scale, config.anchors.octaves, config.anchors.ratios) == (scale, 3, (1, 2, 0.5))
+    assert (model.min_level, model.max_level, model.backbone_levels) == (*levels, (3, 4, 5))
+    lite = name.startswith("lite")
+    assert model.activation == ("relu6" if lite else "swish")
+    assert model.fusion == ("sum" if lite or name in ("d6", "d7", "d7x") else "fast")
+    # The reference recipe.
+    assert (config.loss.class_loss, config.loss.alpha, config.loss.gamma) == ("focal", 0.25, 1.5)
+    assert (config.loss.box_loss, config.loss.huber_delta, config.loss.box_weight) == ("huber", 0.1, 50)
+    assert config.train.ema == 0.9998
+
+
+@pytest.mark.parametrize("name", ["cells-lite0", "cells-d0"])
+def test_cell_presets_are_made_for_tiny_cells(name):
+    config = preset(name)
+    assert config.data.channels == 1
+    assert 2**config.model.min_level == 4
+    assert min(map(min, config.anchors.sizes)) < 13  # BV2 cells are 13 px wide
+    assert config.anchors.from_data
+    assert config.postprocess.class_agnostic
+    assert config.data.max_instances == 2000
+    assert config.model.mask.enabled
+
+
+@pytest.mark.parametrize(("name", "near"), [("dO", "d0"), ("cell-lite0", "cells-lite0"), ("lite-3", "lite3")])
+def test_an_unknown_preset_names_the_near_ones(name, near):
+    with pytest.raises(UserError) as error:
+        preset(name)
+    assert near in str(error.value).split("did you mean")[1].split("?")[0]
