@@ -6,6 +6,8 @@ Both codes are read and written as runs, so that a cell of 40 pixels never costs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, cycle
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,11 @@ from pycocotools import mask as coco_mask
 
 # A coordinate beyond this many frame sizes is a fault: the rasteriser would walk all the way to it.
 _FAR = 16
+
+# A byte of a compressed COCO code less 48 is: 5 bits of a number, and 32 when more of it follow.
+_CODE_BYTES = bytes(range(48, 112))
+_MORE = 48 + 32
+_LAST_GROUP = {byte: byte - 48 - (32 if byte - 48 & 16 else 0) for byte in range(48, _MORE)}  # with its sign
 
 
 class Patch(NamedTuple):
@@ -55,9 +62,8 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         ValueError: when the code is malformed or does not fill the frame.
     """
     height, width = _rle_size(rle)
-    counts = _rle_counts(rle, height * width)
-    values = np.arange(counts.size) % 2 == 1
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+    runs = _rle_counts(rle, height * width)
+    return np.array(_paint(runs).reshape(width, height).T, order="C")
 
 
 def rle_to_patch(rle: dict[str, Any]) -> Patch | None:
@@ -73,13 +79,11 @@ def rle_to_patch(rle: dict[str, Any]) -> Patch | None:
         ValueError: when the code is malformed or does not fill the frame.
     """
     height, width = _rle_size(rle)
-    edges = np.cumsum(_rle_counts(rle, height * width))
-    starts = edges[0 : edges.size - 1 : 2]
-    found = _runs_to_mask(starts, edges[1::2], height)
+    found = _runs_to_lines(_rle_counts(rle, height * width), height)
     if found is None:
         return None
     x, y, columns = found
-    return Patch(y, x, np.ascontiguousarray(columns.T))
+    return Patch(y, x, np.array(columns.T, order="C"))
 
 
 def patch_to_rle(patch: Patch, height: int, width: int) -> dict[str, Any]:
@@ -93,11 +97,8 @@ def patch_to_rle(patch: Patch, height: int, width: int) -> dict[str, Any]:
     Returns:
         {"size": [H, W], "counts": str}.
     """
-    starts, ends = _mask_to_runs(patch.mask.T, patch.x, patch.y, height)
-    counts = _interleave(starts, ends)
-    counts[1:] -= counts[:-1].copy()
-    rest = height * width - (int(ends[-1]) if ends.size else 0)
-    listed = {"size": [height, width], "counts": [*counts.tolist(), rest] if rest else counts.tolist()}
+    runs = _lengths(*_mask_to_runs(patch.mask.T, patch.x, patch.y, height), height * width)
+    listed = {"size": [height, width], "counts": runs if runs[-1] else runs[:-1]}
     code = coco_mask.frPyObjects(listed, height, width)
     return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
@@ -175,8 +176,8 @@ def kaggle_rle_to_patch(text: str, height: int, width: int) -> Patch | None:
         raise ValueError(f"run-length code runs past the last pixel of a {height}x{width} image")
     if (starts[1:] < (starts + lengths)[:-1]).any():
         raise ValueError("run-length code has runs that overlap or are out of order")
-    found = _runs_to_mask(starts, starts + lengths, width)
-    return None if found is None else Patch(*found)
+    found = _runs_to_lines(_lengths(starts, starts + lengths, height * width), width)
+    return None if found is None else Patch(found[0], found[1], found[2].copy())
 
 
 def encode_kaggle_rle(mask: np.ndarray) -> str:
@@ -203,8 +204,8 @@ def _rle_size(rle: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _rle_counts(rle: dict[str, Any], pixels: int) -> np.ndarray:
-    """Run lengths int64 [R], background first, checked against the number of pixels."""
+def _rle_counts(rle: dict[str, Any], pixels: int) -> list[int]:
+    """Run lengths, background first, checked against the number of pixels."""
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
         runs = _uncompress(counts.encode("ascii") if isinstance(counts, str) else counts)
@@ -214,60 +215,55 @@ def _rle_counts(rle: dict[str, Any], pixels: int) -> np.ndarray:
         raise ValueError("RLE has no counts")
     if sum(runs) != pixels or min(runs) < 0:
         raise ValueError(f"RLE counts add up to {sum(runs)}, the image has {pixels} pixels")
-    return np.array(runs, dtype=np.int64)
+    return runs
 
 
 def _uncompress(code: bytes) -> list[int]:
     """Undo COCO's compression: 5-bit groups, low first, and differences to the run two before."""
+    if not code or code.translate(None, _CODE_BYTES) or code[-1] >= _MORE:
+        raise ValueError("RLE counts are not a compressed COCO code")
     runs: list[int] = []
     value = shift = 0
     for byte in code:  # a cell has about a hundred bytes: fewer than numpy's own cost per call
-        group = byte - 48
-        if not 0 <= group < 64 or shift > 60:
-            raise ValueError("RLE counts are not a compressed COCO code")
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if byte < _MORE:
+            runs.append(value + (_LAST_GROUP[byte] << shift))
             value = shift = 0
-    if shift:
-        raise ValueError("RLE counts are not a compressed COCO code")
+        else:
+            value += (byte - _MORE) << shift
+            shift += 5
+    runs[1::2] = accumulate(runs[1::2])
+    runs[2::2] = accumulate(runs[2::2])  # not from the first: the format adds from the fourth run on
     return runs
 
 
-def _runs_to_mask(starts: np.ndarray, ends: np.ndarray, line: int) -> tuple[int, int, np.ndarray] | None:
-    """Paint runs over lines of `line` pixels.
+def _paint(runs: Sequence[int]) -> np.ndarray:
+    """Runs, background first, as bool pixels in a row; read-only."""
+    return np.frombuffer(b"".join(map(mul, cycle((b"\0", b"\1")), runs)), dtype=bool)
+
+
+def _runs_to_lines(runs: Sequence[int], line: int) -> tuple[int, int, np.ndarray] | None:
+    """Paint the lines of a frame that hold foreground.
 
     Args:
-        starts: int64 [R] rising flat positions; a run may continue on the next line.
-        ends: int64 [R] exclusive ends.
+        runs: lengths that fill the frame, background first; a run may continue on the next line.
         line: length of one line, pixels.
 
     Returns:
-        (first line, first position, bool [lines, positions]) tight, or None without a pixel.
+        (first line, first position, bool [lines, positions], read-only) tight, or None without a pixel.
     """
-    full = ends > starts
-    if not full.all():
-        starts, ends = starts[full], ends[full]
-    if starts.size == 0:
+    if len(runs) < 2:
         return None
-    start_lines, end_lines = starts // line, (ends - 1) // line
-    starts, ends = starts - start_lines * line, ends - end_lines * line  # now positions in their lines
-    first, last = int(start_lines[0]), int(end_lines[-1])
-    crossing = bool((start_lines != end_lines).any())
-    low, high = (0, line) if crossing else (int(starts.min()), int(ends.max()))
-    span = high - low
-    steps = np.zeros((last - first + 1) * span + 1, dtype=np.int8)
-    steps[(start_lines - first) * span + (starts - low)] = 1
-    steps[(end_lines - first) * span + (ends - low)] -= 1  # runs without a gap between them cancel out
-    lines = steps[:-1].cumsum(dtype=np.int8).view(bool).reshape(-1, span)
-    if crossing:
-        spans = np.flatnonzero(lines.any(axis=0))
-        low, high = int(spans[0]), int(spans[-1]) + 1
-        lines = lines[:, low:high].copy()
-    return first, low, lines
+    first, before = divmod(runs[0], line)
+    near = [before, *runs[1:]]
+    if len(runs) % 2:
+        near[-1] %= line  # background behind the last cell pixel
+    lines = _paint(near).reshape(-1, line)
+    positions = lines.any(axis=0).nonzero()[0]
+    if positions.size == 0:
+        return None
+    filled = lines.any(axis=1).nonzero()[0]  # runs of length 0 may leave empty lines at either end
+    top, low = int(filled[0]), int(positions[0])
+    return first + top, low, lines[top : int(filled[-1]) + 1, low : int(positions[-1]) + 1]
 
 
 def _mask_to_runs(lines: np.ndarray, first: int, low: int, line: int) -> tuple[np.ndarray, np.ndarray]:
@@ -283,6 +279,14 @@ def _mask_to_runs(lines: np.ndarray, first: int, low: int, line: int) -> tuple[n
         apart = starts[1:] != ends[:-1]
         starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
     return starts, ends
+
+
+def _lengths(starts: np.ndarray, ends: np.ndarray, pixels: int) -> list[int]:
+    """Run lengths, background first and last, from flat rising starts and ends."""
+    edges = _interleave(starts, ends)
+    rest = pixels - (int(edges[-1]) if edges.size else 0)
+    edges[1:] -= edges[:-1].copy()
+    return [*edges.tolist(), rest]
 
 
 def _interleave(a: np.ndarray, b: np.ndarray) -> np.ndarray:
