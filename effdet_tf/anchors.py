@@ -130,8 +130,10 @@ def suggest_anchors(
     found = dataclasses.replace(AnchorConfig(), sizes=tuple(chosen))
     if ratios is not None:
         return dataclasses.replace(found, ratios=tuple(ratios))
-    options = [(1.0,) if r == 1 else (1.0, r, round(1 / r, 3)) for r in RATIO_CHOICES]
-    options = [dataclasses.replace(found, ratios=option) for option in options]
+    options = [
+        dataclasses.replace(found, ratios=(1.0,) if r == 1 else (1.0, r, round(1 / r, 3)))
+        for r in RATIO_CHOICES
+    ]
     few = sizes[:: max(1, len(sizes) // 1000)]
     return max(options, key=lambda o: anchor_recall(few, o, levels, (0.5, 0.6, 0.7), positions=3).sum())
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from effdet_tf._version import __version__
-from effdet_tf.commands import check, convert, predict, synthetic
+from effdet_tf.commands import check, convert, info, predict, synthetic
 from effdet_tf.errors import UserError
 
-VERBS = (synthetic, convert, check, predict)
+VERBS = (synthetic, convert, check, predict, info)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # progress bars in a log file: a line now and then
     try:
         return args.run(args)
     except UserError as error:

@@ -131,11 +131,21 @@ def load(run: str | os.PathLike[str]) -> Predictor:
             f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`"
         )
     config = load_config(folder / CONFIG_FILE)
-    weights = next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
-    if weights is None:
-        raise UserError(
-            f"{folder}: holds no weights yet ({BEST_FILE} or {LAST_FILE}); let its training save once"
-        )
+    weights = weights_file(folder)
     network = build_network(config)
     assign_arrays(network, read_arrays(weights), str(weights))
     return Predictor(network, config)
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights to use of a run folder: the best by validation AP, else the last.
+
+    Raises:
+        UserError: when there are none yet.
+    """
+    for name in (BEST_FILE, LAST_FILE):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(
+        f"{folder}: holds no weights yet ({BEST_FILE} or {LAST_FILE}); let its training save once"
+    )

@@ -29,13 +29,17 @@ FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # progress bars in a log file: a line now and then
     options = _parse(arguments)
     try:
         if options.data:
+            options.out = options.out or Path("runs/train")
             train(options)
         else:
             from training.demo import run_demo
 
+            options.out = options.out or Path("runs/demo")
             run_demo(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -133,6 +137,8 @@ def resumed(config: Config, folder: Path) -> Config:
     if (folder / STATE_FILE).exists() and path.exists():
         past = load_config(path)
         free = {key: getattr(config.train, key) for key in FREE}
+        # The run itself tuned the reporting score.
+        config = config.replace(postprocess__report_score=past.postprocess.report_score)
         same = dataclasses.replace(past, train=dataclasses.replace(past.train, **free))
         differences = _differences(same, config)
         if differences:
@@ -184,9 +190,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--minutes", type=_positive(float), help="train this long instead; validation included"
     )
     parser.add_argument("--batch", type=_positive(int), help="crops in a step")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/train; runs/demo without --data)")
     parser.add_argument(
         "--set",
         action="append",

@@ -20,7 +20,7 @@ from effdet_tf.losses import combine, detection_losses
 from effdet_tf.metrics.report import headline
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.predict import BEST_FILE, LAST_FILE, Predictor
+from effdet_tf.predict import BEST_FILE, CONFIG_FILE, LAST_FILE, Predictor
 from training.callbacks import RunLog
 from training.evaluate import evaluate_run
 from training.schedule import learning_rate
@@ -228,6 +228,7 @@ class Trainer:
             if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
                 self.best = score
                 save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
+                self._keep_threshold()
         save_arrays(self.folder / LAST_FILE, to_arrays(self.averaged))
         self.log.epoch(self.step, row)
         self.save()
@@ -246,6 +247,14 @@ class Trainer:
             f"epoch {row['epoch']}: "
             + "  ".join(f"{k} {row[k]:.3f}" for k in shown if row.get(k) is not None)
         )
+
+    def _keep_threshold(self) -> None:
+        """Store the score that separates cells best on the validation images with the run."""
+        cells = self.report["cells"] if self.report else None
+        if cells is not None:
+            score = float(cells["best_score_threshold"])
+            self.config = self.config.replace(postprocess__report_score=score)
+            self.config.save(self.folder / CONFIG_FILE)
 
     def _copy_average(self) -> None:
         targets = [v for v in self.averaged.variables if "float" in str(v.dtype)]

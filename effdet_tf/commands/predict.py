@@ -46,7 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
-        "--score", type=_share, metavar="X", help="keep cells with this score or more, 0 to 1"
+        "--score",
+        type=_share,
+        metavar="X",
+        help="keep cells with this score or more, 0 to 1 (default: the best on the run's validation images)",
     )
     parser.add_argument("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
     for name in ("labels", "table", "coco", "overlay"):
@@ -71,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
     find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf
 
+    predictor = effdet_tf.load(args.run_folder)
     report = predict_files(
-        effdet_tf.load(args.run_folder),
+        predictor,
         args.images,
         args.out,
-        score=args.score,
+        score=predictor.config.postprocess.report_score if args.score is None else args.score,
         sartorius=args.sartorius,
         labels=args.labels,
         table=args.table,
