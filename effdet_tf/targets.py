@@ -156,8 +156,9 @@ def assign(
     won = ops.reshape(won, (batch, total))
     is_forced = won >= 2**30
     rest = ops.where(is_forced, won - 2**30, ops.maximum(won, 0))
-    overlap = ops.cast(rest // 2**index_bits, "float32") / steps
-    positive = (won >= 0) & (is_forced | (overlap >= rules.positive_iou))
+    # Rounded as the keys are, so that an overlap of exactly the threshold reaches it.
+    enough = int(np.float32(rules.positive_iou) * np.float32(steps))
+    positive = (won >= 0) & (is_forced | (rest // 2**index_bits >= enough))
     state = ops.where(
         positive, int(State.POSITIVE), ops.where(won >= 0, int(State.IGNORE), int(State.NEGATIVE))
     )
