@@ -180,15 +180,18 @@ def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Ten
         anchor index int32 `[B, samples]` and weight float32 `[B, samples]` (0 = no instance).
     """
     batch, total = ops.shape(assignment.state)
+
     # A multiplicative hash in place of a random generator: it needs no state, so a resumed run
     # draws what the first one would have drawn.
-    order = ops.arange(batch * total, dtype="int32")
-
     def mix(value: Tensor) -> Tensor:
         value = value * np.int32(1664525) + np.int32(1013904223)
         return ops.bitwise_and(value ^ ops.right_shift(value, 13), np.int32(2**31 - 1))
 
-    priority = ops.reshape(mix(mix(order) ^ mix(ops.cast(step, "int32"))), (batch, total))
+    def draw(count: Any, salt: int) -> Tensor:
+        order = ops.arange(count, dtype="int32")
+        return mix(mix(order) ^ mix(ops.cast(step, "int32") + salt))
+
+    priority = ops.reshape(draw(batch * total, 0), (batch, total))
     positive = assignment.state == int(State.POSITIVE)
     segment = assignment.matched + ops.arange(batch, dtype="int32")[:, None] * cells
     flat = (batch * total,)
@@ -199,7 +202,8 @@ def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Ten
     index = ops.broadcast_to(ops.arange(total, dtype="int32")[None], (batch, total))
     anchor = ops.where(winner, ops.reshape(index, flat), -1)
     anchor = ops.reshape(ops.segment_max(anchor, segment, num_segments=batch * cells), (batch, cells))
-    rank = ops.where(anchor >= 0, ops.reshape(best, (batch, cells)), -1)
+    # Cells are drawn anew: the best of many anchors would nearly always beat the one of a small cell.
+    rank = ops.where(anchor >= 0, ops.reshape(draw(batch * cells, 2**30), (batch, cells)), -1)
     room = ((0, 0), (0, samples))  # so that there are `samples` to take even from fewer cells
     anchor, rank = ops.pad(anchor, room), ops.pad(rank, room, constant_values=-1)
     top, chosen = ops.top_k(rank, samples)
