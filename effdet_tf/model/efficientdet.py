@@ -121,7 +121,8 @@ def build_network(config: Config, height: int | None = None, width: int | None =
         ]
         outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
         outputs["mask_feature"] = build_mask_feature(fused, backbone, model)
-        head = MaskHead(model.mask, name="mask_head")
+        # float32 whatever the policy: box coordinates do not survive 8 bits of mantissa.
+        head = MaskHead(model.mask, name="mask_head", dtype="float32")
         head.build((None, None, None, model.mask.channels), (None, None, model.fpn_channels), (None, None, 4))
     dense = keras.Model(image, outputs, name=config.preset.replace("-", "_"))
     dense.coarsest_stride = 2**model.max_level

@@ -77,8 +77,8 @@ def sample_crops(feature: Tensor, boxes: Tensor, stride: int, size: int) -> Tens
         index = start + y[..., :, None] * columns + x[..., None, :]
         return ops.take(flat, index, axis=0)  # [B, K, size, size, C]
 
-    fy = ops.cast(fy, feature.dtype)[..., :, None, None]
-    fx = ops.cast(fx, feature.dtype)[..., None, :, None]
+    fy = fy[..., :, None, None]
+    fx = fx[..., None, :, None]
     top = pick(y0, x0) * (1 - fx) + pick(y0, x1) * fx
     bottom = pick(y1, x0) * (1 - fx) + pick(y1, x1) * fx
     return ops.reshape(top * (1 - fy) + bottom * fy, (batch, count, size * size, channels))
@@ -89,7 +89,7 @@ class MaskHead(layers.Layer):
     """Bitmap logits of instances from the mask feature and each instance's code."""
 
     def __init__(self, config: MaskConfig, **kwargs: Any) -> None:
-        """`config` gives stride, size, expansion and widths."""
+        """`config` gives stride, size, expansion and widths; build it with dtype float32."""
         super().__init__(**kwargs)
         self.config = config
         inputs, hidden = config.channels + 2, config.hidden
@@ -97,7 +97,7 @@ class MaskHead(layers.Layer):
         self.filters = layers.Dense(
             sum(a * b + b for a, b in self.shapes),
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
-            dtype="float32",
+            dtype=self.dtype_policy,
             name="filters",
         )
 
@@ -126,14 +126,14 @@ class MaskHead(layers.Layer):
             `[B, K, size, size]` float32 logits.
         """
         size = self.config.size
-        crops = ops.cast(sample_crops(feature, boxes, self.config.stride, size), "float32")
+        crops = sample_crops(feature, boxes, self.config.stride, size)
         steps = (ops.arange(size, dtype="float32") + 0.5) / size * 2 - 1
         y, x = ops.meshgrid(steps, steps, indexing="ij")
         coordinates = ops.reshape(ops.stack([y, x], axis=-1), (1, 1, size * size, 2))
         batch, count = ops.shape(codes)[:2]
         coordinates = ops.broadcast_to(coordinates, (batch, count, size * size, 2))
         values = ops.concatenate([crops, coordinates], axis=-1)
-        parameters = self.filters(ops.cast(codes, "float32")) + ops.cast(self.base, "float32")
+        parameters = self.filters(codes) + self.base
         start = 0
         for k, (inputs, outputs) in enumerate(self.shapes):
             kernel = ops.reshape(
