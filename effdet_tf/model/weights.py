@@ -18,6 +18,19 @@ from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.model.efficientdet import Network
 
+# What numpy and zipfile raise for damaged files: RuntimeError for one whose flags say it is encrypted or
+# packed in an unknown way, TypeError where a bare array lies in place of an archive.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+)
+
 
 def named_variables(network: Network) -> dict[str, Any]:
     """The network's float variables by path; random-generator states are left out."""
@@ -48,8 +61,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable weights file ({error})") from None
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a readable weights file ({' '.join(str(error).split())})") from None
 
 
 def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: str) -> None:
