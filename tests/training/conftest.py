@@ -1,0 +1,107 @@
+"""Small converted data sets and runs for the tests of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from effdet_tf.config import Config
+from effdet_tf.data.image_io import encode_png
+from effdet_tf.data.manifest import Manifest
+from effdet_tf.data.phase_contrast import render_image
+from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
+from effdet_tf.masks import patch_box, patch_to_bitmap, polygons_to_rle, rle_to_patch
+
+SIDE = 96
+
+
+def make_record(image_id: int, cells: int) -> ImageRecord:
+    """A synthetic image of 96 x 96 px with at most `cells` cells."""
+    image, drawn = render_image(np.random.default_rng([7, image_id]), SIDE, SIDE, cells, "Round")
+    codes = [polygons_to_rle([cell.polygon.ravel().tolist()], SIDE, SIDE) for cell in drawn]
+    found = [(code, rle_to_patch(code)) for code in codes]
+    patches = [(code, patch) for code, patch in found if patch is not None]
+    boxes = np.array([patch_box(patch) for _, patch in patches], np.float32).reshape(-1, 4)
+    bitmaps = [patch_to_bitmap(patch, MASK_SIZE) for _, patch in patches]
+    return ImageRecord(
+        image=encode_png(image),
+        height=SIDE,
+        width=SIDE,
+        channels=1,
+        bit_depth=8,
+        mean=float(image.mean()),
+        std=float(image.std()),
+        boxes=boxes,
+        annotated_boxes=boxes,
+        classes=np.zeros(len(boxes), np.int32),
+        masks=np.array(bitmaps, np.uint8).reshape(-1, MASK_SIZE, MASK_SIZE),
+        rles=[code["counts"].encode() for code, _ in patches],
+        iscrowd=np.zeros(len(boxes), np.uint8),
+        image_id=image_id,
+        file_name=f"{image_id}.png",
+        source="made up",
+        cell_type="Round",
+    )
+
+
+def write_set(folder: Path, records: Sequence[ImageRecord]) -> Path:
+    """Write records as one shard with its manifest."""
+    folder.mkdir(parents=True)
+    with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
+        for record in records:
+            writer.write(serialize(record))
+    counts = [len(record.rles) for record in records]
+    sizes = [[float(y1 - y0), float(x1 - x0)] for record in records for y0, x0, y1, x1 in record.boxes]
+    Manifest(
+        source="made up",
+        categories=[{"id": 5, "name": "cell"}],
+        shards=[{"file": "one.tfrecord", "images": len(records), "cells": sum(counts), "sha256": ""}],
+        images=len(records),
+        cells=sum(counts),
+        max_cells=max(counts),
+        cells_per_image={},
+        image_statistics={},
+        cell_sizes=sizes,
+        cell_types={},
+        dropped={},
+        notes={},
+        mask_size=MASK_SIZE,
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records() -> list[ImageRecord]:
+    """Six images with 5 to 12 cells, ids 101-106."""
+    return [make_record(101 + k, 12) for k in range(6)]
+
+
+@pytest.fixture(scope="session")
+def write_records() -> Callable[[Path, Sequence[ImageRecord]], Path]:
+    """`write_records(folder, records)` makes a converted data set."""
+    return write_set
+
+
+@pytest.fixture(scope="session")
+def train_data(tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord]) -> Path:
+    """Four images."""
+    return write_set(tmp_path_factory.mktemp("train") / "data", records[:4])
+
+
+@pytest.fixture(scope="session")
+def val_data(tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord]) -> Path:
+    """Two other images."""
+    return write_set(tmp_path_factory.mktemp("val") / "data", records[4:])
+
+
+@pytest.fixture(scope="session")
+def run_config(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network as a YAML file for --config: constant speed, no random depth, batches of 2."""
+    config = tiny_config.override(["train.batch=2", "train.learning_rate=3e-3", "train.warmup=0.1"])
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config.save(path)
+    return path
