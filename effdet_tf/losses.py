@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from effdet_tf import anchors as anchor_ops
@@ -112,8 +113,10 @@ def jitter(boxes: Tensor, index: Tensor, step: Tensor, amount: float = 0.1) -> T
         amount: largest move, share of the side.
     """
     _, _, h, w = box_ops.to_center(boxes)
-    phase = ops.cast(index % 9973, "float32") * 0.61803 + ops.cast(step % 9973, "float32") * 0.7548777
-    moves = ops.stack([phase * f for f in (1.0, 1.618034, 2.414214, 3.302776)], axis=-1)
+    # Fractions of the square roots of primes: sides and instances then move independently.
+    along = np.float32([0.4142136, 0.7320508, 0.2360680, 0.6457513])
+    over = np.float32([0.3166248, 0.6055513, 0.1231056, 0.3588989])
+    moves = ops.cast(index % 9973, "float32")[..., None] * along + ops.cast(step % 9973, "float32") * over
     moves = (moves - ops.floor(moves)) * 2 - 1
     return boxes + moves * amount * ops.stack([h, w, h, w], axis=-1)
 
