@@ -71,6 +71,8 @@ def check_levels(config: Config) -> None:
         raise UserError(
             "anchors.sizes: every level needs the same number of sizes, since they share the heads"
         )
+    if config.anchors.per_location < 1:
+        raise UserError("anchors: needs at least one size (or octave) and one ratio")
     if model.mask.enabled and (
         model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level
     ):
