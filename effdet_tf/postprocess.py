@@ -51,8 +51,8 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
         frame: height, width of the image inside the input, px; boxes are clipped to it.
 
     Returns:
-        At most top_k candidates, best first. With class-agnostic NMS an anchor stands for its best
-        class, else for each class on its own.
+        At most top_k candidates, best first; a box outside the frame gets the score -1. With
+        class-agnostic NMS an anchor stands for its best class, else for each class on its own.
     """
     model = config.model
     scores = ops.sigmoid(ops.cast(logits, "float32"))
@@ -79,6 +79,8 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
     )
     height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
     boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
+    # What lies in the padding beside the image is no cell and must not take the place of one.
+    best = ops.where(box_ops.area(boxes) > 0, best, -1.0)
     return Candidates(boxes, best, chosen, anchor)
 
 
