@@ -32,25 +32,28 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
         whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
 
     Raises:
-        UserError: for an array that is no image.
+        UserError: for an array that is no image, or holds values that are not finite.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
+    if image.dtype.kind not in "biuf":
+        raise UserError(f"an image holds integer or floating-point pixels, this array {image.dtype}")
+    if image.ndim == 3:
+        image = image[..., :3]  # without alpha
     gray = to_gray(image)
+    if not np.isfinite(gray).all():
+        raise UserError("the image holds values that are not finite; replace them before predicting")
     mean, std = (
         image_statistics(gray)
         if config.data.normalization == "image"
         else (config.data.mean, config.data.std)
     )
-    if config.data.channels == 3 and image.ndim == 3 and image.shape[2] >= 3:
-        values = image[..., :3].astype(np.float32)
+    if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
+        values = image.astype(np.float32)
     else:
         values = np.repeat(gray[..., None], config.data.channels, axis=-1)
-    values = (values - np.float32(mean)) / np.float32(std)
-    if not np.isfinite(values).all():
-        raise UserError("the image holds values that are not finite; replace them before predicting")
-    return values
+    return (values - np.float32(mean)) / np.float32(std)
 
 
 class Predictor:
