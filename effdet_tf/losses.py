@@ -142,9 +142,8 @@ def detection_losses(
     size = ops.shape(batch["image"])[1:3]
     cells = ops.cast(batch["boxes"], "float32")
     classes = ops.cast(batch["classes"], "int32")
-    assignment = assign(
-        cells, classes >= 0, size, config.anchors, config.assign, model.min_level, model.max_level
-    )
+    levels, most = (model.min_level, model.max_level), config.data.max_instances
+    assignment = assign(cells, classes >= 0, size, config.anchors, config.assign, *levels, max_cells=most)
     anchors = ops.concatenate(
         anchor_ops.grid(*size, config.anchors, model.min_level, model.max_level), axis=0
     )

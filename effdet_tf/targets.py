@@ -107,6 +107,7 @@ def assign(
     rules: AssignConfig,
     min_level: int,
     max_level: int,
+    max_cells: int = 2000,
 ) -> Assignment:
     """Match anchors to cells.
 
@@ -122,12 +123,13 @@ def assign(
         rules: thresholds.
         min_level: first level.
         max_level: last level.
+        max_cells: largest M, where M is known only at run time.
 
     Returns:
         `Assignment` over all anchors, in the order of `anchors.grid`.
     """
     batch, count = ops.shape(cells)[:2]
-    index_bits = 12 if cells.shape[1] is None else max(8, math.ceil(math.log2(cells.shape[1] + 1)))
+    index_bits = max(8, math.ceil(math.log2((cells.shape[1] or max_cells) + 1)))
     threshold = min(rules.negative_iou, rules.positive_iou)
     levels, first = [], 0
     sizes = anchor_ops.feature_sizes(*image_size, min_level, max_level)
