@@ -241,6 +241,26 @@ def test_the_class_of_the_cell_is_what_is_learned(tiny_config):
     assert value(detection_losses(config, None, outputs, batch, 0)["class"]) > 10
 
 
+def test_any_number_of_cells_that_the_configuration_allows(tiny_config):
+    config = tiny_config.override(["model.mask.enabled=false", "data.max_instances=5000"])
+    batch = make_batch([CELLS])
+    filled = make_batch([[[0, 0, 1, 1]] * 4997 + CELLS], count=5000)
+    filled["classes"] = tf.where(tf.range(5000)[None] < 4997, -1, filled["classes"])
+    outputs = perfect_outputs(config, batch)
+
+    names = ("boxes", "classes", "masks")
+    signature = {k: tf.TensorSpec((1, None, *batch[k].shape[2:]), batch[k].dtype) for k in names}
+
+    @tf.function(input_signature=[signature])
+    def run(cells):
+        return detection_losses(config, None, outputs, {**cells, "image": batch["image"]}, tf.constant(0))
+
+    for cells in (batch, filled):
+        sums = run({k: cells[k] for k in names})
+        assert value(sums["box"]) == pytest.approx(0, abs=1e-3)
+        assert value(sums["positives"]) >= 3
+
+
 def test_ignored_anchors_carry_no_class_loss(tiny_config):
     config = tiny_config.override(["model.mask.enabled=false", "loss.class_loss=focal"])
     batch = make_batch([CELLS])

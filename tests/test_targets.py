@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from effdet_tf.anchors import grid
@@ -199,8 +200,6 @@ def test_padding_alone_gives_no_target(count):
 
 
 def test_two_thousand_cells_need_no_full_matrix():
-    import tensorflow as tf
-
     config = preset("cells-lite0")
     cells = random_cells(2100, (512, 512), 10, 30, 0)[:2000]
     assert len(cells) == 2000
@@ -224,6 +223,21 @@ def test_two_thousand_cells_need_no_full_matrix():
     state, matched = run(cells[None])
     assert int((state[0] == State.POSITIVE).numpy().sum()) > 1500
     assert len(np.unique(matched[0].numpy()[state[0] == State.POSITIVE])) > 1500
+
+
+def test_more_cells_than_usual_keep_their_numbers_when_the_shape_is_open():
+    count = 5000
+    cells = np.zeros((1, count, 4), np.float32)
+    cells[0, -1] = [4, 4, 20, 20]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 4))])
+    def run(cells):
+        valid = cells[..., 2] > 0
+        return assign(cells, valid, (32, 32), ONE, AssignConfig(), 3, 3, max_cells=count)
+
+    found = run(cells)
+    assert array(found.state)[0, 5] == State.POSITIVE
+    assert array(found.matched)[0, 5] == count - 1
 
 
 def assignment_of(anchors_per_cell):
@@ -260,11 +274,11 @@ def test_every_cell_is_drawn_as_often_however_many_anchors_it_has():
     # Ten cells with 20 anchors each among 40 with one.
     assignment = assignment_of([20] * 10 + [1] * 40)
     matched = array(assignment.matched)[0]
+    draw = tf.function(lambda step: sample_instances(assignment, 50, 10, step))
     count = np.zeros(50)
     anchors = set()
-    steps = 300
-    for step in range(steps):
-        index, weight = (array(v)[0] for v in sample_instances(assignment, 50, 10, step))
+    for step in range(300):
+        index, weight = (array(v)[0] for v in draw(tf.constant(step)))
         assert weight.sum() == 10
         count[matched[index]] += 1
         anchors.update(index[matched[index] == 0])
