@@ -105,7 +105,6 @@ class Predictor:
         boxes, scores, classes = parts[:3]
         masks, mask_boxes = (parts[3], parts[4]) if len(parts) > 3 else (None, None)
         order = np.argsort(-scores, kind="stable")
-        order = order[(boxes[order, 2] > boxes[order, 0]) & (boxes[order, 3] > boxes[order, 1])]
         return Result(
             boxes=boxes[order],
             scores=scores[order],
