@@ -24,10 +24,11 @@ from effdet_tf.predict import BEST_FILE, CONFIG_FILE, LAST_FILE, Predictor
 from training.callbacks import RunLog
 from training.evaluate import evaluate_run
 from training.schedule import learning_rate
-from training.state import load_state, save_state
+from training.state import STATE_FILE, load_state, save_state
 
 TERMS = ("total", "class", "box", "mask")
-COUNTS = ("positives", "instances")
+# What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
+FIGURES = (*TERMS, "positives", "instances", "gradient_norm")
 
 
 def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
@@ -56,7 +57,7 @@ def make_step(
         mask_size: side of the stored bitmaps.
 
     Returns:
-        A function of (batch, step int32, rate float32) -> float32 `[6]`: `TERMS` and `COUNTS`.
+        A function of (batch, step int32, rate float32) -> float32 `[7]`: `FIGURES`.
     """
     floats = [v for v in network.variables if "float" in str(v.dtype)]
     size = config.data.crop_size
@@ -78,7 +79,7 @@ def make_step(
             sums = detection_losses(config, network.mask_head, outputs, batch, number)
             terms = combine(config, sums, sums["positives"], sums["instances"])
         gradients = tape.gradient(terms["total"], network.trainable_variables)
-        gradients, _ = tf.clip_by_global_norm(gradients, config.train.clip_norm)
+        gradients, norm = tf.clip_by_global_norm(gradients, config.train.clip_norm)
         optimizer.learning_rate.assign(rate)
         optimizer.apply(gradients, network.trainable_variables)
         # Early on the average follows closely, or it would remember the random start.
@@ -86,7 +87,7 @@ def make_step(
         keep = tf.minimum(config.train.ema, (1 + done) / (10 + done))
         for variable, mean in zip(floats, average, strict=True):
             mean.assign_add((variable.value - mean) * (1 - keep))
-        return tf.stack([terms[name] for name in TERMS] + [sums[name] for name in COUNTS])
+        return tf.stack([*(terms[k] for k in TERMS), sums["positives"], sums["instances"], norm])
 
     return step
 
@@ -118,14 +119,24 @@ class Trainer:
         self.averaged = build_network(config)
         self.predictor = Predictor(self.averaged, config)
         self.steps = steps_per_epoch(store, config.data, config.train.batch)
-        saved = load_state(folder, self._groups()) or {}
+        self.restore()
+
+    def restore(self) -> None:
+        """Go on from the folder's saved state, where there is one.
+
+        Raises:
+            UserError: when it is unreadable or belongs to another network.
+        """
+        saved = load_state(self.folder, self._groups()) or {}
         self.epoch = saved.get("epoch", 0)
         self.epoch_step = saved.get("epoch_step", 0)
         self.step = saved.get("step", 0)
         self.elapsed = saved.get("elapsed", 0.0)
         self.best = saved.get("best")
-        self.log = RunLog(folder, saved.get("history", []))
-        self.report: dict[str, Any] | None = None
+        self.report: dict[str, Any] | None = saved.get("report")  # of the weights in BEST_FILE
+        # Of the steps of this epoch, those before a stop included: `FIGURES` and the cells dropped.
+        self.sums = np.array(saved.get("sums", [0.0] * (len(FIGURES) + 1)))
+        self.log = RunLog(self.folder, saved.get("history", []))
         self._clock = time.monotonic()
         self._saved_at = self._clock
 
@@ -153,9 +164,9 @@ class Trainer:
             UserError: on a loss that is not finite; names step, terms and image ids.
         """
         try:
-            while self.progress() < 1:
+            # Steps without an epoch's end: training was stopped while it validated.
+            while self.progress() < 1 or self.epoch_step:
                 row = self._epoch()
-                self.epoch, self.epoch_step = self.epoch + 1, 0
                 self._finish_epoch(row, last=self.progress() >= 1)
         except KeyboardInterrupt:
             self.save()
@@ -166,7 +177,7 @@ class Trainer:
         batches = training_dataset(
             self.store, config.data, config.augment, config.train.batch, config.train.seed, self.epoch
         ).skip(self.epoch_step)
-        totals, count, lost = np.zeros(len(TERMS) + len(COUNTS)), 0, 0
+        rate, before = None, self.epoch_step
         bar = tqdm(
             batches,
             f"epoch {self.epoch + 1}",
@@ -182,8 +193,7 @@ class Trainer:
             self._check(values, batch["image_id"].numpy())
             self.step += 1
             self.epoch_step += 1
-            totals, count = totals + values, count + 1
-            lost += int(batch["dropped"].numpy().sum())
+            self.sums += [*values, batch["dropped"].numpy().sum()]
             shown = dict(zip(TERMS, values, strict=False))
             bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()} | {"lr": f"{rate:.1e}"}, refresh=False)
             if self.step % 20 == 0:
@@ -193,43 +203,45 @@ class Trainer:
             if config.train.minutes > 0 and self.progress() >= 1:
                 break
         bar.close()
-        means = totals / max(count, 1)
-        seconds = time.monotonic() - started
+        means = self.sums[:-1] / max(self.epoch_step, 1)
+        images = (self.epoch_step - before) * config.train.batch
         return {
             "epoch": self.epoch + 1,
             "step": self.step,
-            **{k: round(float(v), 5) for k, v in zip((*TERMS, *COUNTS), means, strict=True)},
-            "rate": rate if count else None,
-            "cells_dropped": lost,
-            "images_per_second": round(count * config.train.batch / max(seconds, 1e-9), 2),
+            **{k: round(float(v), 5) for k, v in zip(FIGURES, means, strict=True)},
+            "rate": rate,
+            "cells_dropped": int(self.sums[-1]),
+            "images_per_second": round(images / max(time.monotonic() - started, 1e-9), 2),
             "minutes": round(self._seconds() / 60, 2),
         }
 
     def _check(self, values: np.ndarray, image_ids: np.ndarray) -> None:
         if np.isfinite(values).all():
             return
-        bad = [name for name, value in zip((*TERMS, *COUNTS), values, strict=True) if not np.isfinite(value)]
+        bad = [name for name, value in zip(FIGURES, values, strict=True) if not np.isfinite(value)]
+        saved = (self.folder / STATE_FILE).exists()
         raise UserError(
-            f"step {self.step}: the loss is not finite ({', '.join(bad)}) on images "
-            f"{', '.join(str(i) for i in image_ids)}; look at them, or lower train.learning_rate. "
-            f"The last checkpoint in {self.folder} is unharmed"
+            f"step {self.step + 1}: the loss is not finite ({', '.join(bad)}) on images "
+            f"{', '.join(str(i) for i in image_ids)}; look at them, or lower train.learning_rate"
+            + (f". The last checkpoint in {self.folder} is unharmed" if saved else "")
         )
 
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:
         self._copy_average()
         every = max(self.config.train.evaluate_every, 1)
-        if self.validation is not None and (last or self.epoch % every == 0):
+        if self.validation is not None and (last or row["epoch"] % every == 0):
             limit = None if last else self.config.train.evaluate_images or None
-            self.report, _ = evaluate_run(self.predictor, self.validation, limit, progress=last)
-            figures = headline(self.report)
+            report, _ = evaluate_run(self.predictor, self.validation, limit, progress=last)
+            figures = headline(report)
             row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
             score = figures["mask_AP" if self.network.mask_head is not None else "box_AP"] or 0.0
             # A figure on fewer images says nothing beside one on all of them: the last always counts.
             if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
-                self.best = score
+                self.best, self.report = score, report
                 save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
                 self._keep_threshold()
         save_arrays(self.folder / LAST_FILE, to_arrays(self.averaged))
+        self.epoch, self.epoch_step, self.sums = self.epoch + 1, 0, np.zeros_like(self.sums)
         self.log.epoch(self.step, row)
         self.save()
         shown = (
@@ -269,6 +281,8 @@ class Trainer:
             "step": self.step,
             "elapsed": self._seconds(),
             "best": self.best,
+            "report": self.report,
+            "sums": self.sums.tolist(),
             "history": self.log.history,
         }
         save_state(self.folder, self._groups(), progress)
