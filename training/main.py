@@ -28,7 +28,6 @@ FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # progress bars in a log file: a line now and then
     options = _parse(arguments)
@@ -57,12 +56,18 @@ def train(options: argparse.Namespace) -> None:
         UserError: for unusable data or settings.
     """
     config = wanted_config(options)
+    from effdet_tf.data.record import shard_paths
     from effdet_tf.data.store import RecordStore
 
+    if options.val:
+        shard_paths(options.val)  # a wrong folder must not come to light after the first epoch
     store = RecordStore(options.data, config.data.cache_mb)
     config = resolve(config, store, options.data)
     folder = options.out
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made") from error
     config = resumed(config, folder)
     _set_precision(config)
     from effdet_tf.metrics.report import format_table
@@ -74,7 +79,9 @@ def train(options: argparse.Namespace) -> None:
         f"{config.preset}: {parameters:,} parameters; {store.images} images, {trainer.steps} steps an epoch; "
         f"anchors {[list(s) for s in config.anchors.sizes] or 'as published'}; run folder {folder}"
     )
-    if trainer.step:
+    if trainer.progress() >= 1 and not trainer.epoch_step:
+        print(f"trained to its end, {trainer.step} steps, before; for more, give more --epochs or --minutes")
+    elif trainer.step:
         print(f"going on at epoch {trainer.epoch + 1}, step {trainer.step}")
     trainer.run()
     if options.val is None:
@@ -97,7 +104,11 @@ def wanted_config(options: argparse.Namespace) -> Config:
     if options.epochs is not None:
         quick.setdefault("minutes", 0.0)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **quick))
-    return config.override(options.set or [])
+    config = config.override(options.set or [])
+    if config.train.batch < 1 or config.train.epochs < 1:
+        given = f"train.batch {config.train.batch}, train.epochs {config.train.epochs}"
+        raise UserError(f"{given}: both must be 1 or more")
+    return config
 
 
 def resolve(config: Config, store: RecordStore, data: Sequence[Path]) -> Config:
@@ -181,12 +192,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     parser.add_argument("--val", type=Path, help="converted data to validate on")
-    parser.add_argument(
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument(
         "--preset", default="cells-lite0", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"
     )
-    parser.add_argument("--config", type=Path, help="YAML file in place of a preset")
-    parser.add_argument("--epochs", type=_positive(int), help="passes over the data")
-    parser.add_argument(
+    network.add_argument("--config", type=Path, help="YAML file in place of a preset")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=_positive(int), help="passes over the data")
+    length.add_argument(
         "--minutes", type=_positive(float), help="train this long instead; validation included"
     )
     parser.add_argument("--batch", type=_positive(int), help="crops in a step")
@@ -197,7 +210,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="any setting, for example train.learning_rate=5e-4",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.val and not options.data:
+        parser.error("--val needs --data: without it the demo makes data of its own")
+    return options
 
 
 def _positive(kind: type) -> object:
