@@ -1,0 +1,280 @@
+"""The command: a whole run, its repetition, and every refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import effdet_tf
+from effdet_tf.config import load_config
+from effdet_tf.data.record import ImageRecord
+from effdet_tf.data.store import RecordStore
+from training import main as command
+from training.callbacks import CSV_FILE
+from training.state import STATE_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def arguments(train_data: Path, val_data: Path, run_config: Path) -> list[str]:
+    return ["--data", str(train_data), "--val", str(val_data), "--config", str(run_config), "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert command.main([*arguments, "--out", str(folder)]) == 0
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if "events" not in p.name}
+
+
+def test_a_run_leaves_all_it_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.yaml",
+        "best.npz",
+        "last.npz",
+        STATE_FILE,
+        CSV_FILE,
+        "metrics.json",
+        "tensorboard",
+    } == names
+    report = json.loads((finished / "metrics.json").read_text())
+    assert set(report["livecell"]["all"]) >= {"bbox", "segm"} and report["cells"]["all"]["sartorius"] >= 0
+    predictor = effdet_tf.load(finished)
+    assert predictor.class_names == ("cell",) and predictor.category_ids == (5,)
+
+
+def test_the_same_command_again_changes_nothing(finished: Path, arguments: list[str], capsys) -> None:
+    before = content(finished)
+    assert command.main([*arguments, "--out", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "trained to its end, 2 steps" in out and "mask" in out
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["--set", "train.learning_rate=0.5"], "train.learning_rate was 0.003, now 0.5"),
+        (["--set", "model.fpn_channels=16"], "model.fpn_channels was 8, now 16"),
+        (["--batch", "1"], "train.batch was 2, now 1"),
+    ],
+)
+def test_other_settings_on_a_run_are_refused_by_name(
+    finished: Path, arguments: list[str], extra: list[str], named: str, capsys
+) -> None:
+    before = content(finished)
+    assert command.main([*arguments, *extra, "--out", str(finished)]) == 1
+    assert named in one_error(capsys)
+    assert content(finished) == before
+
+
+def test_more_epochs_go_on_where_the_run_ended(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(finished, folder)
+    past = load_config(folder / "config.yaml")
+    config = command.resumed(past.override(["train.epochs=3", "train.save_minutes=1"]), folder)
+    assert (config.train.epochs, config.train.save_minutes) == (3, 1.0)
+    assert load_config(folder / "config.yaml") == config
+    # The score for reports is tuned by the run: the command line asks for the default again.
+    tuned = config.replace(postprocess__report_score=0.31)
+    tuned.save(folder / "config.yaml")
+    assert command.resumed(config, folder) == tuned
+
+
+def test_a_damaged_state_is_one_clear_line(
+    finished: Path, arguments: list[str], tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    state = folder / STATE_FILE
+    state.write_bytes(state.read_bytes()[:5000])
+    assert command.main([*arguments, "--out", str(folder)]) == 1
+    assert f"{state}: not a readable weights file" in one_error(capsys)
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last thing on stderr: one line that starts with "error: "."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0]
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--set", "train.lerning_rate=1"], "did you mean train.learning_rate"),
+        (["--set", "train.batch=many"], "train.batch: 'many' is not of the kind int"),
+        (["--set", "train.batch"], "write it as section.key=value"),
+        (["--set", "train.batch=0"], "train.batch 0"),
+        (["--batch", "50"], "less than one batch of 50"),
+        (["--data", "nowhere"], "nowhere: "),
+        (["--val", "nowhere"], "nowhere: "),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--out", __file__], "--out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_refused_before_training(
+    arguments: list[str], change: list[str], named: str, tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "run"
+    assert command.main([*arguments, "--out", str(folder), *change]) == 1
+    assert named in one_error(capsys)
+    assert not (folder / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--epochs", "0"],
+        ["--epochs", "three"],
+        ["--minutes", "-1"],
+        ["--epochs", "3", "--minutes", "5"],
+        ["--preset", "d0", "--config", "x.yaml"],
+        ["--val", "somewhere"],
+        ["--unknown"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(wrong: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(wrong)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(arguments: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    def stop(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train", stop)
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert "again to go on" in one_error(capsys)
+
+
+def test_max_instances_rises_to_the_fullest_image(
+    train_data: Path, run_config: Path, records: Sequence[ImageRecord], capsys
+) -> None:
+    config = load_config(run_config).replace(data__max_instances=2)
+    most = max(len(record.rles) for record in records[:4])
+    resolved = command.resolve(config, RecordStore(train_data), [train_data])
+    assert most > 2 and resolved.data.max_instances == most
+    assert f"raised from 2 to {most}" in capsys.readouterr().out
+    assert (resolved.class_names, resolved.category_ids) == (("cell",), (5,))
+
+
+def test_anchors_come_from_the_data_where_the_preset_wants_it(
+    train_data: Path, run_config: Path, records: Sequence[ImageRecord]
+) -> None:
+    config = load_config(run_config)
+    store = RecordStore(train_data)
+    assert command.resolve(config, store, [train_data]).anchors == config.anchors
+    wanted = command.resolve(config.replace(anchors__from_data=True), store, [train_data]).anchors
+    assert len(wanted.sizes) == 2 and wanted.sizes != config.anchors.sizes
+
+
+def options(*given: str):
+    return command._parse(["--data", "x", *given])
+
+
+def test_the_later_word_wins_among_preset_options_and_set(run_config: Path) -> None:
+    config = command.wanted_config(options("--batch", "3", "--set", "train.batch=4", "--minutes", "2"))
+    assert (config.preset, config.train.batch, config.train.minutes) == ("cells-lite0", 4, 2.0)
+    config = command.wanted_config(
+        options("--config", str(run_config), "--epochs", "7", "--set", "train.seed=5")
+    )
+    assert (config.train.epochs, config.train.minutes, config.train.batch, config.train.seed) == (
+        7,
+        0.0,
+        2,
+        5,
+    )
+
+
+def run(*given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "training.main", *given], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_exit_codes_of_the_process() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0 and "--minutes" in shown.stdout and not shown.stderr
+    assert run("--epochs", "0").returncode == 2
+    failed = run("--data", "x", "--preset", "cells-lite9")
+    assert failed.returncode == 1 and not failed.stdout
+    assert failed.stderr.startswith("error: unknown preset 'cells-lite9'") and failed.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """Run the demo with every command recorded in place of done."""
+    from training import demo as demo_module
+
+    def recorded(*given: str, fails: str | None = None) -> list[list[str]]:
+        done: list[list[str]] = []
+
+        def verb(words: list[str]) -> int:
+            done.append(words)
+            if words[0] == "convert":
+                folder = Path(words[3])
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "manifest.json").write_text("{}")
+            return int(words[0] == fails)
+
+        def train(options) -> None:
+            done.append(
+                ["train", str(options.minutes), str(options.epochs), str(options.batch), *options.set]
+            )
+
+        monkeypatch.setattr(demo_module.cli, "main", verb)
+        monkeypatch.setattr(demo_module, "validation_images", lambda source: [source / "a.tif"])
+        monkeypatch.setattr(command, "train", train)
+        code = command.main(list(given))
+        return [*done, [str(code)]]
+
+    return recorded
+
+
+def test_the_demo_does_the_whole_job_once(demo, tmp_path: Path, capsys) -> None:
+    done = demo("--out", str(tmp_path))
+    assert [words[0] for words in done] == [
+        "synthetic",
+        "convert",
+        "convert",
+        "check",
+        "train",
+        "predict",
+        "0",
+    ]
+    assert done[4][1:4] == ["6.0", "None", "4"]
+    out = capsys.readouterr().out
+    for verb in ("synthetic", "convert", "check", "predict"):
+        assert f"$ python -m effdet_tf {verb} " in out
+    again = demo("--out", str(tmp_path), "--epochs", "2", "--set", "train.seed=3")
+    assert [words[0] for words in again] == ["check", "train", "predict", "0"]
+    assert again[1][1:3] == ["None", "2"] and again[1][-1] == "train.seed=3"
+
+
+def test_a_demo_step_that_fails_ends_the_demo(demo, tmp_path: Path, capsys) -> None:
+    assert [words[0] for words in demo("--out", str(tmp_path), fails="convert")][-2:] == ["convert", "1"]
+    assert "stopped at `convert`" in one_error(capsys)
+
+
+def test_the_demo_refuses_wrong_settings_before_it_makes_anything(demo, tmp_path: Path, capsys) -> None:
+    assert demo("--out", str(tmp_path), "--set", "train.lerning_rate=1") == [["1"]]
+    assert "did you mean train.learning_rate" in one_error(capsys)
