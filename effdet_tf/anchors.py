@@ -126,6 +126,8 @@ def suggest_anchors(
         if len(own) < 10 * scales_per_level:
             own = SMALLEST * 2**level * 2**steps
         quantiles = np.clip(np.quantile(own, steps), 4.0, 512.0)
+        for k in range(1, scales_per_level):  # cells of one size: equal anchors would be wasted
+            quantiles[k] = max(quantiles[k], 1.15 * quantiles[k - 1])
         chosen.append(tuple(round(float(q), 1) for q in quantiles))
     found = dataclasses.replace(AnchorConfig(), sizes=tuple(chosen))
     if ratios is not None:

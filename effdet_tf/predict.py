@@ -95,7 +95,8 @@ class Predictor:
             image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
 
         Returns:
-            All cells above `postprocess.score_threshold`, best first.
+            All cells whose class score reaches `postprocess.score_threshold`, best first; the
+            score given is that times the quality of the mask, so it may be lower.
 
         Raises:
             UserError: for an unreadable file or an array that is no image.

@@ -149,3 +149,8 @@ def test_magnified_training_needs_larger_anchors():
 def test_no_cells_no_anchors():
     with pytest.raises(ValueError, match="no cell sizes"):
         suggest_anchors(np.zeros((0, 2)), (2, 3))
+
+
+def test_cells_of_one_size_get_no_two_equal_anchors() -> None:
+    found = suggest_anchors(np.full((500, 2), 20.0), (2, 3), scales_per_level=2)
+    assert found.sizes[0] == (20.0, 23.0)
