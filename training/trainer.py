@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from training.state import STATE_FILE, load_state, save_state
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")
+# Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
+EPOCHS_AHEAD = 20
 
 
 def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
@@ -163,23 +167,32 @@ class Trainer:
         Raises:
             UserError: on a loss that is not finite; names step, terms and image ids.
         """
+        batches = self._batches()
         try:
             # Steps without an epoch's end: training was stopped while it validated.
             while self.progress() < 1 or self.epoch_step:
-                row = self._epoch()
+                row = self._epoch(batches)
                 self._finish_epoch(row, last=self.progress() >= 1)
         except KeyboardInterrupt:
             self.save()
             raise
 
-    def _epoch(self) -> dict[str, Any]:
+    def _batches(self) -> Iterator[dict[str, tf.Tensor]]:
+        """The batches from here on, epoch after epoch."""
+        config, epoch, done = self.config, self.epoch, self.epoch_step
+        while True:
+            left = EPOCHS_AHEAD if config.train.minutes > 0 else config.train.epochs - epoch
+            epochs = max(min(left, EPOCHS_AHEAD), 1)
+            yield from training_dataset(
+                self.store, config.data, config.augment, config.train.batch, config.train.seed, epoch, epochs
+            ).skip(done)
+            epoch, done = epoch + epochs, 0
+
+    def _epoch(self, batches: Iterator[dict[str, tf.Tensor]]) -> dict[str, Any]:
         config, started = self.config, time.monotonic()
-        batches = training_dataset(
-            self.store, config.data, config.augment, config.train.batch, config.train.seed, self.epoch
-        ).skip(self.epoch_step)
         rate, before = None, self.epoch_step
         bar = tqdm(
-            batches,
+            islice(batches, self.steps - self.epoch_step),
             f"epoch {self.epoch + 1}",
             self.steps,
             initial=self.epoch_step,
