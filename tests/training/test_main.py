@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 import effdet_tf
@@ -203,6 +205,19 @@ def test_the_later_word_wins_among_preset_options_and_set(run_config: Path) -> N
         2,
         5,
     )
+
+
+@pytest.mark.slow
+def test_mixed_precision_trains_and_its_run_loads(arguments: list[str], tmp_path: Path) -> None:
+    settings = ["--set", "train.mixed_precision=on", "--set", "postprocess.score_threshold=0.001"]
+    policy = keras.config.dtype_policy()
+    try:
+        assert command.main([*arguments, *settings, "--out", str(tmp_path)]) == 0
+        assert keras.config.dtype_policy().compute_dtype == "bfloat16"
+    finally:
+        keras.config.set_dtype_policy(policy)
+    found = effdet_tf.load(tmp_path).predict(np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8))
+    assert len(found) > 0 and np.isfinite(found.boxes).all()
 
 
 def run(*given: str) -> subprocess.CompletedProcess[str]:

@@ -39,6 +39,7 @@ def config(tiny_config: Config) -> Config:
             "train.learning_rate=1e-2",
             "train.ema=0.8",
             "model.batch_norm_momentum=0.8",
+            "model.drop_connect=0.2",  # its random state must survive a stop, too
             "postprocess.score_threshold=0.001",
         ]
     )
