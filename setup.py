@@ -51,6 +51,7 @@ setup(
         "imagecodecs>=2024.1",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "tensorboard>=2.20",
         "ijson>=3.3",
         "scipy>=1.13",
         "scikit-image>=0.24",
