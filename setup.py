@@ -53,14 +53,12 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.20",
         "ijson>=3.3",
-        "scipy>=1.13",
-        "scikit-image>=0.24",
     ],
     extras_require={
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
+            "scikit-image>=0.24",
+            "scipy>=1.13",
             "ruff>=0.6",
             "mypy>=1.11",
             "setuptools>=77",
