@@ -17,7 +17,7 @@ from effdet_tf.errors import UserError
 TRAIN_IMAGES, VALIDATION_IMAGES = 48, 8
 SIZE = (352, 480)
 CELLS = (15, 70)
-MINUTES = 6.0
+MINUTES = 7.0
 
 
 def run_demo(options: argparse.Namespace) -> None:
