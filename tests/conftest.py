@@ -22,7 +22,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
-    """The cell preset cut down to what builds, traces and steps in seconds: P2-P3, 8 channels, 64 px crops."""
+    """The cell preset cut down to what steps in a second: P2-P3, 8 channels, 64 px crops."""
     return preset("cells-lite0").override(
         [
             "model.backbone_levels=[2, 3]",
