@@ -19,6 +19,7 @@ from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from training import main as command
 from training.callbacks import CSV_FILE
+from training.demo import MINUTES
 from training.state import STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,7 +277,7 @@ def test_the_demo_does_the_whole_job_once(demo, tmp_path: Path, capsys) -> None:
         "predict",
         "0",
     ]
-    assert done[4][1:4] == ["6.0", "None", "4"]
+    assert done[4][1:4] == [str(MINUTES), "None", "4"]
     out = capsys.readouterr().out
     for verb in ("synthetic", "convert", "check", "predict"):
         assert f"$ python -m effdet_tf {verb} " in out
