@@ -257,6 +257,11 @@ class Trainer:
         self.epoch, self.epoch_step, self.sums = self.epoch + 1, 0, np.zeros_like(self.sums)
         self.log.epoch(self.step, row)
         self.save()
+        if row["cells_dropped"]:
+            print(
+                f"epoch {row['epoch']}: {row['cells_dropped']} cells did not fit into data.max_instances="
+                f"{self.config.data.max_instances} and were not learned; raise it"
+            )
         shown = (
             "total",
             "class",

@@ -169,6 +169,15 @@ def test_an_interrupt_says_how_to_go_on(arguments: list[str], tmp_path: Path, mo
     assert "again to go on" in one_error(capsys)
 
 
+def test_a_full_disk_is_one_line(arguments: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "state.npz")
+
+    monkeypatch.setattr("training.trainer.Trainer.run", full)
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    assert "error: state.npz: No space left on device" in capsys.readouterr().err
+
+
 def test_max_instances_rises_to_the_fullest_image(
     train_data: Path, run_config: Path, records: Sequence[ImageRecord], capsys
 ) -> None:

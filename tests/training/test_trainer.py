@@ -332,7 +332,7 @@ def test_gradients_that_are_not_finite_stop_it_too(
         trainer.run()
 
 
-def test_dropped_cells_are_counted(fresh: Fresh, scores, tmp_path: Path) -> None:
+def test_dropped_cells_are_counted_and_told(fresh: Fresh, scores, tmp_path: Path, capsys) -> None:
     scores(0.1)
     trainer = fresh(tmp_path, epochs=1)
     trainer.config = trainer.config.replace(data__max_instances=2)
@@ -342,6 +342,7 @@ def test_dropped_cells_are_counted(fresh: Fresh, scores, tmp_path: Path) -> None
     expected = sum(int(batch["dropped"].numpy().sum()) for batch in batches)
     trainer.run()
     assert expected > 0 and rows(tmp_path)[0]["cells_dropped"] == str(expected)
+    assert f"{expected} cells did not fit into data.max_instances" in capsys.readouterr().out
 
 
 def test_a_folder_with_the_state_of_another_network_is_refused(
