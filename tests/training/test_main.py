@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_line(arguments: list[str], tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device", "state.npz")
 
     monkeypatch.setattr("training.trainer.Trainer.run", full)
-    assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    assert command.main([*arguments, "--out", str(tmp_path / "run")]) == 1
     assert "error: state.npz: No space left on device" in capsys.readouterr().err
 
 
