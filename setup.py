@@ -49,6 +49,7 @@ setup(
         "pillow>=10.3",
         "tifffile>=2024.2",
         "imagecodecs>=2024.1",
+        "protobuf>=5",
         "pyyaml>=6",
         "tqdm>=4.66",
         "tensorboard>=2.20",

@@ -142,6 +142,9 @@ def predict_files(
                 summary.append([row])
             report.done += 1
             report.cells += len(cells.result)
+            if found.truncated and progress:
+                limit = f"the network reports at most {len(found)} cells an image (data.max_instances)"
+                tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
     return report
 
 

@@ -115,6 +115,7 @@ class Predictor:
             height=pixels.shape[0],
             width=pixels.shape[1],
             class_names=self.class_names,
+            truncated=len(order) >= self.config.data.max_instances,
         )
 
 

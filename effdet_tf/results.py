@@ -26,6 +26,7 @@ class Result:
         height: image height in pixels.
         width: image width in pixels.
         class_names: name of each class.
+        truncated: whether the network found as many cells as it may report, so that weaker ones are missing.
     """
 
     boxes: np.ndarray
@@ -36,6 +37,7 @@ class Result:
     height: int
     width: int
     class_names: tuple[str, ...]
+    truncated: bool = False
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together.

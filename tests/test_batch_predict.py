@@ -19,6 +19,7 @@ from effdet_tf.commands import predict as command
 from effdet_tf.data.image_io import to_gray
 from effdet_tf.errors import UserError
 from effdet_tf.masks import decode_kaggle_rle, labels_to_patches, patch_box, patch_to_bitmap
+from effdet_tf.presets import preset
 from effdet_tf.results import Result
 
 
@@ -27,6 +28,7 @@ class Thresholder:
 
     class_names = ("small", "large")
     category_ids = (4, 2)
+    config = preset("cells-lite0").override(["postprocess.report_score=0.0"])
 
     def __init__(self, masks: bool = True) -> None:
         self.masks = masks

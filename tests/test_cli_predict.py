@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import cv2
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 
 from effdet_tf import cli
-from effdet_tf.config import Config
+from effdet_tf.config import Config, load_config
 from effdet_tf.model.efficientdet import build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
 from effdet_tf.predict import BEST_FILE, CONFIG_FILE, load
@@ -22,10 +23,22 @@ from effdet_tf.predict import BEST_FILE, CONFIG_FILE, load
 @pytest.fixture(scope="module")
 def run_folder(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network that reports everything it sees: enough to exercise the whole path."""
+    keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    config = tiny_config.override(["postprocess.score_threshold=0.001", "postprocess.report_score=0.002"])
+    config = tiny_config.override(
+        [
+            "postprocess.score_threshold=0.001",
+            "postprocess.report_score=0.002",
+            "data.max_instances=2000",
+        ]
+    )
     config.save(folder / CONFIG_FILE)
-    save_arrays(folder / BEST_FILE, to_arrays(build_network(config)))
+    network = build_network(config)
+    assert network.mask_head is not None
+    base = network.mask_head.base.numpy()
+    base[-1] = 5.0  # the bias of the last filter: every mask covers its box
+    network.mask_head.base.assign(base)
+    save_arrays(folder / BEST_FILE, to_arrays(network))
     return folder
 
 
@@ -120,3 +133,18 @@ def test_all_candidates_come_from_the_library_the_threshold_only_from_the_comman
     )
     assert len(found) > 0
     assert pd.read_csv(tmp_path / "summary.csv")["cells"].item() == 0
+
+
+def test_a_cut_at_max_instances_is_told(
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / BEST_FILE).write_bytes((run_folder / BEST_FILE).read_bytes())
+    load_config(run_folder / CONFIG_FILE).replace(data__max_instances=3).save(run / CONFIG_FILE)
+    assert load(run).predict(images / "gray.png").truncated
+    assert not load(run_folder).predict(images / "gray.png").truncated
+    assert (
+        cli.main(["predict", "--run", str(run), str(images / "gray.png"), "--out", str(tmp_path / "o")]) == 0
+    )
+    assert "at most 3 cells an image" in capsys.readouterr().err

@@ -116,6 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; choose another --out", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -130,13 +137,19 @@ def _run(options: argparse.Namespace) -> None:
     print(format_table(report))
     out = options.out
     if out is None and options.run is not None:
-        out = options.run / "metrics.json"
+        # Named after the data: a second set must not replace the figures of the first.
+        out = options.run / f"evaluation-{options.data.resolve().name}.json"
     if out is None:
         return
+    report["evaluated"] = {
+        "data": str(options.data),
+        "of": str(options.run or options.predictions),
+        "limit": options.limit,
+    }
     write_json(out, report)
     print(f"\nwritten: {out}")
     if options.run is not None:
-        found = out.with_name("predictions.json")
+        found = out.with_suffix(".predictions.json")
         write_json(found, predictions, indent=None)
         print(f"written: {found}")
 
@@ -157,7 +170,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
     parser.add_argument("--data", type=Path, required=True, help="folder of converted, annotated images")
     parser.add_argument(
-        "--out", type=Path, help="report, JSON; a network's predictions go beside it (RUN/metrics.json)"
+        "--out",
+        type=Path,
+        help="report, JSON (RUN/evaluation-DATA.json); a network's predictions go beside it",
     )
     parser.add_argument("--limit", type=_positive, help="evaluate on the first LIMIT images only")
     parser.add_argument("--score", type=float, help="least score of a cell (the best on these images)")

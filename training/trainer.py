@@ -129,9 +129,14 @@ class Trainer:
         """Go on from the folder's saved state, where there is one.
 
         Raises:
-            UserError: when it is unreadable or belongs to another network.
+            UserError: when it is unreadable or belongs to another network or other data.
         """
         saved = load_state(self.folder, self._groups()) or {}
+        if saved and saved["data"] != self.store.fingerprint:
+            raise UserError(
+                f"{self.folder} holds a run on other training data; give its own --data to go on, "
+                "or choose another --out"
+            )
         self.epoch = saved.get("epoch", 0)
         self.epoch_step = saved.get("epoch_step", 0)
         self.step = saved.get("step", 0)
@@ -170,7 +175,7 @@ class Trainer:
         batches = self._batches()
         try:
             # Steps without an epoch's end: training was stopped while it validated.
-            while self.progress() < 1 or self.epoch_step:
+            while self.progress() < 1 or self.epoch_step or not self.step:
                 row = self._epoch(batches)
                 self._finish_epoch(row, last=self.progress() >= 1)
         except KeyboardInterrupt:
@@ -281,7 +286,7 @@ class Trainer:
     def _keep_threshold(self) -> None:
         """Store the score that separates cells best on the validation images with the run."""
         cells = self.report["cells"] if self.report else None
-        if cells is not None:
+        if cells is not None and cells["best_sartorius"] > 0:
             score = float(cells["best_score_threshold"])
             self.config = self.config.replace(postprocess__report_score=score)
             self.config.save(self.folder / CONFIG_FILE)
@@ -294,6 +299,7 @@ class Trainer:
     def save(self) -> None:
         """Write the state that `--out RUN` resumes from."""
         progress = {
+            "data": self.store.fingerprint,
             "epoch": self.epoch,
             "epoch_step": self.epoch_step,
             "step": self.step,

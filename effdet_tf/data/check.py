@@ -129,15 +129,16 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
         lines.append("  training chooses the anchors of this preset from the data by itself")
     elif ours >= theirs:
         lines.append("  the anchors of the preset reach as many cells at IoU 0.5: keep them")
-    lines.append("  suggested settings:")
-    if theirs > ours:
-        lines.append(f"    --set 'anchors.sizes={json.dumps(suggested.sizes)}'")
-        lines.append(f"    --set 'anchors.ratios={json.dumps(suggested.ratios)}'")
-    lines.append(f"    --set data.max_instances={report.max_instances}")
+    if theirs > ours and not config.anchors.from_data:
+        lines.append(f"  suggested: --set 'anchors.sizes={json.dumps(suggested.sizes)}'")
+        lines.append(f"             --set 'anchors.ratios={json.dumps(suggested.ratios)}'")
     most, places = int(report.counts.max()), config.data.max_instances
+    lines.append(
+        f"  max_instances: {report.max_instances} would do for these images, the preset has {places}"
+    )
     if most > places:
         lines.append(
-            f"  the fullest image has {most} cells, the preset only {places} places: raise max_instances"
+            f"  suggested: --set data.max_instances={report.max_instances}, the fullest has {most} cells"
         )
     return lines
 

@@ -20,8 +20,6 @@ from effdet_tf.errors import UserError
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 # A 16-bit gray image of this size takes half a GiB; a larger one is a whole slide or a decompression bomb.
 MAX_PIXELS = 2**28
-# Up to this many pages the first is the image (others are thumbnails or masks); more is a stack or a film.
-MAX_PAGES = 4
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +32,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
     """Read an image in its native depth.
 
     Palettes are expanded, alpha is dropped, 1-bit images become 0 and 255, and "white is zero" is turned
-    round. Of a tif with up to four pages the first is read.
+    round. Of a tif with thumbnails the first page is read.
 
     Args:
         path: the file.
@@ -44,7 +42,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
         [H, W, C], C 1 or 3: uint8, uint16, or float32 for float files and for integers that fit neither.
 
     Raises:
-        UserError: when the file is missing, empty, truncated, no image, a stack of more than four pages,
+        UserError: when the file is missing, empty, truncated, no image, a stack of several pages,
             or larger than `max_pixels`.
     """
     image = _read(Path(path), max_pixels, labels=False)
@@ -178,10 +176,11 @@ def _check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
 
 def _read_tiff(path: Path, size: int, max_pixels: int, labels: bool) -> np.ndarray:
     with tifffile.TiffFile(path) as file:
-        pages = len(file.pages)
-        if pages > MAX_PAGES:
-            raise UserError(f"{path}: is a stack of {pages} pages; save the page to be used as an image")
         page: Any = file.pages[0]
+        # Pages of another size are thumbnails; pages of the same size are channels, slices or times.
+        pages = sum(other.shape == page.shape for other in file.pages)
+        if pages > 1:
+            raise UserError(f"{path}: is a stack of {pages} pages; save the page to be used as an image")
         _check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
         if page.imagedepth > 1:
             raise UserError(f"{path}: is a volume of {page.imagedepth} slices; save one slice as an image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class RecordStore:
 
     Attributes:
         images: number of images.
+        fingerprint: of the contents of all shards, hexadecimal.
         class_names: names of the classes.
         category_ids: their ids in the source.
         max_cells: cells in the fullest image.
@@ -97,6 +99,9 @@ class RecordStore:
                     f"{folder}: masks of {manifest.mask_size} x {manifest.mask_size}, {folders[0]} has "
                     f"{manifests[0].mask_size}; convert both with the same mask size"
                 )
+        self.fingerprint = hashlib.sha256(
+            repr([sorted(shard.items()) for manifest in manifests for shard in manifest.shards]).encode()
+        ).hexdigest()
         self.class_names = manifests[0].class_names
         self.category_ids = manifests[0].category_ids
         self.mask_size = manifests[0].mask_size

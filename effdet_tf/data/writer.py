@@ -90,7 +90,7 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
     """Convert all images of a source; the manifest is written last, so a folder without one is incomplete.
 
     Image i by name goes to shard i mod S: every shard mixes the cell types. A data set that lies in `out`,
-    whole or interrupted, is removed first; other files there are not touched.
+    whole or interrupted, is replaced in the end; other files there are not touched.
 
     Args:
         source: the opened source.
@@ -115,25 +115,26 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
     bar = tqdm(total=len(tasks), unit="image", desc="convert", disable=not options.progress)
     shards = []
     try:
-        _clear(out)
-        with bar, _built(itertools.chain(*groups), options) as built:
-            for number, group in enumerate(groups):
-                path = out / f"part-{number:05d}-of-{count:05d}.tfrecord"
-                ready = itertools.islice(built, len(group))
-                shards += _write_shard(path, ready, source.name, tally, bar)
-        if not tally.images:
-            raise UserError(_nothing(tally.faults.lines()))
-        manifest = tally.manifest(source.name, source.categories, shards, options.mask_size)
-        if options.strict and tally.faults:
-            found = "; ".join(" ".join(line.split()) for line in tally.faults.lines())
-            raise UserError(f"{out}: not written, since --strict allows no fault: {found}")
-        manifest.save(out)
-    except BaseException as error:
-        for shard in shards:
-            (out / shard["file"]).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{out}: writing failed ({error.strerror or error}); free some space") from error
-        raise
+        # Written aside and moved in the end: a conversion that fails leaves the old set as it was.
+        with tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH) as folder:
+            stage = Path(folder)
+            with bar, _built(itertools.chain(*groups), options) as built:
+                for number, group in enumerate(groups):
+                    path = stage / f"part-{number:05d}-of-{count:05d}.tfrecord"
+                    ready = itertools.islice(built, len(group))
+                    shards += _write_shard(path, ready, source.name, tally, bar)
+            if not tally.images:
+                raise UserError(_nothing(tally.faults.lines()))
+            manifest = tally.manifest(source.name, source.categories, shards, options.mask_size)
+            if options.strict and tally.faults:
+                found = "; ".join(" ".join(line.split()) for line in tally.faults.lines())
+                raise UserError(f"{out}: not written, since --strict allows no fault: {found}")
+            _clear(out)
+            for shard in shards:
+                (stage / shard["file"]).rename(out / shard["file"])
+            manifest.save(out)
+    except OSError as error:
+        raise UserError(f"{out}: writing failed ({error.strerror or error}); free some space") from error
     return manifest
 
 

@@ -101,9 +101,12 @@ def test_preset_lines_give_recall_and_settings(data_dir):
     coarse = "\n".join(check.describe_preset(report, preset("d0")))
     # No cell is larger than 20 px and d0's smallest anchor has 32 px: 400 / 1024 < 0.4.
     assert re.search(r"anchors of the preset +0\.0% +0\.0% +0\.0% +0\.0%", coarse)
-    assert "anchors.sizes=[[" in coarse and "data.max_instances=200" in coarse
+    assert "anchors.sizes=[[" in coarse and "200 would do for these images, the preset has 2000" in coarse
+    assert "--set data.max_instances" not in coarse  # less than the preset has: nothing to gain
     few = preset("cells-lite0").replace(data__max_instances=100)
-    assert "130 cells, the preset only 100 places" in "\n".join(check.describe_preset(report, few))
+    assert "--set data.max_instances=200, the fullest has 130 cells" in "\n".join(
+        check.describe_preset(report, few)
+    )
     with pytest.raises(UserError, match="no cells"):
         check.describe_preset(dataclasses.replace(report, sizes=np.zeros((0, 2), np.float32)), few)
 

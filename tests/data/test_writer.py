@@ -131,6 +131,20 @@ def test_a_complete_set_is_not_overwritten_unasked(pairs: Path, tmp_path: Path) 
     assert sorted(contents(out)) == [MANIFEST_NAME, "mine.txt", "part-00000-of-00001.tfrecord"]
 
 
+def test_a_failing_overwrite_leaves_the_old_set(pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    convert(pairs, out)
+    before = contents(out)
+
+    def fails(task: object, mask_size: int) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "build_image", fails)
+    with pytest.raises(KeyboardInterrupt):
+        convert(pairs, out, overwrite=True)
+    assert contents(out) == before and load_manifest(out).images > 0
+
+
 def test_an_interrupted_conversion_leaves_nothing_behind(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,14 +148,25 @@ def test_command_scores_a_file_of_predictions(data, tmp_path):
     assert sorted(p.name for p in out.parent.iterdir()) == ["metrics.json"]
 
 
+def test_an_output_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch, capsys):
+    import effdet_tf
+
+    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "x.json")
+    assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "1", "--out", out]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+
+
 def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeypatch, capsys):
     import effdet_tf
 
     monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "2"]) == 0
-    report = json.loads((tmp_path / "metrics.json").read_text())
+    report = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
-    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 5
+    assert report["evaluated"] == {"data": str(data), "of": str(tmp_path), "limit": 2}
+    assert len(json.loads((tmp_path / f"evaluation-{data.name}.predictions.json").read_text())) == 5
     assert "A172" in capsys.readouterr().out
 
 

@@ -353,6 +353,14 @@ def test_a_folder_with_the_state_of_another_network_is_refused(
         Trainer(other, store, compiled[1].parent, None)
 
 
+def test_a_run_on_other_data_is_not_gone_on_with(
+    config: Config, store: RecordStore, compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "fingerprint", "of other shards")
+    with pytest.raises(UserError, match="other training data"):
+        Trainer(config, store, compiled[1].parent, None)
+
+
 def test_the_seed_makes_the_start(config: Config, store: RecordStore, compiled, tmp_path: Path) -> None:
     arrays = read_arrays(compiled[1])
     again = values(Trainer(config, store, tmp_path, None))
