@@ -155,3 +155,16 @@ def test_a_few_real_sartorius_images(
         manifest.images == 4 and manifest.cells > 40 and manifest.class_names == ("shsy5y", "astro", "cort")
     )
     assert "pin holes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "coco", "src", "out", "--workers", "x"], "invalid whole number value: 'x'"),
+        (["predict", "--run", "r", "i.png", "--out", "o", "--score", "abc"], "invalid number value: 'abc'"),
+    ],
+)
+def test_a_wrong_value_is_named_in_plain_words(arguments, message, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -187,5 +187,8 @@ def _positive(text: str) -> int:
     return value
 
 
+_positive.__name__ = "whole number"  # what argparse calls it in its message
+
+
 if __name__ == "__main__":
     sys.exit(main())

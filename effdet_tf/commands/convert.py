@@ -159,6 +159,9 @@ def _positive(text: str) -> int:
     return value
 
 
+_positive.__name__ = "whole number"  # what argparse calls it in its message
+
+
 def _open(args: argparse.Namespace, scratch: Path) -> Source:
     if args.kind == "livecell":
         from effdet_tf.data.sources.livecell import open_livecell

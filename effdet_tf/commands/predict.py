@@ -66,6 +66,9 @@ def _share(text: str) -> float:
     return value
 
 
+_share.__name__ = "number"  # what argparse calls it in its message
+
+
 def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
     from effdet_tf.batch_predict import predict_files
