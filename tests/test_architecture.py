@@ -11,7 +11,7 @@ PACKAGES = ("effdet_tf", "training", "export")
 
 # The arrows: a module imports from its own layer and from layers below, never from one above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "files", "config", "presets", "boxes", "rle", "masks", "kernels"),
+    ("_version", "errors", "files", "command_line", "config", "presets", "boxes", "rle", "masks", "kernels"),
     ("anchors", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from effdet_tf.command_line import exit_code, positive
 from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
@@ -111,19 +112,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     options = _parse(arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; choose another --out", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _run(options), on_os_error="; choose another --out")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -174,20 +163,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="report, JSON (RUN/evaluation-DATA.json); a network's predictions go beside it",
     )
-    parser.add_argument("--limit", type=_positive, help="evaluate on the first LIMIT images only")
+    parser.add_argument("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
     parser.add_argument("--score", type=float, help="least score of a cell (the best on these images)")
     parser.add_argument("--per-class", action="store_true", help="score by COCO's own protocol, too")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-_positive.__name__ = "whole number"  # what argparse calls it in its message
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effdet_tf.command_line import exit_code, positive
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
@@ -28,29 +28,23 @@ FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # progress bars in a log file: a line now and then
     options = _parse(arguments)
-    try:
-        if options.data:
-            options.out = options.out or Path("runs/train")
-            train(options)
-        else:
-            from training.demo import run_demo
+    return exit_code(
+        lambda: _run(options),
+        on_os_error="; the last checkpoint is unharmed",
+        on_interrupt="; run the same command again to go on",
+    )
 
-            options.out = options.out or Path("runs/demo")
-            run_demo(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; the last checkpoint is unharmed", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on", file=sys.stderr)
-        return 1
-    return 0
+
+def _run(options: argparse.Namespace) -> None:
+    if options.data:
+        options.out = options.out or Path("runs/train")
+        train(options)
+    else:
+        from training.demo import run_demo
+
+        options.out = options.out or Path("runs/demo")
+        run_demo(options)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -202,11 +196,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     network.add_argument("--config", type=Path, help="YAML file in place of a preset")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=_positive(int), help="passes over the data")
+    length.add_argument("--epochs", type=positive(int), help="passes over the data")
     length.add_argument(
-        "--minutes", type=_positive(float), help="train this long instead; validation included"
+        "--minutes", type=positive(float), help="train this long instead; validation included"
     )
-    parser.add_argument("--batch", type=_positive(int), help="crops in a step")
+    parser.add_argument("--batch", type=positive(int), help="crops in a step")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/train; runs/demo without --data)")
     parser.add_argument(
         "--set",
@@ -218,17 +212,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.val and not options.data:
         parser.error("--val needs --data: without it the demo makes data of its own")
     return options
-
-
-def _positive(kind: type) -> object:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effdet_tf.command_line import positive
+
 if TYPE_CHECKING:
     from effdet_tf.data.manifest import Manifest
     from effdet_tf.data.sources.base import Source
@@ -129,37 +131,27 @@ def _common_options() -> argparse.ArgumentParser:
     common.add_argument("src", type=Path, metavar="SRC", help="folder of the data set")
     common.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     common.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes (default: one for each core)"
+        "--workers", type=positive(int), metavar="N", help="processes (default: one for each core)"
     )
     sharding = common.add_mutually_exclusive_group()
-    sharding.add_argument("--shards", type=_positive, metavar="N", help="number of shards")
+    sharding.add_argument("--shards", type=positive(int), metavar="N", help="number of shards")
     sharding.add_argument(
-        "--images-per-shard", type=_positive, default=64, metavar="N", help="(default: %(default)s)"
+        "--images-per-shard", type=positive(int), default=64, metavar="N", help="(default: %(default)s)"
     )
     common.add_argument(
         "--mask-size",
-        type=_positive,
+        type=positive(int),
         default=28,
         metavar="N",
         help="side of the stored bitmaps (default: %(default)s)",
     )
-    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N images by name")
+    common.add_argument("--limit", type=positive(int), metavar="N", help="only the first N images by name")
     common.add_argument(
         "--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault"
     )
     common.add_argument("--overwrite", action="store_true", help="replace a data set that lies in OUT")
     common.add_argument("--quiet", action="store_true", help="no progress bar")
     return common
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-_positive.__name__ = "whole number"  # what argparse calls it in its message
 
 
 def _open(args: argparse.Namespace, scratch: Path) -> Source:
