@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from effdet_tf.config import Config
@@ -18,6 +21,15 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("EFFDET_REAL_DATA is unset: no real images to test on")
     return Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_start() -> None:
+    """Give every test file the same random weights and draws on every run."""
+    random.seed(0)
+    np.random.seed(0)
+    if "keras" in sys.modules:  # else the file builds no network: importing TensorFlow would take seconds
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -47,13 +47,14 @@ def test_outputs_fit_the_anchors(network, tiny_config, height, width):
 
 
 def test_outputs_stand_where_the_anchors_are(network, tiny_config):
-    # A change at one place of the image moves the logits there most: order and geometry agree.
+    # A change at one place of the image moves the logits around it: order and geometry agree. Random
+    # weights may put the largest change a few cells off; the centre of all changes stays.
     image = np.zeros((1, 64, 64, 1), np.float32)
     before = network.dense(image, training=False)["class_logits"].numpy()[0, :, 0]
     image[0, 44:48, 12:16] = 5
     after = network.dense(image, training=False)["class_logits"].numpy()[0, :, 0]
-    fine = np.abs(after - before)[: 16 * 16 * 6].reshape(16, 16, 6).max(-1)
-    y, x = np.unravel_index(fine.argmax(), fine.shape)
+    change = np.square(after - before)[: 16 * 16 * 6].reshape(16, 16, 6).sum(-1)
+    y, x = np.average(np.indices((16, 16)).reshape(2, -1), axis=1, weights=change.ravel())
     assert abs(y - 11) <= 2 and abs(x - 3) <= 2  # pixel 46, 14 at stride 4
 
 
