@@ -14,11 +14,11 @@ Tensor = Any
 
 
 def shapes(config: AnchorConfig, level: int, min_level: int) -> np.ndarray:
-    """Height and width of the anchors at one location of a level.
+    """Height and width of the anchors at one location of a level whose stride is 2**level px.
 
     Args:
         config: sizes and ratios.
-        level: the stride is 2**level px.
+        level: of the pyramid.
         min_level: the level that `config.sizes[0]` belongs to.
 
     Returns:
@@ -29,6 +29,30 @@ def shapes(config: AnchorConfig, level: int, min_level: int) -> np.ndarray:
     else:
         sizes = tuple(config.scale * 2**level * 2 ** (o / config.octaves) for o in range(config.octaves))
     return np.array([(s / np.sqrt(r), s * np.sqrt(r)) for s in sizes for r in config.ratios], np.float32)
+
+
+def sides(config: AnchorConfig, level: int, min_level: int, strides: tuple[Tensor, Tensor]) -> Tensor:
+    """Height and width of the anchors at one location of a level in a given input.
+
+    Anchors that are sized by the stride follow the true one, which is a little below 2**level where the
+    input is no multiple of that, as the reference implementation has it; explicit sizes are in px.
+
+    Args:
+        config: sizes and ratios.
+        level: of the pyramid.
+        min_level: the level that `config.sizes[0]` belongs to.
+        strides: input / feature size of the level, vertical and horizontal, px.
+
+    Returns:
+        `[S, 2]` float32 height, width in px, in the order of `shapes`.
+    """
+    nominal = ops.convert_to_tensor(shapes(config, level, min_level))
+    return nominal if config.sizes else nominal * ops.stack(strides) / 2**level
+
+
+def stride(pixels: Any, cells: Any) -> Tensor:
+    """Distance of neighbouring locations, px: input size / feature size, along one axis."""
+    return ops.cast(pixels, "float32") / ops.cast(cells, "float32")
 
 
 def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> list[tuple[Any, Any]]:
@@ -67,18 +91,15 @@ def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_leve
     levels = []
     sizes = feature_sizes(height, width, min_level, max_level)
     for level, (rows, columns) in zip(range(min_level, max_level + 1), sizes, strict=True):
-        half = ops.convert_to_tensor(shapes(config, level, min_level) / 2)
-        y = (ops.cast(ops.arange(rows), "float32") + 0.5) * _ratio(height, rows)
-        x = (ops.cast(ops.arange(columns), "float32") + 0.5) * _ratio(width, columns)
+        strides = (stride(height, rows), stride(width, columns))
+        half = sides(config, level, min_level, strides) / 2
+        y = (ops.cast(ops.arange(rows), "float32") + 0.5) * strides[0]
+        x = (ops.cast(ops.arange(columns), "float32") + 0.5) * strides[1]
         cy, cx = ops.meshgrid(y, x, indexing="ij")
         centers = ops.reshape(ops.stack([cy, cx], axis=-1), (-1, 1, 2))
         boxes = ops.concatenate([centers - half[None], centers + half[None]], axis=-1)
         levels.append(ops.reshape(boxes, (-1, 4)))
     return levels
-
-
-def _ratio(pixels: Any, cells: Any) -> Tensor:
-    return ops.cast(pixels, "float32") / ops.cast(cells, "float32")
 
 
 SMALLEST = 3.5  # anchor side in strides; below it a cell between two locations fits neither anchor

@@ -37,7 +37,7 @@ class MaskConfig:
 class ModelConfig:
     """The network. A level l has stride 2**l input pixels."""
 
-    backbone: str = "efficientnet-b0"
+    backbone: str = "efficientnet-b0"  # "custom": a Keras model that is passed to build_network and load
     stem_stride: Literal[1, 2] = 2  # 1 halves every stride of the backbone; weights still fit
     backbone_levels: tuple[int, ...] = (3, 4, 5)
     min_level: int = 3
@@ -97,9 +97,14 @@ class DataConfig:
 
     channels: Literal[1, 3] = 1
     crop_size: tuple[int, int] = (512, 512)  # height, width of a training crop
+    # fit: an image is scaled to fit crop_size, its ratio kept, and padded at the bottom and right, in
+    # training (before the random scale) and in prediction. none: every pixel counts as it is.
+    resize: Literal["none", "fit"] = "none"
     normalization: Literal["image", "fixed"] = "image"
-    mean: float = 128.0  # of "fixed"; the LIVECell paper's
-    std: float = 11.58
+    # Of "fixed", one value or one per channel, in units of 8-bit pixels: a 16-bit image is divided by
+    # 257 first. The default is the LIVECell paper's.
+    mean: float | tuple[float, ...] = 128.0
+    std: float | tuple[float, ...] = 11.58
     max_instances: int = 2000  # cells per image for loader, NMS, exports and metrics
     crops_per_image: int = 1
     cache_mb: int = 2000  # decoded images are kept in memory up to this size
@@ -110,8 +115,11 @@ class AugmentConfig:
     """Per-image random changes in training."""
 
     short_sides: tuple[int, ...] = ()  # px; when given, one is drawn instead of scale_range
+    # Drawn log-uniformly; with data.resize=fit it is relative to the fitted image and drawn uniformly,
+    # as the reference does.
     scale_range: tuple[float, float] = (0.7, 1.4)
-    flip: bool = True
+    flip: bool = True  # left and right ...
+    flip_vertical: bool = True  # ... and, where `flip` is on, top and bottom
     rot90: bool = True
     brightness: float = 0.2  # added, in units of the image's standard deviation
     contrast: tuple[float, float] = (0.7, 1.4)
@@ -125,6 +133,7 @@ class TrainConfig:
     batch: int = 8
     epochs: int = 30
     minutes: float = 0.0  # above 0: train this long whatever `epochs` says
+    init: str = ""  # weights to start from: `imagenet`, a run, a checkpoint; empty = random
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     warmup: float = 0.05  # share of the training
@@ -274,6 +283,10 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
             return value
         if isinstance(value, dict):
             return build(hint, value, name)
+    elif origin is types.UnionType:
+        listed = isinstance(value, (list, tuple))
+        kind = next(a for a in arguments if (typing.get_origin(a) is tuple) == listed)
+        return _coerce(kind, value, name)
     elif origin is Literal:
         # YAML reads on/off as booleans; a choice that is spelled so means the word.
         word = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value

@@ -18,6 +18,13 @@ from effdet_tf.config import (
 )
 from effdet_tf.errors import UserError
 
+# Of pixel values 0..255, R, G, B: what the published networks of each family were trained on
+# (ImageNet: .485, .456, .406 and .229, .224, .225 of 255).
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+LITE_MEAN = (127.0,)
+LITE_STD = (128.0,)
+
 # name: backbone, input, BiFPN channels, BiFPN repeats, head repeats, anchor scale, max level
 _REFERENCE = {
     "d0": ("efficientnet-b0", 512, 64, 3, 3, 4, 7),
@@ -53,8 +60,27 @@ def _reference(name: str) -> Config:
             activation="relu6" if lite else "swish",
         ),
         anchors=AnchorConfig(scale=float(scale)),
-        data=DataConfig(crop_size=(size, size)),
+        data=DataConfig(
+            channels=3,
+            crop_size=(size, size),
+            resize="fit",
+            normalization="fixed",
+            mean=LITE_MEAN[0] if lite else IMAGENET_MEAN,
+            std=LITE_STD[0] if lite else IMAGENET_STD,
+        ),
+        # The reference crops a box wherever it likes and keeps what is left of it.
+        augment=AugmentConfig(
+            scale_range=(0.1, 2.0),
+            flip_vertical=False,
+            rot90=False,
+            brightness=0.0,
+            contrast=(1.0, 1.0),
+            min_visible=0.0,
+        ),
         train=TrainConfig(ema=0.9998),
+        # The reference ends in Gaussian soft-NMS, which lowers the scores of neighbours; hard NMS at IoU
+        # .5 of each class is ours, since only that converts to a TFLite builtin and stays bit-equal there.
+        postprocess=PostprocessConfig(class_agnostic=False),
     )
 
 
@@ -97,7 +123,8 @@ def _cells(name: str) -> Config:
     )
 
 
-PRESETS: tuple[str, ...] = (*_REFERENCE, "cells-lite0", "cells-d0")
+REFERENCE_PRESETS: tuple[str, ...] = tuple(_REFERENCE)
+PRESETS: tuple[str, ...] = (*REFERENCE_PRESETS, "cells-lite0", "cells-d0")
 
 
 def preset(name: str) -> Config:

@@ -60,8 +60,8 @@ def _window(shapes: np.ndarray, stride: int, threshold: float) -> np.ndarray:
 def _candidates(
     cells: Tensor,
     feature_size: tuple[Any, Any],
-    image_size: tuple[Any, Any],
-    shapes: np.ndarray,
+    strides: tuple[Tensor, Tensor],
+    sides: Tensor,
     window: np.ndarray,
 ) -> tuple[Tensor, Tensor]:
     """IoU of every cell with the anchors of one level in a window of locations.
@@ -69,8 +69,8 @@ def _candidates(
     Args:
         cells: `[B, M, 4]` yxyx, px.
         feature_size: rows, columns of the level.
-        image_size: height, width of the input, px.
-        shapes: `[S, 2]` height, width of the anchors, px.
+        strides: of the level, vertical and horizontal, px.
+        sides: `[S, 2]` height, width of the anchors, px.
         window: `[W, 2]` offsets.
 
     Returns:
@@ -79,23 +79,23 @@ def _candidates(
     y0, x0, y1, x1 = (cells[..., k, None] for k in range(4))
     spans, indices, inside = [], [], []
     for axis, (low, high) in enumerate(((y0, y1), (x0, x1))):
-        stride = ops.cast(image_size[axis], "float32") / ops.cast(feature_size[axis], "float32")
-        center = ops.cast(ops.floor((low + high) / 2 / stride), "int32")
+        center = ops.cast(ops.floor((low + high) / 2 / strides[axis]), "int32")
         index = ops.clip(center, 0, feature_size[axis] - 1) + window[:, axis]  # [B, M, W]
-        position = ((ops.cast(index, "float32") + 0.5) * stride)[..., None]
-        half = shapes[:, axis] / 2
+        position = ((ops.cast(index, "float32") + 0.5) * strides[axis])[..., None]
+        half = sides[:, axis] / 2
         spans.append(
             ops.minimum(high[..., None], position + half) - ops.maximum(low[..., None], position - half)
         )
         inside.append((index >= 0) & (index < feature_size[axis]))
         indices.append(ops.clip(index, 0, feature_size[axis] - 1))
     overlap = ops.maximum(spans[0], 0.0) * ops.maximum(spans[1], 0.0)  # [B, M, W, S]
-    union = box_ops.area(cells)[..., None, None] + shapes.prod(1) - overlap
+    union = box_ops.area(cells)[..., None, None] + ops.prod(sides, axis=1) - overlap
     iou = ops.where((inside[0] & inside[1])[..., None], overlap / ops.maximum(union, box_ops.EPSILON), -1.0)
+    kinds = sides.shape[0]
     location = indices[0] * feature_size[1] + indices[1]
-    anchor = location[..., None] * len(shapes) + np.arange(len(shapes), dtype=np.int32)
+    anchor = location[..., None] * kinds + np.arange(kinds, dtype=np.int32)
     batch, count = ops.shape(cells)[:2]
-    flat = (batch, count, len(window) * len(shapes))
+    flat = (batch, count, len(window) * kinds)
     return ops.reshape(iou, flat), ops.reshape(anchor, flat)
 
 
@@ -135,8 +135,11 @@ def assign(
     sizes = anchor_ops.feature_sizes(*image_size, min_level, max_level)
     for level, feature_size in zip(range(min_level, max_level + 1), sizes, strict=True):
         shapes = anchor_ops.shapes(anchors, level, min_level)
+        # In strides, anchors that follow the true stride are those of the nominal one.
         window = _window(shapes, 2**level, threshold)
-        iou, anchor = _candidates(cells, feature_size, image_size, shapes, window)
+        strides = tuple(anchor_ops.stride(p, n) for p, n in zip(image_size, feature_size, strict=True))
+        sides = anchor_ops.sides(anchors, level, min_level, strides)
+        iou, anchor = _candidates(cells, feature_size, strides, sides, window)
         levels.append((ops.where(valid[..., None], iou, -1.0), first + anchor))
         first = first + feature_size[0] * feature_size[1] * len(shapes)
     total = first

@@ -59,6 +59,15 @@ def test_an_input_off_the_strides_spreads_its_anchors_evenly():
     np.testing.assert_allclose(centers, expected, atol=1e-5)
 
 
+def test_anchors_sized_by_the_stride_follow_the_true_one():
+    # Rows 20 / 3 px apart, columns 9 / 2: four strides are 26.67 px high and 18 px wide.
+    (level,) = all_anchors(20, 9, AnchorConfig(scale=4, octaves=1, ratios=(1.0,)), 3, 3)
+    np.testing.assert_allclose(level[:, 2:] - level[:, :2], [[80 / 3, 18]] * 6, rtol=1e-6)
+    # Explicit sizes are pixels whatever the input.
+    (level,) = all_anchors(20, 9, AnchorConfig(sizes=((6.0,),), ratios=(1.0,)), 3, 3)
+    np.testing.assert_allclose(level[:, 2:] - level[:, :2], 6, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (301, 333), (17, 23), (1, 1), (520, 704)])
 def test_feature_sizes_are_those_of_halving_convolutions(height, width):
     for level, size in enumerate(feature_sizes(height, width, 1, 7), start=1):

@@ -97,6 +97,14 @@ def test_an_unknown_key_names_the_near_ones(setting, near):
     assert "\n" not in message
 
 
+def test_a_run_from_before_a_setting_existed_keeps_its_behaviour(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("preset: d0\ndata: {channels: 1, normalization: image}\naugment: {flip: true}\n")
+    config = load_config(path)
+    assert config.data.resize == "none"
+    assert config.augment.flip_vertical
+
+
 def test_an_unknown_key_in_a_file_names_file_and_near_keys(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("model:\n  mask:\n    chanels: 3\n")
@@ -124,6 +132,7 @@ def test_an_unknown_key_in_a_file_names_file_and_near_keys(tmp_path):
         ("data.channels=2", "data.channels"),
         ("model.stem_stride=true", "model.stem_stride"),
         ("loss.class_loss=focl", "loss.class_loss"),
+        ("data.resize=fitt", "data.resize"),
         ("train.mixed_precision=maybe", "train.mixed_precision"),
     ],
 )

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from effdet_tf.config import AugmentConfig
+from effdet_tf.data.normalize import fixed_statistics
 from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import build_network, check_levels
 from effdet_tf.presets import PRESETS, preset
@@ -101,6 +104,16 @@ def test_published_settings(name):
     assert (config.loss.class_loss, config.loss.alpha, config.loss.gamma) == ("focal", 0.25, 1.5)
     assert (config.loss.box_loss, config.loss.huber_delta, config.loss.box_weight) == ("huber", 0.1, 50)
     assert config.train.ema == 0.9998
+    assert (config.data.resize, config.data.channels, config.augment.scale_range) == ("fit", 3, (0.1, 2.0))
+    assert config.augment.flip and not config.augment.flip_vertical and not config.augment.rot90
+    assert (config.augment.brightness, config.augment.contrast) == (0.0, (1.0, 1.0))
+    assert not config.postprocess.class_agnostic
+    mean, std = fixed_statistics(config.data)
+    if lite:
+        assert (mean.tolist(), std.tolist()) == ([127.0], [128.0])
+    else:
+        np.testing.assert_allclose(mean, [123.675, 116.28, 103.53], rtol=1e-6)
+        np.testing.assert_allclose(std, [58.395, 57.12, 57.375], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cells-lite0", "cells-d0"])
@@ -113,6 +126,8 @@ def test_cell_presets_are_made_for_tiny_cells(name):
     assert config.postprocess.class_agnostic
     assert config.data.max_instances == 2000
     assert config.model.mask.enabled
+    assert (config.data.resize, config.data.normalization) == ("none", "image")
+    assert config.augment == AugmentConfig()
 
 
 @pytest.mark.parametrize(("name", "near"), [("dO", "d0"), ("cell-lite0", "cells-lite0"), ("lite-3", "lite3")])
