@@ -60,6 +60,34 @@ def round_filters(filters: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
+class Plan(NamedTuple):
+    """A scaled EfficientNet table."""
+
+    stem: int  # channels of the first convolution
+    stages: tuple[tuple[Stage, int], ...]  # with scaled filters, and how many blocks each has
+
+
+def build_plan(name: str) -> Plan:
+    """Scale the table; Lite variants keep their stem and the depth of their first and last stages.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in SCALES:
+        raise UserError(f"unknown backbone {name!r}; known: {', '.join(SCALES)}")
+    lite = "lite" in name
+    width, depth = SCALES[name]
+    counts = [
+        s.repeats if lite and k in (0, len(STAGES) - 1) else math.ceil(s.repeats * depth)
+        for k, s in enumerate(STAGES)
+    ]
+    stages = tuple(
+        (s._replace(filters=round_filters(s.filters, width)), count)
+        for s, count in zip(STAGES, counts, strict=True)
+    )
+    return Plan(STEM_FILTERS if lite else round_filters(STEM_FILTERS, width), stages)
+
+
 def build_backbone(
     image: Tensor,
     name: str,
@@ -70,8 +98,7 @@ def build_backbone(
 ) -> dict[int, Tensor]:
     """Apply a backbone, cut behind its last wanted level.
 
-    Lite variants have ReLU6, no squeeze-and-excitation, an unscaled stem and unscaled first and
-    last stages.
+    Lite variants have ReLU6 and no squeeze-and-excitation.
 
     Args:
         image: `[B, H, W, C]` float, normalised.
@@ -87,32 +114,24 @@ def build_backbone(
     Raises:
         UserError: for an unknown name or a level that the backbone does not reach.
     """
-    if name not in SCALES:
-        raise UserError(f"unknown backbone {name!r}; known: {', '.join(SCALES)}")
+    plan = build_plan(name)
     lite = "lite" in name
-    width, depth = SCALES[name]
     act = "relu6" if lite else "swish"
-    repeats = [
-        s.repeats if lite and k in (0, len(STAGES) - 1) else math.ceil(s.repeats * depth)
-        for k, s in enumerate(STAGES)
-    ]
     level = stem_stride - 1
-    stem = STEM_FILTERS if lite else round_filters(STEM_FILTERS, width)
-    x = layers.Conv2D(stem, 3, stem_stride, padding="same", use_bias=False, name="stem_conv")(image)
+    x = layers.Conv2D(plan.stem, 3, stem_stride, padding="same", use_bias=False, name="stem_conv")(image)
     x = activation(batch_norm("stem_bn", momentum)(x), act)
     features: dict[int, Tensor] = {}
-    block, total = 0, sum(repeats)
-    for stage, count in zip(STAGES, repeats, strict=True):
+    block, total = 0, sum(count for _, count in plan.stages)
+    for stage, count in plan.stages:
         if stage.stride == 2:
             if level >= max(levels):
                 break
             level += 1
-        filters = round_filters(stage.filters, width)
         for k in range(count):
             x = _block(
                 x,
                 f"block{block}",
-                stage._replace(filters=filters, stride=stage.stride if k == 0 else 1),
+                stage._replace(stride=stage.stride if k == 0 else 1),
                 act,
                 0 if lite else 0.25,
                 drop_connect * block / total,

@@ -11,6 +11,7 @@ from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.backbone import build_backbone
 from effdet_tf.model.bifpn import build_bifpn, extend_pyramid
+from effdet_tf.model.foreign_backbone import CUSTOM, build_foreign
 from effdet_tf.model.heads import build_predictor, build_tower
 from effdet_tf.model.mask_head import MaskHead, build_mask_feature
 
@@ -79,29 +80,61 @@ def check_levels(config: Config) -> None:
         raise UserError(f"model.mask.stride {model.mask.stride}: take 1, 2, 4 or 8, at most 2**min_level")
 
 
-def build_network(config: Config, height: int | None = None, width: int | None = None) -> Network:
+def check_backbone(config: Config, backbone: keras.Model | None) -> None:
+    """Refuse a backbone that the configuration does not tell of, and one that it tells of but is not there.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    name = config.model.backbone
+    if backbone is None and name == CUSTOM:
+        raise UserError(
+            f"model.backbone is {CUSTOM}: this network is built on a Keras model of its maker's; pass that "
+            "again, build_network(config, backbone=model) or effdet_tf.load(RUN, backbone=model)"
+        )
+    if backbone is not None and name != CUSTOM:
+        raise UserError(
+            f"a backbone was passed, but model.backbone is {name!r}; set model.backbone={CUSTOM}, so that "
+            "the run tells of it"
+        )
+    if name == CUSTOM and config.model.stem_stride != 2:
+        raise UserError("model.stem_stride has no effect on a backbone of your own; leave it at 2")
+
+
+def build_network(
+    config: Config,
+    height: int | None = None,
+    width: int | None = None,
+    backbone: keras.Model | None = None,
+) -> Network:
     """Build the network with fresh weights.
 
     Args:
         config: everything; `class_names` and `data.channels` set the outputs and the input.
         height: of the input, px; None for any.
         width: likewise.
+        backbone: a Keras model with features at several strides, where `model.backbone` is "custom"; see
+            `foreign_backbone`. The network takes a copy of it, with its weights.
 
     Raises:
-        UserError: when the levels do not fit together.
+        UserError: when the levels do not fit together, or the backbone does not fit the configuration.
     """
     check_levels(config)
+    check_backbone(config, backbone)
     model = config.model
     image = layers.Input((height, width, config.data.channels), name="image")
-    backbone = build_backbone(
-        image,
-        model.backbone,
-        model.backbone_levels,
-        model.stem_stride,
-        model.drop_connect,
-        model.batch_norm_momentum,
-    )
-    fused = build_bifpn(extend_pyramid(backbone, model), model)
+    if backbone is not None:
+        features = build_foreign(image, backbone, model.backbone_levels, config.data.crop_size)
+    else:
+        features = build_backbone(
+            image,
+            model.backbone,
+            model.backbone_levels,
+            model.stem_stride,
+            model.drop_connect,
+            model.batch_norm_momentum,
+        )
+    fused = build_bifpn(extend_pyramid(features, model), model)
     anchors = config.anchors.per_location
     box_features = build_tower(fused, "box", model)
     outputs = {
@@ -113,7 +146,7 @@ def build_network(config: Config, height: int | None = None, width: int | None =
     head = None
     if model.mask.enabled:
         finest = (model.mask.stride - 1).bit_length()
-        absent = [level for level in range(finest, model.min_level) if level not in backbone]
+        absent = [level for level in range(finest, model.min_level) if level not in features]
         if absent:
             raise UserError(
                 f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride"
@@ -122,7 +155,7 @@ def build_network(config: Config, height: int | None = None, width: int | None =
             layers.Reshape((-1, model.fpn_channels))(box_features[level]) for level in sorted(box_features)
         ]
         outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
-        outputs["mask_feature"] = build_mask_feature(fused, backbone, model)
+        outputs["mask_feature"] = build_mask_feature(fused, features, model)
         # float32 whatever the policy: box coordinates do not survive 8 bits of mantissa.
         head = MaskHead(model.mask, name="mask_head", dtype="float32")
         head.build((None, None, None, model.mask.channels), (None, None, model.fpn_channels), (None, None, 4))

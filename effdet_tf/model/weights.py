@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ _UNREADABLE = (
     RuntimeError,
     TypeError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -50,8 +52,12 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) 
         np.savez(file, **arrays)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], kind: str = "weights file") -> dict[str, np.ndarray]:
     """Read what `save_arrays` wrote.
+
+    Args:
+        path: the file.
+        kind: what it should be, for messages.
 
     Raises:
         UserError: when the file is missing, truncated or not of this kind.
@@ -60,9 +66,9 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file") from None
+        raise UserError(f"{path}: no such {kind}") from None
     except _UNREADABLE as error:
-        raise UserError(f"{path}: not a readable weights file ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: not a readable {kind} ({' '.join(str(error).split())})") from None
 
 
 def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: str) -> None:
