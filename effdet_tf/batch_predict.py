@@ -49,12 +49,14 @@ class PredictReport:
         done: images that were predicted.
         cells: cells found in them.
         failed: path and reason of each image that was not.
+        boxes_only: whether the network makes no masks, so that there are no label images.
     """
 
     out: Path
     done: int = 0
     cells: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
+    boxes_only: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -89,7 +91,7 @@ def predict_files(
         out: output folder.
         score: keep cells with this score or more; None keeps all that the predictor gives.
         sartorius: also write a Sartorius submission to this file.
-        labels: write label images.
+        labels: write label images; a network without masks has none.
         table: write cell tables.
         coco: write COCO files.
         overlay: write overlay pictures.
@@ -140,6 +142,7 @@ def predict_files(
                 if submission is not None and cells.labels is not None:
                     submission.append(outputs.submission_rows(identity, cells.labels))
                 summary.append([row])
+            report.boxes_only = cells.labels is None
             report.done += 1
             report.cells += len(cells.result)
             if found.truncated and progress:

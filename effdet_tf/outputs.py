@@ -164,7 +164,8 @@ def write_coco(
 def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     """Draw the outline of each cell, in a colour of its own, on the contrast-stretched image.
 
-    Small images are enlarged by a whole factor first. Without masks the boxes are drawn.
+    Small images are enlarged by a whole factor first. Without masks the boxes are drawn, with the name of the
+    class where there are several.
 
     Args:
         image: `[H, W]` or `[H, W, C]`, C 1 or 3 (RGB), any real type.
@@ -183,6 +184,11 @@ def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
         # 4 fractional bits; the centre of pixel 0 lies at (factor - 1) / 2 of the enlarged image
         points = np.round(((outline + 0.5) * factor - 0.5) * 16).astype(np.int32)
         cv2.polylines(canvas, [points], True, _colour(number), 1, cv2.LINE_AA, 4)
+    if cells.labels is None and len(cells.result.class_names) > 1:
+        for number, (box, index) in enumerate(zip(cells.result.boxes, cells.result.classes, strict=True), 1):
+            corner = int(box[1] * factor) + 2, int(box[0] * factor) + 12
+            name = cells.result.class_names[index]
+            cv2.putText(canvas, name, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _colour(number), 1, cv2.LINE_AA)
     return canvas
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from effdet_tf.config import Config, load_config
-from effdet_tf.data.image_io import image_statistics, read_image, to_gray
+from effdet_tf.data.image_io import image_statistics, read_image, stretch, to_gray
+from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import assign_arrays, read_arrays
-from effdet_tf.postprocess import detect
+from effdet_tf.postprocess import Detections, detect
 from effdet_tf.results import Result
-
-CONFIG_FILE = "config.yaml"
-BEST_FILE = "best.npz"
-LAST_FILE = "last.npz"
+from effdet_tf.run_folder import config_file, weights_file
 
 
 def normalize(image: np.ndarray, config: Config) -> np.ndarray:
@@ -29,10 +28,13 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
 
     Returns:
         `[H, W, channels]` float32: (x - mean) / std, with the mean and standard deviation of the
-        whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
+        whole image ("image": bit depth and gain do not matter) or the configured ones of pixels 0..255
+        ("fixed": uint16 is divided by 257 first, floating-point images are gray and stretched from their
+        least and largest value to 0..255, as `convert` does it).
 
     Raises:
-        UserError: for an array that is no image, or holds values that are not finite.
+        UserError: for an array that is no image, or holds values that are not finite, and for a configured
+            mean or standard deviation that does not fit the channels.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
@@ -44,16 +46,19 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
     gray = to_gray(image)
     if not np.isfinite(gray).all():
         raise UserError("the image holds values that are not finite; replace them before predicting")
-    mean, std = (
-        image_statistics(gray)
-        if config.data.normalization == "image"
-        else (config.data.mean, config.data.std)
-    )
     if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
         values = image.astype(np.float32)
     else:
         values = np.repeat(gray[..., None], config.data.channels, axis=-1)
-    return (values - np.float32(mean)) / np.float32(std)
+    if config.data.normalization == "image":
+        mean, std = map(np.float32, image_statistics(gray))
+        return (values - mean) / std
+    if image.dtype == np.uint16:
+        values = values * SIXTEEN_BIT_UNIT
+    elif image.dtype.kind == "f":
+        values = np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)
+    mean, std = fixed_statistics(config.data)
+    return (values - mean) / std
 
 
 class Predictor:
@@ -63,27 +68,42 @@ class Predictor:
         config: of the run.
         class_names: by class id.
         category_ids: COCO ids by class id.
+        per_class: whether classes are told apart: NMS works on each class of its own.
     """
 
     def __init__(self, network: Network, config: Config) -> None:
-        """Wrap a network; its weights may change later, `predict` always uses the current ones."""
+        """Wrap a network; its weights may change later, `predict` always uses the current ones.
+
+        Raises:
+            UserError: when the configured mean or standard deviation does not fit the channels.
+        """
         import tensorflow as tf
 
+        from effdet_tf.data.resize import fit_scale, pad, resize, scaled_size
+
+        if config.data.normalization == "fixed":
+            fixed_statistics(config.data)  # a wrong one must not come to light with the first image
         self.network = network
         self.config = config
         self.class_names = config.class_names
         self.category_ids = config.category_ids
-        stride = network.stride
+        self.per_class = not config.postprocess.class_agnostic
+        stride, frame, fit = network.stride, config.data.crop_size, config.data.resize == "fit"
 
         @tf.function(
             input_signature=[tf.TensorSpec((None, None, config.data.channels), tf.float32)], autograph=False
         )
         def run(image: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            height, width = tf.shape(image)[0], tf.shape(image)[1]
-            padded = tf.pad(image, [[0, -height % stride], [0, -width % stride], [0, 0]])
-            outputs = network.dense(padded[None], training=False)
-            size = tf.shape(padded)
-            found = detect(config, network.mask_head, outputs, (size[0], size[1]), (height, width))
+            size = tf.shape(image)[:2]
+            if fit:
+                shown, whole = scaled_size(size, fit_scale(size, frame), frame), tf.constant(frame)
+                image = resize(image, size, shown)
+            else:
+                shown, whole = size, size + -size % stride
+            outputs = network.dense(pad(image, shown, whole)[None], training=False)
+            found = detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
+            if fit:
+                found = _in_pixels_of(size, shown, found)
             return tuple(part[: found.count] for part in found[:5] if part is not None)
 
         self._run = run
@@ -119,37 +139,33 @@ class Predictor:
         )
 
 
-def load(run: str | os.PathLike[str]) -> Predictor:
+def _in_pixels_of(size: Any, shown: Any, found: Detections) -> Detections:
+    """Detections in an image scaled to int32 `shown [2]`, in the pixels of the image of `size [2]`."""
+    import tensorflow as tf
+
+    height_width = tf.tile(tf.cast(size, tf.float32), [2])
+    back = height_width / tf.tile(tf.cast(shown, tf.float32), [2])
+    return found._replace(
+        boxes=tf.minimum(found.boxes * back, height_width),  # rounding may lead beyond the edge
+        mask_boxes=None if found.mask_boxes is None else found.mask_boxes * back,
+    )
+
+
+def load(run: str | os.PathLike[str], backbone: Any = None) -> Predictor:
     """Load a trained network from a run folder.
 
     Args:
         run: folder that `python -m training.main --out RUN` wrote; the best weights by validation
             AP are taken, or the last where nothing was validated.
+        backbone: the Keras model that the network was built on, for a run with one of its own; its weights
+            do not matter, the run's are taken.
 
     Raises:
-        UserError: when the folder holds no finished run.
+        UserError: when the folder holds no finished run, or needs a backbone that is missing or does not fit.
     """
     folder = Path(run)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`"
-        )
-    config = load_config(folder / CONFIG_FILE)
+    config = load_config(config_file(folder))
     weights = weights_file(folder)
-    network = build_network(config)
+    network = build_network(config, backbone=backbone)
     assign_arrays(network, read_arrays(weights), str(weights))
     return Predictor(network, config)
-
-
-def weights_file(folder: Path) -> Path:
-    """The weights to use of a run folder: the best by validation AP, else the last.
-
-    Raises:
-        UserError: when there are none yet.
-    """
-    for name in (BEST_FILE, LAST_FILE):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(
-        f"{folder}: holds no weights yet ({BEST_FILE} or {LAST_FILE}); let its training save once"
-    )

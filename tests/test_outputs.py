@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -168,8 +169,13 @@ def test_boxes_only(image, tmp_path):
     outputs.write_coco(tmp_path / "a.json", cells, "a.tif", [1, 2])
     entry = json.loads((tmp_path / "a.json").read_text())["annotations"][0]
     assert entry["area"] == 400 and "segmentation" not in entry
-    assert (np.ptp(outputs.draw_overlay(image, cells).astype(int), axis=2) > 60).sum() > 200
+    drawn = np.ptp(outputs.draw_overlay(image, cells).astype(int), axis=2) > 60
+    assert drawn.sum() > 200
     assert outputs.summary_row("a", cells, table)[-4:] == [0.9, "", "", ""]
+    # The class is written inside the box, where there are several.
+    one = outputs.Cells(dataclasses.replace(cells.result, class_names=("only",)), None)
+    outlined = np.ptp(outputs.draw_overlay(image, one).astype(int), axis=2) > 60
+    assert (outlined & ~drawn).sum() == 0 and (drawn & ~outlined).sum() > 20
 
 
 def test_summary_counts_classes(result, image):

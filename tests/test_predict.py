@@ -5,12 +5,15 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import effdet_tf
+from effdet_tf.anchors import grid
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.predict import BEST_FILE, CONFIG_FILE, LAST_FILE, Predictor, load, normalize
+from effdet_tf.predict import Predictor, load, normalize
+from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, LAST_FILE
 
 
 def talkative(config):
@@ -198,6 +201,73 @@ def test_normalisation_by_hand(tiny_config):
     colour = np.stack([image, image * 0, image * 0], -1)
     kept = normalize(colour, fixed.override(["data.channels=3"]))
     np.testing.assert_allclose(kept, (colour - 2.0) / 4)
+
+
+def test_fixed_statistics_are_of_pixels_0_to_255(tiny_config):
+    fixed = tiny_config.override(
+        ["data.normalization=fixed", "data.channels=3", "data.mean=[10, 20, 30]", "data.std=[1, 2, 4]"]
+    )
+    image = np.array([[0, 51], [102, 255]], np.uint8)
+    expected = (image[..., None] - np.float32([10, 20, 30])) / np.float32([1, 2, 4])
+    np.testing.assert_allclose(normalize(image, fixed), expected)
+    np.testing.assert_allclose(normalize(image.astype(np.uint16) * 257, fixed), expected, atol=1e-4)
+    # As convert stores it: between its least and its largest value.
+    np.testing.assert_allclose(normalize(image / 100 + 3, fixed), expected, atol=1e-4)
+    assert np.isfinite(normalize(np.full((2, 2), 0.3), fixed)).all()
+    with pytest.raises(UserError, match="data.mean has 3 values, data.channels is 1"):
+        Predictor(build_network(tiny_config), fixed.override(["data.channels=1"]))
+
+
+class OneAnchor:
+    """In place of a dense network: finds the anchors `wanted`, and nothing else."""
+
+    coarsest_stride = 8
+
+    def __init__(self, wanted, size):
+        self.wanted, self.size = wanted, size
+
+    def __call__(self, image, training):
+        tf.debugging.assert_equal(tf.shape(image), [1, *self.size, 1])
+        self.seen = image
+        # Beside the image, 64 x 48 of it, there is padding.
+        tf.debugging.assert_equal(image[:, :, 48:], 0.0)
+        tf.debugging.assert_greater(tf.reduce_max(tf.abs(image[:, :, 47])), 0.0)
+        logits = tf.tensor_scatter_nd_update(
+            tf.fill([1920, 1], -9.0), [[k] for k in self.wanted], [[3.0]] * len(self.wanted)
+        )
+        return {"class_logits": logits[None], "box_deltas": tf.zeros((1, 1920, 4))}
+
+
+def test_a_fitted_image_gives_boxes_in_its_own_pixels(tiny_config):
+    config = tiny_config.override(["data.resize=fit", "model.mask.enabled=false", "data.crop_size=[64, 64]"])
+    anchors = np.concatenate([np.array(part) for part in grid(64, 64, config.anchors, 2, 3)])
+    assert anchors.shape == (1920, 4)
+    # One inside the image, one across its right edge, one in the padding beside it.
+    inside, across, beside = (
+        int(np.abs(anchors - np.array(box)).sum(1).argmin())
+        for box in ([18, 18, 42, 42], [40, 40, 52, 52], [50, 54, 60, 64])
+    )
+    assert anchors[beside, 1] > 48 > anchors[across, 1]
+    dense = OneAnchor((inside, across, beside), (64, 64))
+    predictor = Predictor(Network(dense, None), config)
+    image = np.random.default_rng(0).integers(0, 255, (128, 96), dtype=np.uint8)  # 64 x 48 fits
+    result = predictor.predict(image)
+    assert (result.height, result.width) == (128, 96)
+    assert len(result) == 2
+    expected = anchors[[inside, across]] * 2
+    expected[1, 3] = 96
+    np.testing.assert_allclose(np.sort(result.boxes, axis=0), np.sort(expected, axis=0), atol=1e-3)
+
+
+def test_a_network_with_masks_takes_fitted_images(network, config):
+    fitted = config.override(["data.resize=fit", "data.crop_size=[96, 96]"])
+    image = picture(288, 240)
+    result = Predictor(network, fitted).predict(image)
+    small = Predictor(network, config).predict(cv2.resize(image, (80, 96), interpolation=cv2.INTER_AREA))
+    assert len(result) > 3 and 0.5 < len(result) / len(small) < 2
+    assert result.boxes[:, 2].max() > 150
+    h = result.boxes[:, 2] - result.boxes[:, 0]
+    np.testing.assert_allclose(result.mask_boxes[:, 0], result.boxes[:, 0] - 0.1 * h, atol=1e-3)
 
 
 def test_prediction_follows_the_weights(network, config):

@@ -119,6 +119,8 @@ def report(out: Path, manifest: Manifest) -> str:
         sides = np.sqrt(np.prod(np.array(manifest.cell_sizes), axis=1))
         low, middle, high = np.percentile(sides, [5, 50, 95])
         lines.append(f"  cell size       median {middle:.0f} px, 5-95 % {low:.0f}-{high:.0f} px")
+    if not manifest.masks:
+        lines.append("  annotation      boxes only: train with --set model.mask.enabled=false")
     for name, entry in manifest.cell_types.items():
         lines.append(f"  {name:15} {entry['images']} images, {entry['cells']} cells")
     faults = Faults(manifest.dropped, manifest.notes).lines()

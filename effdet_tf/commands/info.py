@@ -45,9 +45,9 @@ def _describe_machine() -> list[str]:
 
 def _describe_run(folder: Path) -> list[str]:
     from effdet_tf.config import load_config
-    from effdet_tf.predict import CONFIG_FILE, weights_file
+    from effdet_tf.run_folder import config_file, weights_file
 
-    config = load_config(folder / CONFIG_FILE)
+    config = load_config(config_file(folder))
     weights = weights_file(folder)
     model, data = config.model, config.data
     masks = f"{model.mask.size} x {model.mask.size}" if model.mask.enabled else "off"

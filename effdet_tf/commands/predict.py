@@ -12,6 +12,7 @@ Find every cell in images and write, for each of them:
   NAME.cells.csv    one row per cell (columns below)
   NAME.coco.json    COCO annotations with scores; overlaps kept
   NAME.overlay.png  outlines on the contrast-stretched image
+(a network without mask head gives boxes: no label image, no areas, boxes in the overlay)
 and for all of them summary.csv: size, cells, cells per class, mean score, mean area, share covered, error.
 8-bit, 16-bit and float images, gray or RGB, tif, png, jpg and bmp. Folders are searched through all
 subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif"."""
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         progress=True,
     )
     print(f"{report.done} images, {report.cells} cells: {report.out}")
+    if report.boxes_only:
+        print("this network has no mask head: boxes only, no label images, no areas")
     if report.failed:
         print(f"error: {len(report.failed)} images failed, see {report.out / 'summary.csv'}", file=sys.stderr)
     return report.exit_code

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
+from effdet_tf.data.resize import fit_scale, pad, resize, scaled_size
 
 _HALF_COVERED = 127.5
 _LUMA = (0.299, 0.587, 0.114)
@@ -40,7 +42,13 @@ class Draws(NamedTuple):
     offset: tf.Tensor
 
 
-def draw(seed: tf.Tensor, short_side: tf.Tensor, crop_size: tuple[int, int], config: AugmentConfig) -> Draws:
+def draw(
+    seed: tf.Tensor,
+    short_side: tf.Tensor,
+    crop_size: tuple[int, int],
+    config: AugmentConfig,
+    fitting: tf.Tensor | None = None,
+) -> Draws:
     """Draw one set of augmentation parameters.
 
     Args:
@@ -48,9 +56,12 @@ def draw(seed: tf.Tensor, short_side: tf.Tensor, crop_size: tuple[int, int], con
         short_side: scalar float32, the shorter side of the source image in pixels.
         crop_size: height and width of the crop.
         config: what may change and how far.
+        fitting: scalar float32, the scale at which the image just fits into the crop, where the scale range
+            is relative to that (`data.resize=fit`).
 
     Returns:
-        The draws; with a scale range the scale is log-uniform, so half and double are equally likely.
+        The draws; with a scale range the scale is log-uniform, so half and double are equally likely, but
+        uniform where it is relative to the fitted image.
     """
     uniform = tf.random.stateless_uniform([9], seed)
     if config.short_sides:
@@ -59,6 +70,9 @@ def draw(seed: tf.Tensor, short_side: tf.Tensor, crop_size: tuple[int, int], con
             tf.cast(uniform[0] * len(config.short_sides), tf.int32), len(config.short_sides) - 1
         )
         scale = sides[choice] / short_side
+    elif fitting is not None:
+        low, high = config.scale_range
+        scale = fitting * (low + uniform[0] * (high - low))
     else:
         low, high = tf.math.log(float(config.scale_range[0])), tf.math.log(float(config.scale_range[1]))
         scale = tf.exp(low + uniform[0] * (high - low))
@@ -70,7 +84,8 @@ def draw(seed: tf.Tensor, short_side: tf.Tensor, crop_size: tuple[int, int], con
     # Counter-clockwise turns as "transpose, then flip": 1 = (T, y), 2 = (y, x), 3 = (T, x).
     flip_y = tf.logical_or(tf.equal(turns, 1), tf.equal(turns, 2))
     flip_x = turns >= 2
-    mirror_y, mirror_x = (uniform[4] < 0.5, uniform[5] < 0.5) if config.flip else (no, no)
+    mirror_y = uniform[4] < 0.5 if config.flip and config.flip_vertical else no
+    mirror_x = uniform[5] < 0.5 if config.flip else no
     low, high = config.contrast
     return Draws(
         scale=scale,
@@ -93,21 +108,25 @@ def augment(
         example: what `record.parse` returns; the image may have any number dtype.
         seed: int32 `[2]`, decides everything.
         config: what may change and how far.
-        data: crop size, channels and normalization.
+        data: crop size, channels, normalization and resize.
 
     Returns:
         `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
         `masks [K, m, m]` uint8, `scale [2]` float32 (crop pixels per source pixel, y and x, after a
         transpose: of the crop's own axes), `image_id` int64. K counts the cells that are left.
     """
-    crop_size = data.crop_size
+    crop_size, fit = data.crop_size, data.resize == "fit"
     size = tf.shape(example["image"])[:2]
-    draws = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config)
-    window = crop_window(size, draws, crop_size)
-    image = crop_image(example, window, draws, data)
-    keep = tf.equal(example["iscrowd"], 0)
-    cells = crop_cells(example, keep, window, crop_size, config.min_visible)
+    fitting = fit_scale(size, crop_size) if fit else None
+    draws = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config, fitting)
+    window = crop_window(size, draws, crop_size, fit)
     scale = tf.constant(crop_size, tf.float32) / tf.cast(window[2:], tf.float32)
+    if fit:  # the part that the image fills is scaled on its own, to whole pixels
+        part = tf.minimum(window[2:], size - window[:2])
+        scale = tf.cast(scaled_size(part, scale, crop_size), tf.float32) / tf.cast(part, tf.float32)
+    image = crop_image(example, window, scale, draws, data)
+    keep = tf.equal(example["iscrowd"], 0)
+    cells = crop_cells(example, keep, window, scale, crop_size, config.min_visible)
     image = orient_image(image, draws)
     boxes, masks = orient_cells(cells["boxes"], cells["masks"], draws, crop_size)
     return {
@@ -120,32 +139,53 @@ def augment(
     }
 
 
-def crop_window(size: tf.Tensor, draws: Draws, crop_size: tuple[int, int]) -> tf.Tensor:
+def crop_window(
+    size: tf.Tensor, draws: Draws, crop_size: tuple[int, int], top_left: bool = False
+) -> tf.Tensor:
     """Return the source window of a crop: int32 `[4]` (y, x, height, width), whole source pixels.
 
     Cropping in the source and resizing after that costs what the crop costs, not what the scaled image
-    would. The window leaves the image only along an axis on which the image is too small to fill it.
+    would. The window leaves the image only along an axis on which the image is too small to fill it; the
+    image lies anywhere in it then, or at its top left, as in prediction, where `top_left` asks for that.
     """
     wanted = tf.cast(tf.round(tf.constant(crop_size, tf.float32) / draws.scale), tf.int32)
     wanted = tf.maximum(wanted, 1)
     room = size - wanted
-    low, high = tf.minimum(room, 0), tf.maximum(room, 0)
+    high = tf.maximum(room, 0)
+    low = tf.zeros_like(room) if top_left else tf.minimum(room, 0)
     position = tf.stack([draws.y, draws.x]) * tf.cast(high - low + 1, tf.float32)
     start = tf.minimum(low + tf.cast(position, tf.int32), high)
     return tf.concat([start, wanted], 0)
 
 
-def crop_image(example: dict[str, tf.Tensor], window: tf.Tensor, draws: Draws, data: DataConfig) -> tf.Tensor:
-    """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image."""
+def crop_image(
+    example: dict[str, tf.Tensor], window: tf.Tensor, scale: tf.Tensor, draws: Draws, data: DataConfig
+) -> tf.Tensor:
+    """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
+
+    Args:
+        example: of `augment`.
+        window: int32 `[4]`, source window (y, x, height, width).
+        scale: float32 `[2]`, crop pixels per source pixel.
+        draws: what chance decides.
+        data: crop size, channels, normalization and resize.
+    """
     image = example["image"]
     size = tf.shape(image)[:2]
     start = tf.maximum(window[:2], 0)
     stop = tf.minimum(window[:2] + window[2:], size)
     part = tf.cast(image[start[0] : stop[0], start[1] : stop[1]], tf.float32)
     part = _with_channels(part, data.channels)
-    mean, std = (example["mean"], example["std"]) if data.normalization == "image" else (data.mean, data.std)
+    if data.normalization == "image":
+        mean, std, unit = example["mean"], example["std"], tf.constant(1.0)
+    else:
+        mean, std = fixed_statistics(data)
+        unit = tf.where(tf.equal(example["bit_depth"], 16), SIXTEEN_BIT_UNIT, 1.0)
     gain = draws.gain / std
-    part = part * gain + (draws.offset - mean * gain)
+    part = part * (gain * unit) + (draws.offset - mean * gain)
+    if data.resize == "fit":
+        target = scaled_size(stop - start, scale, data.crop_size)
+        return pad(resize(part, stop - start, target), target, data.crop_size, draws.offset)
     before, after = start - window[:2], window[:2] + window[2:] - stop
     if_small = tf.reduce_any(before + after > 0)
     paddings = tf.stack(
@@ -155,30 +195,11 @@ def crop_image(example: dict[str, tf.Tensor], window: tf.Tensor, draws: Draws, d
     return resize(part, window[2:], data.crop_size)
 
 
-def resize(image: tf.Tensor, size: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Return `image [h, w, C]` of int32 `size [2]` in `crop_size`, bilinear.
-
-    Shrinking by more than 1.5 goes through a low-pass. Up to there plain bilinear sampling still gives
-    every source pixel a say (it reaches 1 px to each side), at a quarter of the time.
-    """
-    target = tf.constant(crop_size)
-
-    def plain() -> tf.Tensor:
-        return tf.raw_ops.ResizeBilinear(images=image[None], size=crop_size, half_pixel_centers=True)[0]
-
-    def low_pass() -> tf.Tensor:
-        return tf.image.resize(image, crop_size, antialias=True)
-
-    def unequal() -> tf.Tensor:
-        return tf.cond(tf.reduce_any(2 * size > 3 * target), low_pass, plain)
-
-    return tf.cond(tf.reduce_all(size == target), lambda: image, unequal)
-
-
 def crop_cells(
     example: dict[str, tf.Tensor],
     keep: tf.Tensor,
     window: tf.Tensor,
+    scale: tf.Tensor,
     crop_size: tuple[int, int],
     min_visible: float,
 ) -> dict[str, tf.Tensor]:
@@ -191,10 +212,10 @@ def crop_cells(
         example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`.
         keep: bool `[N]`.
         window: int32 `[4]`, source window (y, x, height, width).
+        scale: float32 `[2]`, crop pixels per source pixel.
         crop_size: height and width of the crop.
         min_visible: share of the box area in [0, 1].
     """
-    scale = tf.constant(crop_size, tf.float32) / tf.cast(window[2:], tf.float32)
     start = tf.cast(window[:2], tf.float32)
     whole = (example["boxes"] - tf.tile(start, [2])) * tf.tile(scale, [2])
     clipped = tf.clip_by_value(whole, 0.0, tf.constant([*crop_size, *crop_size], tf.float32))

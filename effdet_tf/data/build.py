@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import encode_png, image_statistics, read_image, to_gray
+from effdet_tf.data.image_io import encode_png, image_statistics, read_image, stretch, to_gray
 from effdet_tf.data.sources.base import Cell, ImageTask
 from effdet_tf.errors import UserError
 from effdet_tf.masks import patch_to_bitmap
@@ -57,9 +57,9 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
     except UserError as error:
         faults.drop("annotation of the image unusable", f"{task.file_name}: {error}")
         return _dropped(task, faults)
-    cells = _judge(cells, task.file_name, faults)
+    cells = _judge(cells, task.file_name, height, width, faults)
     mean, std = image_statistics(to_gray(image))
-    boxes = np.array([_box(cell) for cell in cells], dtype=np.float32).reshape(-1, 4)
+    boxes = np.array([_box(cell, height, width) for cell in cells], dtype=np.float32).reshape(-1, 4)
     annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
     masks = np.zeros((len(cells), mask_size, mask_size), dtype=np.uint8)
     for index, cell in enumerate(cells):
@@ -110,10 +110,9 @@ def _storable(image: np.ndarray, file_name: str, faults: Faults) -> tuple[np.nda
     if image.shape[2] == 3 and (image == image[..., :1]).all():
         image = np.ascontiguousarray(image[..., :1])
     if image.dtype == np.float32:
-        gray = to_gray(image)
-        low, high = float(gray.min()), float(gray.max())
-        # Images are normalised by their own mean and std, so an affine change is invisible to the network.
-        scaled = (gray - low) * (65535.0 / (high - low)) if high > low else np.zeros_like(gray)
+        # Invisible to a network that normalises images by their own mean and std; with fixed ones prediction
+        # stretches alike.
+        scaled = stretch(to_gray(image), 65535.0)
         faults.note("float image stored as 16 bit between its least and largest value", file_name)
         return np.rint(scaled).astype(np.uint16)[..., None], 16
     if image.dtype == np.uint16 and image.shape[2] == 3:
@@ -122,18 +121,18 @@ def _storable(image: np.ndarray, file_name: str, faults: Faults) -> tuple[np.nda
     return image, 8 * image.dtype.itemsize
 
 
-def _judge(cells: list[Cell], file_name: str, faults: Faults) -> list[Cell]:
+def _judge(cells: list[Cell], file_name: str, height: int, width: int, faults: Faults) -> list[Cell]:
     """Drop exact doubles and note what is odd."""
     kept: list[Cell] = []
     seen: set[tuple[int, bytes]] = set()
     for cell in cells:
-        key = (cell.class_id, cell.counts)
+        key = (cell.class_id, cell.counts or np.asarray(cell.box).tobytes())
         if key in seen:
             faults.drop("exact double of a cell", cell.name)
             continue
         seen.add(key)
         kept.append(cell)
-        if cell.box is not None and _distance(cell.box, _box(cell)) > _BOX_OFF:
+        if cell.counts and cell.box is not None and _distance(cell.box, _box(cell, height, width)) > _BOX_OFF:
             faults.note("annotated box more than 2 px off its mask", cell.name)
         if cell.patch.mask.size < 4 * _TINY and np.count_nonzero(cell.patch.mask) < _TINY:
             faults.note(f"cell of fewer than {_TINY} pixels", cell.name)
@@ -144,12 +143,14 @@ def _judge(cells: list[Cell], file_name: str, faults: Faults) -> list[Cell]:
     return kept
 
 
-def _box(cell: Cell) -> tuple[int, int, int, int]:
-    """The box yxyx of a cell's patch, which is tight."""
+def _box(cell: Cell, height: int, width: int) -> np.ndarray:
+    """The box yxyx to train on: tight around the mask, or as annotated where there is none, float32 [4]."""
+    if not cell.counts:
+        return np.clip(np.asarray(cell.box, np.float32), 0, np.float32([height, width, height, width]))
     y, x, mask = cell.patch
-    return y, x, y + mask.shape[0], x + mask.shape[1]
+    return np.float32([y, x, y + mask.shape[0], x + mask.shape[1]])
 
 
-def _distance(box: np.ndarray, other: tuple[int, int, int, int]) -> float:
+def _distance(box: np.ndarray, other: np.ndarray) -> float:
     """Largest distance between two boxes' sides, pixels."""
-    return max(abs(a - b) for a, b in zip(box.tolist(), other, strict=True))
+    return float(np.abs(box - other).max())

@@ -22,6 +22,9 @@ from effdet_tf.masks import rle_to_patch
 
 SIZE_EDGES = (0, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 IOU_THRESHOLDS = (0.4, 0.5, 0.6, 0.7)
+BOXES_ONLY = (
+    "annotation: boxes only, no masks; a network for them is trained with --set model.mask.enabled=false"
+)
 _SAMPLE = 4000  # cells that anchor recall is computed on
 _BAR = 40  # characters of the longest bar
 _CAPTION = 26  # px above each picture of the overlay
@@ -35,12 +38,14 @@ class DataReport:
         manifest: its manifest.
         counts: int64 `[images]`, cells of each image.
         sizes: float32 `[cells, 2]`, height and width of the tight boxes in px, crowds left out.
+        frames: int64 `[cells, 2]`, height and width of the image of each.
         types: `[cells]`, the cell type of each, empty when unknown.
     """
 
     manifest: Manifest
     counts: np.ndarray
     sizes: np.ndarray
+    frames: np.ndarray
     types: np.ndarray
 
     @property
@@ -62,15 +67,18 @@ def read_report(directory: str | Path) -> DataReport:
         UserError: for a missing manifest, or a missing or damaged shard.
     """
     counts, sizes, types = [], [np.zeros((0, 2), np.float32)], []
+    frames: list[tuple[int, int]] = []
     for record in iterate_records(directory):
         boxes = record.boxes[record.iscrowd == 0]
         counts.append(len(record.rles))
         sizes.append(boxes[:, 2:] - boxes[:, :2])
         types += [record.cell_type] * len(boxes)
+        frames += [(record.height, record.width)] * len(boxes)
     return DataReport(
         read_manifest(directory),
         np.array(counts, np.int64),
         np.concatenate(sizes),
+        np.array(frames, np.int64).reshape(-1, 2),
         np.array(types, dtype=str),
     )
 
@@ -81,6 +89,7 @@ def describe(report: DataReport) -> list[str]:
     lines = [
         f"{manifest.source}: {len(counts):,} images, {counts.sum():,} cells",
         f"classes: {', '.join(manifest.class_names)}",
+        *([] if manifest.masks else [BOXES_ONLY]),
         *_image_lines(manifest),
     ]
     if len(counts):
@@ -101,7 +110,7 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     """Return lines on what a preset needs for these cells: anchors and `max_instances`.
 
     Recall is the share of cells whose best anchor reaches an IoU, averaged over where a cell may lie
-    on the anchor grid.
+    on the anchor grid; for a preset that fits images into its input, of the cells at that scale.
 
     Raises:
         UserError: when the data set has no cells.
@@ -109,7 +118,13 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     if not len(report.sizes):
         raise UserError("the data set has no cells, so no anchors can be chosen; convert annotated images")
     levels = tuple(range(config.model.min_level, config.model.max_level + 1))
-    sizes = report.sizes[:: -(-len(report.sizes) // _SAMPLE)]
+    sizes = report.sizes
+    scaled = ""
+    if config.data.resize == "fit":
+        height, width = config.data.crop_size
+        scaled = f", cells as in images fitted into {width} x {height} px"
+        sizes = sizes * (np.array(config.data.crop_size) / report.frames).min(1, keepdims=True)
+    sizes = sizes[:: -(-len(sizes) // _SAMPLE)]
     # As training does where a preset takes its anchors from the data.
     per_level = len(config.anchors.sizes[0]) if config.anchors.sizes else 2
     scales = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
@@ -117,7 +132,7 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     strides = f"{2 ** levels[0]}-{2 ** levels[-1]}"
     header = "".join(f"{f'IoU {t:.1f}':>9}" for t in IOU_THRESHOLDS)
     lines = [
-        f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px):",
+        f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px){scaled}:",
         f"  {'cells that an anchor reaches':<30}{header}",
     ]
     reached = {}
@@ -207,7 +222,11 @@ def draw_record(record: ImageRecord) -> np.ndarray:
     gray = np.clip((gray - low) * (255 / max(high - low, 1e-3)), 0, 255).astype(np.uint8)
     factor = 2 if max(gray.shape) <= 1024 else 1
     canvas = cv2.cvtColor(cv2.resize(gray, None, fx=factor, fy=factor), cv2.COLOR_GRAY2RGB)
-    for counts, class_id in zip(record.rles, record.classes, strict=True):
+    for counts, class_id, box in zip(record.rles, record.classes, record.boxes, strict=True):
+        if not counts:
+            y0, x0, y1, x1 = np.rint(box * factor).astype(int).tolist()
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), _colour(int(class_id)), 1)
+            continue
         patch = rle_to_patch({"size": [record.height, record.width], "counts": counts})
         if patch is None:
             continue

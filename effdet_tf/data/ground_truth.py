@@ -31,26 +31,24 @@ def cell_entries(record: ImageRecord, category_ids: Sequence[int]) -> list[dict[
         category_ids: COCO category id of each class.
 
     Returns:
-        One dict per cell: the box as annotated (x, y, w, h pixels), the mask as compressed RLE at full
-        resolution.
+        One dict per cell: the box as annotated (x, y, w, h pixels), and the mask as compressed RLE at full
+        resolution unless only the box is annotated.
     """
     cells = []
     for box, index, counts, crowd in zip(
         record.annotated_boxes, record.classes, record.rles, record.iscrowd, strict=True
     ):
         y0, x0, y1, x1 = (float(v) for v in box)
-        cells.append(
-            {
-                "image_id": int(record.image_id),
-                "category_id": int(category_ids[index]),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "segmentation": {
-                    "size": [int(record.height), int(record.width)],
-                    "counts": counts.decode("ascii"),
-                },
-                "iscrowd": int(crowd),
-            }
-        )
+        cell = {
+            "image_id": int(record.image_id),
+            "category_id": int(category_ids[index]),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": int(crowd),
+        }
+        if counts:
+            size = [int(record.height), int(record.width)]
+            cell["segmentation"] = {"size": size, "counts": counts.decode("ascii")}
+        cells.append(cell)
     return cells
 
 
@@ -101,13 +99,7 @@ def decode_pixels(record: ImageRecord) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def match_classes(class_names: Sequence[str], categories: Sequence[dict[str, Any]]) -> list[int] | None:
-    """COCO category id of each of the network's classes, by name.
-
-    Returns:
-        One id per class, or None when a name is not among the categories.
-    """
+def match_classes(class_names: Sequence[str], categories: Sequence[dict[str, Any]]) -> list[int | None]:
+    """COCO category id of each of the network's classes, by name; None for one that the data do not have."""
     ids = {str(category["name"]): int(category["id"]) for category in categories}
-    if not set(class_names) <= set(ids):
-        return None
-    return [ids[name] for name in class_names]
+    return [ids.get(name) for name in class_names]

@@ -141,6 +141,15 @@ def image_statistics(gray: np.ndarray) -> tuple[float, float]:
     return mean, max(std, 1e-3 * max(1.0, abs(mean)))
 
 
+def stretch(gray: np.ndarray, top: float) -> np.ndarray:
+    """Spread a floating-point image `[H, W]` over 0..top: its least value becomes 0, its largest `top`.
+
+    A flat image becomes 0.
+    """
+    low, high = float(gray.min()), float(gray.max())
+    return (gray - low) * (top / (high - low)) if high > low else np.zeros_like(gray)
+
+
 def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     """Pixels [H, W] or [H, W, C] in the file's own type; palettes stay indices when `labels`."""
     try:

@@ -36,6 +36,7 @@ class Manifest:
         dropped: {reason: {"count", "examples"}}: what is not in the shards.
         notes: the same for faults that were survived.
         mask_size: side of the box-aligned bitmaps.
+        masks: False when the cells are annotated by boxes alone: the bitmaps are full, and no mask is judged.
         format: version of this layout.
     """
 
@@ -52,6 +53,7 @@ class Manifest:
     dropped: dict[str, dict[str, Any]]
     notes: dict[str, dict[str, Any]]
     mask_size: int
+    masks: bool = True  # sets from before it was written down have masks
     format: int = FORMAT
 
     @property
@@ -77,14 +79,15 @@ class Manifest:
             ValueError: when a key is missing, unknown or of another type.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        missing, unknown = sorted(fields.keys() - values.keys()), sorted(values.keys() - fields.keys())
+        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        missing, unknown = sorted(needed - values.keys()), sorted(values.keys() - fields.keys())
         if missing or unknown:
             raise ValueError(f"keys missing: {missing}, unknown: {unknown}")
-        kinds = {"int": int, "str": str, "list": list, "dict": dict}
-        for name, field in fields.items():
-            kind = kinds[str(field.type).split("[")[0]]
-            if not isinstance(values[name], kind) or isinstance(values[name], bool):
-                raise ValueError(f"{name} is {type(values[name]).__name__}, not {kind.__name__}")
+        kinds = {"int": int, "str": str, "list": list, "dict": dict, "bool": bool}
+        for name, value in values.items():
+            kind = kinds[str(fields[name].type).split("[")[0]]
+            if type(value) is not kind:  # a bool would pass for an int
+                raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
         return cls(**values)
 
     def save(self, directory: str | os.PathLike[str]) -> None:

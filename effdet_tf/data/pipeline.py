@@ -10,10 +10,8 @@ import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.augment import augment
+from effdet_tf.data.plan import PADDING_CLASS, epoch_plan, steps_per_epoch
 from effdet_tf.data.store import RecordStore
-from effdet_tf.errors import UserError
-
-PADDING_CLASS = -1
 
 
 def training_dataset(
@@ -68,30 +66,6 @@ def training_dataset(
         dataset = tf.data.Dataset.from_tensor_slices((numbers, seeds))
         dataset = dataset.map(crop, parallel_calls, deterministic=True)
         return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-
-
-def steps_per_epoch(store: RecordStore, data_config: DataConfig, batch_size: int) -> int:
-    """Return the batches in one epoch.
-
-    Raises:
-        UserError: when there are fewer crops than one batch.
-    """
-    crops = store.images * data_config.crops_per_image
-    if crops < batch_size:
-        raise UserError(
-            f"{store.images} images x {data_config.crops_per_image} crops give less than one batch of "
-            f"{batch_size}; lower the batch or set data.crops_per_image={-(-batch_size // store.images)}"
-        )
-    return crops // batch_size
-
-
-def epoch_plan(images: int, crops_per_image: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image number int64 `[n]` and the augmentation seed int32 `[n, 2]` of each crop."""
-    generator = np.random.default_rng([seed % 2**32, epoch])
-    crops = images * crops_per_image
-    seeds = generator.integers(0, 2**31 - 1, (crops, 2), dtype=np.int32)
-    order = generator.permutation(crops)
-    return (order // crops_per_image).astype(np.int64), seeds[order]
 
 
 def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf.Tensor]:

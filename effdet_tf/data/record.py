@@ -58,7 +58,8 @@ class ImageRecord:
         annotated_boxes: float32 `[N, 4]` yxyx pixels, as annotated, for evaluation.
         classes: int32 `[N]`, from 0.
         masks: uint8 `[N, m, m]`, 0-255 coverage over `boxes`.
-        rles: N compressed COCO `counts`, full resolution: what evaluation compares with.
+        rles: N compressed COCO `counts`, full resolution: what evaluation compares with; empty where only a
+            box is annotated.
         iscrowd: uint8 `[N]`, 1 for a cell that neither training nor evaluation may count.
         image_id: the id in the source, or the running number.
         file_name: path of the image inside the source.
@@ -178,7 +179,8 @@ def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str
 
     Returns:
         `image [H, W, C]` image_dtype, `boxes [N, 4]` float32 yxyx pixels, `classes [N]` int32,
-        `masks [N, m, m]` uint8, `iscrowd [N]` uint8, scalars `mean` and `std` float32, `image_id` int64.
+        `masks [N, m, m]` uint8, `iscrowd [N]` uint8, scalars `mean` and `std` float32, `bit_depth` int32
+        (8 or 16: what the pixel values are, whatever their type), `image_id` int64.
     """
     features = tf.io.parse_single_example(serialized, _TRAINING_FEATURES)
     encoded = features["image/encoded"]
@@ -198,6 +200,7 @@ def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str
         "iscrowd": tf.io.decode_raw(features["cells/iscrowd"], tf.uint8),
         "mean": features["image/mean"],
         "std": features["image/std"],
+        "bit_depth": tf.cast(features["image/bit_depth"], tf.int32),
         "image_id": features["image/id"],
     }
 

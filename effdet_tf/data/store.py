@@ -67,6 +67,8 @@ class RecordStore:
         category_ids: their ids in the source.
         max_cells: cells in the fullest image.
         mask_size: side of the stored bitmaps.
+        masks: False when one of the data sets is annotated by boxes alone.
+        cell_sizes: float64 `[N, 2]`, height and width of a sample of the cells, px.
         cached: whether the decoded images are in memory.
         decoded_mb: what they take, or would take, there.
     """
@@ -105,6 +107,8 @@ class RecordStore:
         self.class_names = manifests[0].class_names
         self.category_ids = manifests[0].category_ids
         self.mask_size = manifests[0].mask_size
+        self.masks = all(manifest.masks for manifest in manifests)
+        self.cell_sizes = np.concatenate([np.reshape(m.cell_sizes, (-1, 2)) for m in manifests])
         self._index = _scan(folders)
         self.images = len(self._index.length)
         if self.images == 0:
@@ -130,6 +134,19 @@ class RecordStore:
         example = self._fetch_cached(number) if self.cached else self._fetch_stored(number)
         example["masks"] = tf.ensure_shape(example["masks"], [None, self.mask_size, self.mask_size])
         return example
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All records of a store that is in memory, end to end; `data.packed` says which arrays these are.
+
+        The arrays share the memory of the store.
+        """
+        index = self._index
+        return {
+            **{name: np.asarray(value) for name, value in {**self._flat, **self._scalars}.items()},
+            "size": np.stack([index.height, index.width, index.channels], 1).astype(np.int32),
+            "count": index.count,
+            "cell_sizes": self.cell_sizes,
+        }
 
     @property
     def _image_dtype(self) -> tf.DType:
@@ -162,6 +179,7 @@ class RecordStore:
         scalars = {
             "mean": np.empty(self.images, np.float32),
             "std": np.empty(self.images, np.float32),
+            "bit_depth": np.empty(self.images, np.int32),
             "image_id": np.empty(self.images, np.int64),
         }
         records = (

@@ -9,6 +9,7 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.manifest import Manifest
+from effdet_tf.data.sources.base import Source
 
 _SIZE_SAMPLE = 4096
 _PERCENTILES = (5, 25, 50, 75, 95, 100)
@@ -48,18 +49,16 @@ class Tally:
         pixels, mean = fields["height"] * fields["width"], fields["mean"]
         self._moments += np.array([1.0, mean, fields["std"] ** 2 + mean**2]) * pixels
 
-    def manifest(
-        self, source: str, categories: list[dict[str, Any]], shards: list[dict[str, Any]], mask_size: int
-    ) -> Manifest:
-        """The manifest of all images added so far; at least one."""
+    def manifest(self, source: Source, shards: list[dict[str, Any]], mask_size: int) -> Manifest:
+        """The manifest of all images of `source` added so far; at least one."""
         counts = np.array(self._counts)
         sizes = np.concatenate(self._cell_sizes)
         if len(sizes) > _SIZE_SAMPLE:
             sizes = sizes[np.linspace(0, len(sizes) - 1, _SIZE_SAMPLE).astype(np.int64)]
         per_image = {str(p): round(float(np.percentile(counts, p)), 1) for p in _PERCENTILES}
         return Manifest(
-            source=source,
-            categories=categories,
+            source=source.name,
+            categories=source.categories,
             shards=shards,
             images=len(counts),
             cells=int(counts.sum()),
@@ -71,6 +70,7 @@ class Tally:
             dropped=dict(sorted(self.faults.dropped.items())),
             notes=dict(sorted(self.faults.notes.items())),
             mask_size=mask_size,
+            masks=source.masks,
         )
 
     def _image_statistics(self) -> dict[str, Any]:

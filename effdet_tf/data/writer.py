@@ -125,7 +125,7 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
                     shards += _write_shard(path, ready, source.name, tally, bar)
             if not tally.images:
                 raise UserError(_nothing(tally.faults.lines()))
-            manifest = tally.manifest(source.name, source.categories, shards, options.mask_size)
+            manifest = tally.manifest(source, shards, options.mask_size)
             if options.strict and tally.faults:
                 found = "; ".join(" ".join(line.split()) for line in tally.faults.lines())
                 raise UserError(f"{out}: not written, since --strict allows no fault: {found}")

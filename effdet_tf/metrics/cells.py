@@ -128,19 +128,33 @@ def summarise_tallies(tallies: Sequence[ImageTally]) -> dict[str, Any]:
     hits = int(sum(t.matched[0] for t in tallies))
     false, missed = int(found.sum()) - hits, int(true.sum()) - hits
     jaccard = [t.aji_overlap / t.aji_union for t in tallies if t.aji_union]
-    spread = len(tallies) > 1 and true.std() > 0 and found.std() > 0
     return {
         "images": len(tallies),
         "true_cells": int(true.sum()),
         "found_cells": int(found.sum()),
         "sartorius": sartorius(tallies),
-        "precision": _ratio(hits, hits + false),
-        "recall": _ratio(hits, hits + missed),
-        "f1": _ratio(2 * hits, 2 * hits + false + missed),
+        **detection_figures(hits, int(true.sum()), int(found.sum())),
         "pq": _ratio(sum(t.matched_iou for t in tallies), hits + (false + missed) / 2),
         "matching_accuracy50": _ratio(hits, hits + false + missed),
         "aji": float(np.mean(jaccard)) if jaccard else None,
         "seg": _ratio(sum(t.seg for t in tallies), int(true.sum())),
+        **count_figures(true, found),
+    }
+
+
+def detection_figures(hits: int, true: int, found: int) -> dict[str, float | None]:
+    """Precision, recall and f1 of `hits` matches between `true` and `found` cells."""
+    return {
+        "precision": _ratio(hits, found),
+        "recall": _ratio(hits, true),
+        "f1": _ratio(2 * hits, true + found),
+    }
+
+
+def count_figures(true: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
+    """Errors of the counts `[images]`, as `summarise_tallies` names them."""
+    spread = len(true) > 1 and true.std() > 0 and found.std() > 0
+    return {
         "count_mean_true": float(true.mean()),
         "count_mean_error": float(np.abs(found - true).mean()),
         "count_bias": float((found - true).mean()),

@@ -24,6 +24,7 @@ from effdet_tf.metrics.inputs import (
     check_predictions,
     compress_segmentation,
     group_images,
+    has_masks,
     prepare_ground_truth,
 )
 
@@ -72,12 +73,14 @@ def evaluate_coco(
 
     Figures are fractions 0..1; None stands for "not defined" (no cell in that area range). AP, AP50, AP75:
     average precision over IoU .50:.05:.95, at .50, at .75. APs, APm, APl: by area. AP50_80: over IoU
-    .50:.05:.80. AR: mean of the highest recall over the IoUs. AFNR: 1 - AR, the mean share of missed cells.
-    Regions with `iscrowd` count neither as found nor as missed, and detections on them are not false.
+    .50:.05:.80. AR: mean of the highest recall over the IoUs; ARs, ARm, ARl: by area; AR1, AR10 and so on:
+    with so few detections. AFNR: 1 - AR, the mean share of missed cells. Regions with `iscrowd` count
+    neither as found nor as missed, and detections on them are not false.
 
     Args:
         ground_truth: COCO dict: images (id, height, width, and `by`), categories, annotations (image_id,
-            category_id, segmentation as polygons or RLE, bbox x, y, w, h, iscrowd). The area is the mask's.
+            category_id, segmentation as polygons or RLE, bbox x, y, w, h, iscrowd). The area is the mask's,
+            or the box's where there is no segmentation.
         predictions: COCO results: image_id, category_id, score, bbox, segmentation RLE.
         kinds: "bbox", "segm" or both.
         protocol: a name in `PROTOCOLS`.
@@ -92,13 +95,16 @@ def evaluate_coco(
 
     Raises:
         UserError: for a detection on an unknown image, of an unknown class (when classes count), without a
-            finite score, or without the box or mask that `kinds` asks for.
+            finite score, or without the box or mask that `kinds` asks for; for masks of cells that are
+            annotated by boxes alone.
         ValueError: for an unknown protocol, kind or evaluator.
     """
     if protocol not in PROTOCOLS or not set(kinds) <= set(KINDS):
         raise ValueError(f"unknown protocol {protocol!r} or kinds {kinds!r}")
     rules = PROTOCOLS[protocol]
     backend = evaluator or default_evaluator()
+    if "segm" in kinds and not has_masks(ground_truth):
+        raise UserError("the annotations have boxes only, so there are no masks to score; score boxes alone")
     truth = prepare_ground_truth(ground_truth, rules.per_class)
     check_predictions(truth, predictions, rules.per_class)
     groups = group_images(truth["images"], by)
@@ -234,7 +240,8 @@ def _figures(
     }
     for slot, limit in enumerate(rules.max_detections[:2]):
         figures[f"AR{limit}"] = _mean(recall[:, :, 0, slot])
-    figures["AR"] = _mean(recall[:, :, 0, 2])
+    for area, name in enumerate(("AR", "ARs", "ARm", "ARl")):
+        figures[name] = _mean(recall[:, :, area, 2])
     figures["AFNR"] = None if figures["AR"] is None else 1.0 - figures["AR"]
     if rules.per_class:
         names = {category["id"]: category["name"] for category in categories}

@@ -45,24 +45,34 @@ def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[st
     return {"size": list(rle["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
+def has_masks(ground_truth: dict[str, Any]) -> bool:
+    """Whether every annotation has a mask."""
+    return all(cell.get("segmentation") for cell in ground_truth["annotations"])
+
+
 def prepare_ground_truth(ground_truth: dict[str, Any], per_class: bool = False) -> dict[str, Any]:
-    """A copy with masks as compressed RLE, areas of masks, ids from 1 and, unless `per_class`, one class."""
+    """A copy with masks as compressed RLE, ids from 1 and, unless `per_class`, one class.
+
+    The area is the mask's, or the box's where only that is annotated; `segmentation` is absent there.
+    """
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     annotations = []
     # Ids start at 1: pycocotools takes a match with annotation 0 for no match.
     for number, cell in enumerate(ground_truth["annotations"], start=1):
-        rle = compress_segmentation(cell["segmentation"], *sizes[cell["image_id"]])
-        annotations.append(
-            {
-                "id": number,
-                "image_id": cell["image_id"],
-                "category_id": cell["category_id"] if per_class else ANY_CLASS,
-                "segmentation": rle,
-                "bbox": [float(v) for v in cell.get("bbox") or coco_mask.toBbox(rle)],
-                "area": float(coco_mask.area(rle)),
-                "iscrowd": int(cell.get("iscrowd", 0)),
-            }
-        )
+        prepared = {
+            "id": number,
+            "image_id": cell["image_id"],
+            "category_id": cell["category_id"] if per_class else ANY_CLASS,
+            "iscrowd": int(cell.get("iscrowd", 0)),
+        }
+        if cell.get("segmentation"):
+            rle = compress_segmentation(cell["segmentation"], *sizes[cell["image_id"]])
+            box = [float(v) for v in cell.get("bbox") or coco_mask.toBbox(rle)]
+            prepared |= {"segmentation": rle, "bbox": box, "area": float(coco_mask.area(rle))}
+        else:
+            box = [float(v) for v in cell["bbox"]]
+            prepared |= {"bbox": box, "area": box[2] * box[3]}
+        annotations.append(prepared)
     categories = ground_truth["categories"] if per_class else [{"id": ANY_CLASS, "name": "cell"}]
     return {"images": ground_truth["images"], "categories": categories, "annotations": annotations}
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from effdet_tf.metrics.boxes import score_boxes
 from effdet_tf.metrics.cells import score_cells
 from effdet_tf.metrics.coco import KINDS, evaluate_coco
+from effdet_tf.metrics.inputs import has_masks
 
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
+# The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
+_COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
+    "AR100": "AR",
+    "ARs": "ARs",
+    "ARm": "ARm",
+    "ARl": "ARl",
+}
 _KIND_NAMES = {"bbox": "box", "segm": "mask"}
 _CELL_LINES = (
     ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
@@ -30,7 +39,8 @@ def summarise(
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
     by: str | None = "cell_type",
-    per_class: bool = False,
+    coco: bool = False,
+    masks: bool | None = None,
 ) -> dict[str, Any]:
     """Compute every figure.
 
@@ -38,23 +48,32 @@ def summarise(
         ground_truth: COCO dict with the truth at full resolution.
         predictions: COCO results; a network without masks gives boxes only.
         score_threshold: least score of a cell for the figures that need one; None takes the best by the
-            Sartorius metric on these images.
+            Sartorius metric on these images, or by F1 where only boxes are scored.
         by: image field to split the figures by; None for no split.
-        per_class: also score by COCO's own protocol, class by class.
+        coco: also score by COCO's own protocol, class by class.
+        masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
+            yes.
 
     Returns:
-        `{"livecell": evaluate_coco(...), "cells": score_cells(...), "coco": evaluate_coco(...)}`, ready for
-        JSON. "cells" is None when no prediction has a mask, "coco" when `per_class` is off.
+        `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
+        evaluate_coco(...), "boxes_only"}`, ready for JSON. "boxes_only" says why masks are not scored and
+        "cells" is None; it and "boxes" are None where masks are scored. "coco" is None when `coco` is off.
 
     Raises:
         UserError: for predictions that do not fit the images.
     """
-    masks = any("segmentation" in found for found in predictions) or not predictions
-    kinds = KINDS if masks else KINDS[:1]
+    if masks is None:
+        masks = any("segmentation" in found for found in predictions) or not predictions
+    boxes_only = None if masks else "the predictions have no masks"
+    if not has_masks(ground_truth):
+        boxes_only = "the images are annotated by boxes alone"
+    kinds = KINDS[:1] if boxes_only else KINDS
     return {
         "livecell": evaluate_coco(ground_truth, predictions, kinds, "livecell", by),
-        "cells": score_cells(ground_truth, predictions, score_threshold, by) if masks else None,
-        "coco": evaluate_coco(ground_truth, predictions, kinds, "coco", by) if per_class else None,
+        "cells": None if boxes_only else score_cells(ground_truth, predictions, score_threshold, by),
+        "boxes": score_boxes(ground_truth, predictions, score_threshold, by, coco) if boxes_only else None,
+        "coco": evaluate_coco(ground_truth, predictions, kinds, "coco", by) if coco else None,
+        "boxes_only": boxes_only,
     }
 
 
@@ -62,14 +81,39 @@ def headline(report: dict[str, Any]) -> dict[str, float | None]:
     """The few figures to follow during training.
 
     Returns:
-        box_AP, box_AP50, mask_AP, mask_AP50, sartorius, f1, count_mean_error; None where not defined.
+        box_AP, box_AP50, mask_AP, mask_AP50 of the LIVECell protocol, sartorius, f1, count_mean_error; None
+        where not defined. f1 and count_mean_error are of boxes where masks are not scored. With COCO's own
+        protocol also coco_box_AP, coco_box_AP50, coco_mask_AP, coco_mask_AP50.
     """
     figures: dict[str, float | None] = {}
-    for kind, name in _KIND_NAMES.items():
-        values = report["livecell"]["all"].get(kind, {})
-        figures |= {f"{name}_AP": values.get("AP"), f"{name}_AP50": values.get("AP50")}
-    cells = report["cells"]["all"] if report["cells"] else {}
+    for protocol, prefix in (("livecell", ""), ("coco", "coco_")):
+        if report[protocol]:
+            for kind, name in _KIND_NAMES.items():
+                values = report[protocol]["all"].get(kind, {})
+                figures |= {f"{prefix}{name}_{key}": values.get(key) for key in ("AP", "AP50")}
+    cells = (report["cells"] or report["boxes"])["all"]
     return figures | {key: cells.get(key) for key in ("sartorius", "f1", "count_mean_error")}
+
+
+def choosing_score(figures: dict[str, float | None]) -> float:
+    """The figure of `headline` by which one network is better than another.
+
+    The AP of COCO's protocol where that was asked for, since classes count there, else of LIVECell's; of the
+    masks where they are scored, else of the boxes. 0 where none of them is defined.
+    """
+    for name in ("coco_mask_AP", "coco_box_AP", "mask_AP", "box_AP"):
+        value = figures.get(name)
+        if value is not None:
+            return value
+    return 0.0
+
+
+def reporting_score(report: dict[str, Any]) -> float | None:
+    """The least score of a cell that was best on these images; None where nothing that is true was found."""
+    for kind, figure in (("cells", "best_sartorius"), ("boxes", "best_f1")):
+        if report.get(kind) and report[kind][figure] > 0:
+            return float(report[kind]["best_score_threshold"])
+    return None
 
 
 def format_table(report: dict[str, Any]) -> str:
@@ -78,27 +122,33 @@ def format_table(report: dict[str, Any]) -> str:
         "LIVECell protocol, % (classes as one, up to 100/500/2000 detections an image, "
         "areas split at 324 and 961 px)"
     ]
-    lines += _ap_table(report["livecell"])
+    lines += _ap_table(report["livecell"], {name: name for name in _COLUMNS})
     lines.append("AP50_80 is AP over IoU .50:.05:.80; AFNR is 100 - AR, the mean share of missed cells.")
     if report.get("coco"):
-        lines += ["", "COCO protocol, % (class by class, up to 100 detections an image and class)"]
-        lines += _ap_table(report["coco"])
+        lines += [
+            "",
+            "COCO protocol, % (mean over classes, up to 100 detections an image and class, "
+            "areas split at 1024 and 9216 px)",
+        ]
+        lines += _ap_table(report["coco"], _COCO_COLUMNS)
         lines += _class_lines(report["coco"]["all"])
-    if report["cells"]:
-        lines += ["", *_cell_table(report["cells"])]
+    if report["boxes_only"]:
+        lines += ["", f"Only boxes are scored: {report['boxes_only']}.", *_box_table(report["boxes"])]
     else:
-        lines += ["", "The predictions have no masks: only boxes are scored."]
+        lines += ["", *_cell_table(report["cells"])]
+    if report.get("left_out"):
+        lines += [f"{report['left_out']} predictions of classes that the images lack were left out."]
     return "\n".join(lines)
 
 
-def _ap_table(result: dict[str, Any]) -> list[str]:
+def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
     groups = {"all": result["all"], **result["by"]}
     width = max(5, *(len(name) for name in groups))
-    lines = [f"{'':{width}} {'':4} {'images':>6} {'cells':>8} " + " ".join(f"{c:>7}" for c in _COLUMNS)]
+    lines = [f"{'':{width}} {'':4} {'images':>6} {'cells':>8} " + " ".join(f"{c:>7}" for c in columns)]
     for name, group in groups.items():
         for kind, label in _KIND_NAMES.items():
             if kind in group:
-                values = " ".join(f"{_percent(group[kind][column]):>7}" for column in _COLUMNS)
+                values = " ".join(f"{_percent(group[kind][name]):>7}" for name in columns.values())
                 lines.append(f"{name:{width}} {label:4} {group['images']:>6} {group['cells']:>8} {values}")
     dropped = result["all"]["dropped"]
     if dropped:
@@ -116,17 +166,29 @@ def _class_lines(group: dict[str, Any]) -> list[str]:
 
 
 def _cell_table(cells: dict[str, Any]) -> list[str]:
-    groups = {"all": cells["all"], **cells["by"]}
-    score = f"{cells['score_threshold']:.2f}"
-    if cells["chosen"] == "given":
-        how = f"best Sartorius metric {cells['best_sartorius']:.3f} at {cells['best_score_threshold']:.2f}"
-    else:
-        how = "the best of a grid on these images: an upper bound"
+    score, how = f"{cells['score_threshold']:.2f}", _how(cells, "Sartorius metric", "best_sartorius")
     lines = [f"Cells of score {score} and more, no pixel in two cells ({how})"]
+    return lines + _group_lines({"all": cells["all"], **cells["by"]})
+
+
+def _box_table(boxes: dict[str, Any]) -> list[str]:
+    lines = [f"Boxes of score {boxes['score_threshold']:.2f} and more ({_how(boxes, 'F1', 'best_f1')})"]
+    return lines + _group_lines({"all": boxes["all"], **boxes["by"]})
+
+
+def _how(result: dict[str, Any], name: str, figure: str) -> str:
+    if result["chosen"] == "given":
+        return f"best {name} {result[figure]:.3f} at {result['best_score_threshold']:.2f}"
+    return "the best of a grid on these images: an upper bound"
+
+
+def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
     widths = [max(8, len(name)) for name in groups]
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
-    lines.append(f"{'':18} {names}")
+    lines = [f"{'':18} {names}"]
     for key, label, meaning in _CELL_LINES:
+        if key not in groups["all"]:
+            continue
         values = " ".join(
             f"{_number(group[key], key):>{width}}"
             for group, width in zip(groups.values(), widths, strict=True)

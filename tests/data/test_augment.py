@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data import augment as augment_lib
+from effdet_tf.data.normalize import fixed_statistics
+from effdet_tf.errors import UserError
 from effdet_tf.masks import mask_to_patch, paste_bitmap, patch_box, patch_to_bitmap
 
 HEIGHT, WIDTH = 180, 260
@@ -43,6 +45,7 @@ def example_of(masks: list[np.ndarray], dtype=np.uint8, channels: int = 1, seed:
         "iscrowd": tf.zeros(len(masks), tf.uint8),
         "mean": tf.constant(image.mean(), tf.float32),
         "std": tf.constant(image.std(), tf.float32),
+        "bit_depth": tf.constant(16 if dtype == np.uint16 else 8),
         "image_id": tf.constant(7, tf.int64),
     }
 
@@ -249,11 +252,10 @@ def test_a_cell_without_mask_in_the_rest_of_its_box_is_dropped():
         "classes": tf.constant([0]),
         "masks": tf.constant(bitmap),
     }
-    corner = augment_lib.crop_cells(example, tf.constant([True]), tf.constant([0, 35, 25, 25]), (25, 25), 0.1)
+    keep, same = tf.constant([True]), tf.ones(2)
+    corner = augment_lib.crop_cells(example, keep, tf.constant([0, 35, 25, 25]), same, (25, 25), 0.1)
     assert corner["boxes"].shape == (0, 4) and corner["masks"].shape == (0, 28, 28)
-    middle = augment_lib.crop_cells(
-        example, tf.constant([True]), tf.constant([10, 10, 40, 40]), (40, 40), 0.2
-    )
+    middle = augment_lib.crop_cells(example, keep, tf.constant([10, 10, 40, 40]), same, (40, 40), 0.2)
     assert middle["boxes"].shape == (1, 4)
 
 
@@ -274,3 +276,98 @@ def test_every_turn_and_flip_occurs_and_keeps_square_masks_with_their_image():
         (False, True, True),
         (True, False, True),
     }
+
+
+def straight(**changes) -> AugmentConfig:
+    return plain(**{"scale_range": (1.0, 1.0), "flip": False, "rot90": False, **changes})
+
+
+def lit_example(y: int, x: int, height: int, width: int) -> dict:
+    """A dark image with one bright rectangle, which is its one cell."""
+    image = np.zeros((HEIGHT, WIDTH, 1), np.uint8)
+    image[y : y + height, x : x + width] = 200
+    example = example_of([image[..., 0] > 0])
+    return {**example, "image": tf.constant(image)}
+
+
+def test_an_image_is_fitted_into_the_crop_at_its_top_left_as_in_prediction():
+    data = DataConfig(crop_size=(130, 130), resize="fit", normalization="fixed", mean=10.0, std=2.0)
+    example = example_of(ellipses(6))
+    result = augment_lib.augment(example, seed_of(0), straight(), data)
+    np.testing.assert_array_equal(result["scale"], [0.5, 0.5])  # 180 x 260 becomes 90 x 130
+    np.testing.assert_allclose(result["boxes"], example["boxes"].numpy() / 2, atol=1e-4)
+    np.testing.assert_array_equal(result["classes"], np.arange(6))
+    image = result["image"].numpy()
+    assert (image[90:] == 0).all() and (image[:90] != 0).mean() > 0.9
+    pixels = (example["image"].numpy() - np.float32(10)) / 2
+    expected = tf.image.resize(pixels, (90, 130), antialias=True)
+    np.testing.assert_allclose(image[:90], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("zoom", [0.15, 0.6, 1.0, 1.9])
+def test_boxes_follow_a_fitted_image_at_every_scale(zoom):
+    data = DataConfig(crop_size=(96, 128), resize="fit", normalization="fixed", mean=0.0, std=1.0)
+    config = straight(scale_range=(zoom, zoom), min_visible=0.0)
+    run = tf.function(lambda example, seed: augment_lib.augment(example, seed, config, data))
+    seen = 0
+    for number in range(10):
+        y, x = np.random.default_rng(number).integers([0, 0], [HEIGHT - 60, WIDTH - 80])
+        result = run(lit_example(y, x, 60, 80), seed_of(number))
+        if not len(result["boxes"]):
+            continue
+        lit = np.argwhere(result["image"].numpy()[..., 0] > 100)
+        found = [*lit.min(0), *(lit.max(0) + 1)]
+        assert np.abs(result["boxes"][0] - found).max() <= 1.0
+        side = (result["boxes"][0, 2:] - result["boxes"][0, :2]).numpy()
+        assert (side <= np.array([60, 80]) * 0.4923 * zoom + 1).all()  # 128 / 260 at zoom 1
+        seen += 1
+    assert seen >= (10 if zoom <= 1 else 5)
+
+
+def test_the_scale_of_a_fitted_image_is_uniform():
+    fitting = tf.constant(0.5)
+    config = plain(scale_range=(0.1, 2.0))
+    scales = [
+        float(augment_lib.draw(seed_of(n), tf.constant(1.0), (64, 64), config, fitting).scale)
+        for n in range(300)
+    ]
+    assert 0.05 <= min(scales) < 0.08 and 0.95 < max(scales) <= 1.0
+    assert np.mean(scales) == pytest.approx(0.525, abs=0.05)  # log-uniform: .32
+    native = [
+        float(augment_lib.draw(seed_of(n), tf.constant(1.0), (64, 64), config).scale) for n in range(300)
+    ]
+    assert np.median(native) == pytest.approx(0.2**0.5, abs=0.1)
+
+
+def test_flips_can_be_left_and_right_alone():
+    config = plain(rot90=False, flip_vertical=False)
+    draws = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), config) for n in range(40)]
+    assert {(bool(d.transpose), bool(d.flip_y)) for d in draws} == {(False, False)}
+    assert {bool(d.flip_x) for d in draws} == {False, True}
+    # The other draws do not depend on the switch.
+    both = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), plain(rot90=False)) for n in range(40)]
+    assert [bool(d.flip_x) for d in draws] == [bool(d.flip_x) for d in both]
+    assert {bool(d.flip_y) for d in both} == {False, True}
+
+
+def test_fixed_statistics_are_of_8_bit_pixels():
+    data = DataConfig(crop_size=(96, 96), channels=3, normalization="fixed", mean=(10, 20, 30), std=(2, 3, 4))
+    eight, sixteen = (
+        augment_lib.augment(example_of([], dtype), seed_of(2), AugmentConfig(), data)["image"]
+        for dtype in (np.uint8, np.uint16)
+    )
+    np.testing.assert_allclose(eight, sixteen, atol=1e-3)
+    assert float(tf.math.reduce_std(eight)) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mean": (1.0, 2.0, 3.0)}, "data.mean has 3 values, data.channels is 1"),
+        ({"std": (1.0, 2.0)}, "data.std has 2 values"),
+        ({"std": 0.0}, "must be above 0"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_named(changes, words):
+    with pytest.raises(UserError, match=words):
+        fixed_statistics(DataConfig(normalization="fixed", **changes))

@@ -98,7 +98,7 @@ def test_histogram_bars_are_in_proportion():
 
 def test_preset_lines_give_recall_and_settings(data_dir):
     report = check.read_report(data_dir)
-    coarse = "\n".join(check.describe_preset(report, preset("d0")))
+    coarse = "\n".join(check.describe_preset(report, preset("d0").replace(data__resize="none")))
     # No cell is larger than 20 px and d0's smallest anchor has 32 px: 400 / 1024 < 0.4.
     assert re.search(r"anchors of the preset +0\.0% +0\.0% +0\.0% +0\.0%", coarse)
     assert "anchors.sizes=[[" in coarse and "200 would do for these images, the preset has 2000" in coarse
@@ -109,6 +109,15 @@ def test_preset_lines_give_recall_and_settings(data_dir):
     )
     with pytest.raises(UserError, match="no cells"):
         check.describe_preset(dataclasses.replace(report, sizes=np.zeros((0, 2), np.float32)), few)
+
+
+def test_a_preset_that_fits_images_is_judged_at_that_scale(data_dir):
+    report = check.read_report(data_dir)
+    # 100 px become 512: the smallest cell has 25.6 px, 655 of the 1,024 px^2 of the smallest anchor.
+    fitted = "\n".join(check.describe_preset(report, preset("d0")))
+    assert "cells as in images fitted into 512 x 512 px" in fitted
+    recall = re.search(r"anchors of the preset +([\d.]+)% +([\d.]+)%", fitted)
+    assert float(recall[1]) > 95 and float(recall[2]) > 70
 
 
 def test_overlay_outlines_cells_in_their_place(data_dir, tmp_path):

@@ -90,4 +90,4 @@ def test_a_damaged_image_is_named():
 def test_classes_are_matched_by_name():
     assert match_classes(("thin", "round"), CATEGORIES) == [3, 7]
     assert match_classes(("round",), CATEGORIES) == [7]
-    assert match_classes(("round", "flat"), CATEGORIES) is None
+    assert match_classes(("flat", "round"), CATEGORIES) == [None, 7]

@@ -245,3 +245,15 @@ def test_unusable_requests_say_what_to_do(data_dir, tmp_path):
         RecordStore(write_set(tmp_path / "empty", []))
     with pytest.raises(UserError, match="crops_per_image=2"):
         pipeline.training_dataset(data_dir, config(), STILL, 16, 0)
+
+
+@pytest.mark.parametrize("cache_mb", [100, 0], ids=["cached", "stored"])
+def test_8_and_16_bit_images_of_one_set_meet_the_same_fixed_statistics(tmp_path, cache_mb):
+    """The store holds both as 16 bit: only the record knows what the values mean."""
+    folder = write_set(tmp_path / "set", [record_of(5, 2), record_of(5, 2, sixteen=True)])
+    fixed = config(crop_size=(64, 80), normalization="fixed", mean=100.0, std=10.0, resize="fit")
+    store = RecordStore(folder, cache_mb)
+    assert store.cached == bool(cache_mb)
+    (batch,) = numpy_batches(pipeline.training_dataset(store, fixed, STILL, 2, seed=0))
+    np.testing.assert_allclose(batch["image"][0], batch["image"][1], atol=1e-3)
+    assert 5 < batch["image"].std() * 10 < 100 and abs(batch["image"].mean()) < 5

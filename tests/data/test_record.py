@@ -73,6 +73,7 @@ def test_parse_gives_the_same_tensors(cells, bit_depth, channels, eager):
     assert tensors["image_id"] == record.image_id
     assert tensors["mean"] == np.float32(record.mean)
     assert tensors["std"] == np.float32(record.std)
+    assert tensors["bit_depth"] == bit_depth
 
 
 def test_one_dtype_holds_8_and_16_bit_images_in_native_units():

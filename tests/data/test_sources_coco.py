@@ -171,10 +171,12 @@ def test_each_fault_of_a_cell_has_its_reason(
 
 
 def test_a_box_without_segmentation_is_a_full_mask(tmp_path: Path) -> None:
-    fields = built(opened(tmp_path, [image()], [cell(segmentation=[], bbox=[9.6, 20.2, 4, 6])]))[0].fields
+    other = cell(2, segmentation=[[1, 1, 5, 1, 5, 5, 1, 5]], bbox=[1, 1, 4, 4])  # the set has masks
+    source = opened(tmp_path, [image()], [cell(segmentation=[], bbox=[9.6, 20.2, 4, 6]), other])
+    fields = built(source)[0].fields
     assert fields is not None and (fields["masks"] == 255).all()
-    np.testing.assert_array_equal(fields["boxes"], [[20, 10, 26, 14]])
-    np.testing.assert_allclose(fields["annotated_boxes"], [[20.2, 9.6, 26.2, 13.6]], rtol=1e-6)
+    np.testing.assert_array_equal(fields["boxes"][0], [20, 10, 26, 14])
+    np.testing.assert_allclose(fields["annotated_boxes"][0], [20.2, 9.6, 26.2, 13.6], rtol=1e-6)
 
 
 def test_doubles_are_told_apart(tmp_path: Path) -> None:

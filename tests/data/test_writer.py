@@ -15,6 +15,7 @@ from effdet_tf.data import record as record_lib
 from effdet_tf.data import writer
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.manifest import MANIFEST_NAME, load_manifest
+from effdet_tf.data.sources.base import Source
 from effdet_tf.data.sources.labelmaps import open_labelmaps
 from effdet_tf.data.writer import WriteOptions, prepare_output, write_records
 from effdet_tf.errors import UserError
@@ -221,7 +222,7 @@ def test_cell_sizes_are_sampled_evenly() -> None:
             "std": 1.0,
         }
         tally.add(fields)
-    manifest = tally.manifest("x", [], [], 28)
+    manifest = tally.manifest(Source("x", [], []), [], 28)
     assert manifest.cells == 10_000 and len(manifest.cell_sizes) == 4096
     assert np.mean(manifest.cell_sizes) == pytest.approx(50.5, abs=0.1)
     assert manifest.image_statistics["mean"] is None  # 8 and 16 bit have no common unit

@@ -110,6 +110,76 @@ def test_equals_pycocotools_called_directly(evaluator, protocol, seed):
                 assert (-1 if got is None else got) == pytest.approx(value, abs=1e-9), (kind, name)
 
 
+def crowded_case(masks):
+    """Two images, three classes: 130 cells of one in image 1, sizes up to 140 px, crowd regions."""
+    random = np.random.default_rng(5)
+    annotations, predictions = [], []
+
+    def add(image, kind, y, x, h, w, **fields):
+        given = cell(y, x, h, w, image_id=image, category_id=kind, **fields)
+        if not masks:  # boxes of detection sets are not whole pixels
+            given.pop("segmentation")
+            given["bbox"] = [round(v + float(random.uniform(0, 0.4)), 2) for v in given["bbox"]]
+        (predictions if "score" in fields else annotations).append(given)
+
+    for image, kind, count, low, high in (
+        (1, 4, 130, 6, 30),
+        (1, 2, 8, 20, 130),
+        (2, 4, 20, 6, 60),
+        (2, 9, 8, 110, 140),
+    ):
+        for number in range(count):
+            y, x = random.integers([0, 0], [HEIGHT - low, WIDTH - low])
+            h, w = random.integers(low, high, 2)
+            add(image, kind, y, x, h, w, iscrowd=int(number % 25 == 7))
+            for _ in range(1 + number % 2):
+                dy, dx, dh, dw = random.integers(-2, 3, 4)
+                found = kind if random.random() < 0.9 else 2
+                add(image, found, y + dy, x + dx, h + dh, w + dw, score=float(random.random()))
+    images = [(1, ""), (2, "")]
+    return truth(images, annotations, ((2, "big"), (4, "small"), (9, "rare"))), predictions
+
+
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl")
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes alone"])
+def test_the_twelve_figures_are_those_that_pycocotools_prints(masks, evaluator):
+    ground_truth, predictions = crowded_case(masks)
+    assert sum(p["image_id"] == 1 and p["category_id"] == 4 for p in predictions) > 150
+    kinds = ("bbox", "segm") if masks else ("bbox",)
+    report = evaluate_coco(ground_truth, predictions, kinds, protocol="coco", evaluator=evaluator)
+    assert report["all"]["dropped"] > 50
+    for kind in kinds:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = copy.deepcopy(ground_truth)
+            for annotation in coco.dataset["annotations"]:
+                box = annotation["bbox"]
+                annotation["area"] = (
+                    float(mask.area(annotation["segmentation"])) if masks else box[2] * box[3]
+                )
+            coco.createIndex()
+            found = [{k: v for k, v in p.items() if kind == "bbox" or k != "bbox"} for p in predictions]
+            found = [{k: v for k, v in p.items() if kind == "segm" or k != "segmentation"} for p in found]
+            run = COCOeval(coco, coco.loadRes(found), kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        figures = report["all"][kind]
+        assert [figures[name] for name in STATS] == pytest.approx(run.stats.tolist(), abs=1e-9)
+        assert len(set(run.stats.tolist())) == 12 and min(run.stats) > 0.005  # each is another number
+        classes = [figures["classes"][name]["AP"] for name in ("big", "small", "rare")]
+        assert np.mean(classes) == pytest.approx(figures["AP"]) and len(set(classes)) == 3
+
+
+def test_masks_of_cells_annotated_by_boxes_cannot_be_scored():
+    ground_truth, predictions = crowded_case(masks=False)
+    with pytest.raises(UserError, match="boxes only"):
+        evaluate_coco(ground_truth, predictions)
+
+
 @pytest.mark.parametrize("protocol", ["livecell", "coco"])
 def test_both_evaluators_agree_on_every_figure(protocol):
     ground_truth, predictions = random_case(seed=2, cells=70)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.masks import Patch, patch_to_rle
-from effdet_tf.metrics.report import format_table, headline, summarise
+from effdet_tf.metrics.report import choosing_score, format_table, headline, reporting_score, summarise
 
 HEIGHT, WIDTH = 80, 100
 
@@ -43,7 +43,7 @@ def half(ground_truth):
 
 
 def test_every_figure_is_in_the_report(ground_truth, half):
-    report = summarise(ground_truth, half, score_threshold=0.5, per_class=True)
+    report = summarise(ground_truth, half, score_threshold=0.5, coco=True)
     json.dumps(report, allow_nan=False)
     assert report["livecell"]["by"]["BV2"]["segm"]["AP"] == pytest.approx(1.0)
     assert report["livecell"]["by"]["A172"]["segm"]["AP"] == 0.0
@@ -61,6 +61,11 @@ def test_every_figure_is_in_the_report(ground_truth, half):
         "sartorius": pytest.approx(2 / 3),
         "f1": pytest.approx(8 / 10),
         "count_mean_error": pytest.approx(2 / 3),
+        # Of each class, two of three cells: 67 of the 101 recall points again.
+        "coco_box_AP": pytest.approx(67 / 101),
+        "coco_box_AP50": pytest.approx(67 / 101),
+        "coco_mask_AP": pytest.approx(67 / 101),
+        "coco_mask_AP50": pytest.approx(67 / 101),
     }
 
 
@@ -92,8 +97,59 @@ def test_a_network_without_masks_is_scored_on_boxes(ground_truth, half):
     assert report["cells"] is None
     assert report["livecell"]["all"]["bbox"]["AP"] == pytest.approx(67 / 101)
     assert "segm" not in report["livecell"]["all"]
-    assert headline(report)["mask_AP"] is None
-    assert "only boxes are scored" in format_table(report)
+    assert headline(report)["mask_AP"] is headline(report)["sartorius"] is None
+    # Four of six boxes are found, and nothing else.
+    assert headline(report)["f1"] == pytest.approx(8 / 10)
+    assert reporting_score(report) == report["boxes"]["best_score_threshold"] == 0.05
+    assert "Only boxes are scored: the predictions have no masks." in format_table(report)
+
+
+def test_a_network_without_masks_that_finds_nothing_has_no_mask_figures(ground_truth):
+    report = summarise(ground_truth, [], masks=False)
+    assert headline(report)["box_AP"] == 0.0
+    assert headline(report)["mask_AP"] is headline(report)["sartorius"] is None
+    assert reporting_score(report) is None
+
+
+def test_cells_annotated_by_boxes_are_scored_on_boxes(ground_truth, half):
+    """Whatever the predictions hold; the figures of the boxes are those with masks."""
+    boxes = {
+        **ground_truth,
+        "annotations": [
+            {k: v for k, v in cell.items() if k != "segmentation"} for cell in ground_truth["annotations"]
+        ],
+    }
+    for found in (half, []):
+        report = summarise(boxes, found, coco=True)
+        assert report["cells"] is None
+        for protocol in ("livecell", "coco"):
+            assert report[protocol]["all"].keys() >= {"bbox"} and "segm" not in report[protocol]["all"]
+            with_masks = summarise(ground_truth, found, coco=True)[protocol]["all"]["bbox"]
+            assert report[protocol]["all"]["bbox"] == with_masks
+        assert "Only boxes are scored: the images are annotated by boxes alone." in format_table(report)
+        json.dumps(report, allow_nan=False)
+
+
+def test_the_coco_table_has_the_twelve_figures_of_pycocotools(ground_truth, half):
+    lines = format_table(summarise(ground_truth, half, score_threshold=0.5, coco=True)).splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("COCO protocol"))
+    names = lines[start + 1].split()
+    assert names[2:] == [
+        *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+        *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    ]
+    row = dict(zip(names, lines[start + 2].split()[2:], strict=True))
+    # Image 1 has two cells of each class, of three: one detection an image finds one.
+    assert (row["AR1"], row["AR10"], row["AR100"], row["ARs"]) == ("33.3", "66.7", "66.7", "66.7")
+    assert (row["APl"], row["ARl"]) == ("-", "-")
+
+
+def test_the_better_network_is_told_by_classes_first_and_masks_before_boxes():
+    figures = {"coco_mask_AP": 0.1, "coco_box_AP": 0.2, "mask_AP": 0.3, "box_AP": 0.4}
+    for name, value in figures.items():
+        assert choosing_score({k: v for k, v in figures.items() if v >= value}) == value, name
+    assert choosing_score({"mask_AP": None, "box_AP": 0.0}) == 0.0
+    assert choosing_score({"mask_AP": None, "box_AP": None}) == 0.0
 
 
 def test_dropped_predictions_and_the_choice_of_score_are_told(ground_truth, half):

@@ -21,7 +21,8 @@ class Cell(NamedTuple):
     Attributes:
         name: for reports, for example "a.tif (annotation 7)".
         patch: the mask to train on, tight.
-        counts: compressed COCO counts of the annotation itself, full resolution: the evaluation truth.
+        counts: compressed COCO counts of the annotation itself, full resolution: the evaluation truth. Empty
+            in a set of boxes alone; the patch is all that the box touches then.
         box: float32 [4] yxyx pixels as annotated, or None where the source has no boxes of its own.
         class_id: from 0.
         iscrowd: neither trained on nor counted.
@@ -82,12 +83,14 @@ class Source:
         categories: [{"id", "name"}] by class id.
         tasks: the images by rising file name.
         faults: what was wrong before any image was read.
+        masks: False when the cells are annotated by boxes alone.
     """
 
     name: str
     categories: list[dict[str, Any]]
     tasks: list[ImageTask]
     faults: Faults = field(default_factory=Faults)
+    masks: bool = True
 
 
 class ImageFinder:

@@ -34,12 +34,14 @@ class CocoCells:
         places: uint64 [N, 2] offset and length of each annotation in it.
         class_ids: class id by category id; None puts every cell into class `only_class`.
         only_class: see `class_ids`.
+        boxes_only: no cell of the set has a mask; else a box stands in for a mask that is missing.
     """
 
     scratch: Path
     places: np.ndarray
     class_ids: dict[Any, int] | None
     only_class: int = 0
+    boxes_only: bool = False
 
     @property
     def annotated(self) -> int:
@@ -58,7 +60,10 @@ class CocoCells:
                 if class_id is None:
                     faults.drop("annotation of an unknown category", name)
                     continue
-                found = _mask(segmentation, bbox, height, width, name, faults)
+                if self.boxes_only:
+                    found = _only_box(bbox, height, width, name, faults)
+                else:
+                    found = _mask(segmentation, bbox, height, width, name, faults)
                 if found is not None:
                     patch, counts = found
                     box = _box(bbox)
@@ -100,7 +105,7 @@ def open_coco(annotations: Path, images: Path, scratch: Path) -> Source:
     index = index_coco(annotations, scratch, faults)
     categories, class_ids = coco_classes(index.categories, annotations, faults)
     tasks = coco_tasks(index, ImageFinder(images), lambda _: ("", class_ids, 0), faults)
-    return Source("coco", categories, tasks, faults)
+    return Source("coco", categories, tasks, faults, masks=not index.boxes_only)
 
 
 def coco_classes(
@@ -166,7 +171,7 @@ def coco_tasks(
                 faults.drop("cells of a dropped image", name, len(places[number]))
             continue
         cell_type, class_ids, only_class = kind
-        cells = CocoCells(index.scratch, places[number], class_ids, only_class)
+        cells = CocoCells(index.scratch, places[number], class_ids, only_class, index.boxes_only)
         image_id = entry["id"] if whole else number + 1
         tasks.append(ImageTask(path, name, image_id, _size(entry), cell_type, cells))
     return tasks
@@ -202,6 +207,20 @@ def _box(bbox: Any) -> np.ndarray | None:
     if not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0):
         return None
     return np.array([y, x, y + height, x + width], dtype=np.float32)
+
+
+def _only_box(bbox: Any, height: int, width: int, name: str, faults: Faults) -> tuple[Patch, bytes] | None:
+    """The pixels that a box touches, and no counts; None after saying why there is no such pixel."""
+    box = _box(bbox)
+    if box is None:
+        faults.drop("no valid annotated box", name)
+        return None
+    y0, x0 = np.clip(np.floor(box[:2]), 0, [height, width]).astype(int).tolist()
+    y1, x1 = np.clip(np.ceil(box[2:]), 0, [height, width]).astype(int).tolist()
+    if y1 <= y0 or x1 <= x0:
+        faults.drop("box outside the image", name)
+        return None
+    return Patch(y0, x0, np.ones((y1 - y0, x1 - x0), dtype=bool)), b""
 
 
 def _mask(

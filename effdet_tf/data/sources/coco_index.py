@@ -35,6 +35,7 @@ class CocoIndex:
         scratch: file of the annotations.
         image_ids: the annotations' image ids, in file order.
         offsets: their offsets in `scratch`; one more than there are annotations.
+        masks: how many of them, crowds left out, have a segmentation.
     """
 
     images: list[dict[str, Any]]
@@ -42,6 +43,12 @@ class CocoIndex:
     scratch: Path
     image_ids: list[Any] = field(default_factory=list)
     offsets: array.array = field(default_factory=lambda: array.array("Q", [0]))
+    masks: int = 0
+
+    @property
+    def boxes_only(self) -> bool:
+        """Whether this is a detection set: annotated, but by boxes alone."""
+        return bool(self.image_ids) and not self.masks
 
 
 def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
@@ -72,6 +79,7 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
                 out.write(data)
                 index.image_ids.append(annotation.get("image_id"))
                 index.offsets.append(index.offsets[-1] + len(data))
+                index.masks += _has_mask(annotation)
                 identities.add(annotation.get("id"))
     except ijson.JSONError as error:
         reason = str(error).splitlines()[0]
@@ -111,6 +119,13 @@ class _Identities:
             unique, counts = np.unique(values, return_counts=True)
             found += np.repeat(unique, counts - 1).tolist()
         return found
+
+
+def _has_mask(annotation: dict[str, Any]) -> bool:
+    segmentation = annotation.get("segmentation")
+    # Detection sets leave it out, or write [] or [[]].
+    given = any(segmentation) if isinstance(segmentation, list) else bool(segmentation)
+    return given and not annotation.get("iscrowd")
 
 
 def _annotations_are_keyed(path: Path) -> bool | None:

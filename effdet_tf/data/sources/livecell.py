@@ -125,4 +125,5 @@ def open_livecell(
                 return None
             return name, None, by_type[name.casefold()]
 
-    return Source("livecell", categories, coco_tasks(index, finder, classify, faults), faults)
+    tasks = coco_tasks(index, finder, classify, faults)
+    return Source("livecell", categories, tasks, faults, masks=not index.boxes_only)

@@ -1,0 +1,144 @@
+"""Scores of boxes at one detection score, for what has no masks: F1, precision, recall and counts.
+
+A match is one-to-one with an IoU of .5 or more, best scores first, as in COCO's protocol.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from effdet_tf.metrics.cells import SCORE_GRID, count_figures, detection_figures
+from effdet_tf.metrics.inputs import check_predictions, group_images, prepare_ground_truth
+
+_IOU = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class BoxMatch:
+    """The boxes of one image.
+
+    Attributes:
+        true: number of true boxes, crowd regions left out.
+        scores: float64 `[P]` of the found boxes, those on crowd regions left out.
+        hits: bool `[P]`, whether a found box has a true one of its own.
+    """
+
+    true: int
+    scores: np.ndarray
+    hits: np.ndarray
+
+
+def score_boxes(
+    ground_truth: dict[str, Any],
+    predictions: Sequence[dict[str, Any]],
+    score_threshold: float | None = None,
+    by: str | None = "cell_type",
+    per_class: bool = False,
+    grid: Sequence[float] = SCORE_GRID,
+) -> dict[str, Any]:
+    """Score boxes at one detection score.
+
+    Args:
+        ground_truth: COCO dict; regions with `iscrowd` are not judged.
+        predictions: COCO results with a bbox each.
+        score_threshold: least score of a box; None takes the best of `grid` by F1, on these very predictions
+            (an upper bound: choose it on other images for an honest figure).
+        by: image field to split the figures by; None for no split.
+        per_class: whether a match must have the right class.
+        grid: the scores to try.
+
+    Returns:
+        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_f1", "all":
+        figures, "by": {value: figures}}`; figures are images, true_cells, found_cells, precision, recall, f1
+        and counts, as `metrics.cells` defines them; None stands for "not defined".
+
+    Raises:
+        UserError: for a detection on an unknown image or class, or without a finite score.
+    """
+    matches = match_boxes(ground_truth, predictions, per_class)
+    curve = [(_figures(list(matches.values()), score)["f1"] or 0.0, -score) for score in grid]
+    best, negative = max(curve)
+    chosen = -negative if score_threshold is None else float(score_threshold)
+    groups = group_images(ground_truth["images"], by)
+    return {
+        "score_threshold": chosen,
+        "chosen": "best here" if score_threshold is None else "given",
+        "best_score_threshold": -negative,
+        "best_f1": best,
+        "all": _figures(list(matches.values()), chosen),
+        "by": {
+            name: _figures([matches[image] for image in sorted(ids)], chosen) for name, ids in groups.items()
+        },
+    }
+
+
+def match_boxes(
+    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]], per_class: bool
+) -> dict[int, BoxMatch]:
+    """Match found boxes to true ones by falling score, once: those above any score are a prefix.
+
+    Args:
+        ground_truth: COCO dict.
+        predictions: COCO results with a bbox each.
+        per_class: whether a match must have the right class.
+
+    Raises:
+        UserError: for a detection on an unknown image or class, or without a finite score.
+    """
+    truth = prepare_ground_truth(ground_truth, per_class)
+    check_predictions(truth, predictions, per_class)
+    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for kept, entries in ((cells, truth["annotations"]), (found, predictions)):
+        for entry in entries:
+            kept[entry["image_id"], entry["category_id"] if per_class else None].append(entry)
+    classes = [category["id"] for category in truth["categories"]] if per_class else [None]
+    matches = {}
+    for image in truth["images"]:
+        parts = [_match(cells[image["id"], kind], found[image["id"], kind]) for kind in classes]
+        matches[image["id"]] = BoxMatch(
+            sum(part.true for part in parts),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.hits for part in parts]),
+        )
+    return matches
+
+
+def _match(cells: list[dict[str, Any]], found: list[dict[str, Any]]) -> BoxMatch:
+    """Match the boxes of one image and class."""
+    found = sorted(found, key=lambda entry: -entry["score"])
+    crowd = np.array([cell["iscrowd"] for cell in cells], dtype=bool)
+    scores = np.array([entry["score"] for entry in found], dtype=np.float64)
+    hits, judged = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+    if cells and found:
+        boxes = [[entry["bbox"] for entry in entries] for entries in (found, cells)]
+        # Of a crowd region: the share of the found box that lies in it.
+        overlap = coco_mask.iou(*(np.array(part, np.float64) for part in boxes), crowd.astype(np.uint8))
+        for index, row in enumerate(overlap):
+            free = np.where(crowd, -1.0, row)
+            best = int(free.argmax())
+            if free[best] >= _IOU:
+                hits[index] = True
+                overlap[index + 1 :, best] = -1.0  # taken
+            else:
+                judged[index] = not (row[crowd] >= _IOU).any()
+    return BoxMatch(int((~crowd).sum()), scores[judged], hits[judged])
+
+
+def _figures(matches: Sequence[BoxMatch], score: float) -> dict[str, Any]:
+    true = np.array([match.true for match in matches], dtype=np.int64)
+    found = np.array([np.count_nonzero(match.scores >= score) for match in matches], dtype=np.int64)
+    hits = sum(int(match.hits[match.scores >= score].sum()) for match in matches)
+    return {
+        "images": len(matches),
+        "true_cells": int(true.sum()),
+        "found_cells": int(found.sum()),
+        **detection_figures(hits, int(true.sum()), int(found.sum())),
+        **count_figures(true, found),
+    }
