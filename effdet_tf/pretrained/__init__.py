@@ -1,0 +1,1 @@
+"""Weights that others trained, under our names: EfficientDets, ImageNet backbones, own runs."""

@@ -1,0 +1,184 @@
+"""Put weights into another network: whatever fits is loaded, and a table says what was not, and why."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write
+from effdet_tf.model.efficientdet import Network
+from effdet_tf.model.weights import named_variables
+from effdet_tf.pretrained.source import Pretrained
+
+Outcome = Literal["loaded", "adapted", "fresh", "skipped"]
+STEM = "stem_conv/kernel"
+_PARTS = (
+    ("backbone", r"(stem|block\d+)_|backbone/"),
+    ("BiFPN", r"(p\d+_resample|fpn\d+)_"),
+    ("class head", r"class_"),
+    ("box head", r"box_"),
+    ("mask head", r"mask_"),
+)
+_SHOWN = 12  # reasons printed; the file has all
+
+
+class Row(NamedTuple):
+    """What became of one variable of the network, or of one array of the source that has no place in it."""
+
+    name: str
+    part: str
+    outcome: Outcome  # loaded, adapted: from the source; fresh: keeps its start value; skipped: not used
+    reason: str
+
+
+def plan(
+    shapes: Mapping[str, tuple[int, ...]], source: Pretrained
+) -> tuple[dict[str, np.ndarray], list[Row]]:
+    """Decide what goes where.
+
+    Args:
+        shapes: of the network's variables, by path.
+        source: the weights.
+
+    Returns:
+        The arrays to assign, in the network's shapes, and a row for every variable of the network and every
+        array of the source.
+    """
+    chosen: dict[str, np.ndarray] = {}
+    rows = []
+    for name, shape in shapes.items():
+        value = source.arrays.get(name)
+        if value is None:
+            rows.append(Row(name, part(name), "fresh", "not in the source"))
+            continue
+        outcome: Outcome = "loaded"
+        reason = ""
+        if name == STEM and value.shape != shape and value.shape[:2] == shape[:2]:
+            value, reason = fold_channels(value, shape[2])
+            outcome = "adapted"
+        if value.shape != shape:
+            rows.append(Row(name, part(name), "fresh", f"shape {shape} here, {value.shape} in the source"))
+            continue
+        chosen[name] = value
+        rows.append(Row(name, part(name), outcome, reason))
+    for name in source.arrays:
+        if name not in shapes:
+            rows.append(Row(name, part(name), "skipped", "this network has no such variable"))
+    rows += [Row(name, "", "skipped", reason) for name, reason in source.unused.items()]
+    return chosen, rows
+
+
+def fold_channels(kernel: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
+    """Make the first convolution fit another number of input channels.
+
+    The response to an image whose channels are all equal stays the same, whatever the numbers.
+
+    Args:
+        kernel: `[kh, kw, in, out]`.
+        channels: wanted.
+
+    Returns:
+        `[kh, kw, channels, out]` and a line that says what was done.
+    """
+    total = kernel.sum(axis=2, keepdims=True)
+    return np.repeat(total / channels, channels, axis=2), (
+        f"{kernel.shape[2]} input channels folded into {channels}: exact for gray images"
+    )
+
+
+def part(name: str) -> str:
+    """The part of the network that a variable belongs to."""
+    return next((title for title, pattern in _PARTS if re.match(pattern, name)), "other")
+
+
+def start_from(network: Network, source: Pretrained, strict: bool = False) -> list[Row]:
+    """Load whatever fits into a network.
+
+    Args:
+        network: its variables are overwritten where the source has a value of the right shape.
+        source: the weights.
+        strict: refuse a source of which something does not fit.
+
+    Returns:
+        The rows of `plan`.
+
+    Raises:
+        UserError: when nothing fits; with `strict`, when a variable in a part of the network that the source
+            covers stays fresh, or an array of the source has another shape than here.
+    """
+    variables = named_variables(network)
+    chosen, rows = plan({name: tuple(v.shape) for name, v in variables.items()}, source)
+    if not chosen:
+        raise UserError(f"nothing of {source.origin} fits this network; choose another --init or preset")
+    if strict:
+        _refuse_leftovers(rows, source)
+    for name, value in chosen.items():
+        variables[name].assign(value.astype("float32"))
+    return rows
+
+
+def _refuse_leftovers(rows: Sequence[Row], source: Pretrained) -> None:
+    covered = {part(name) for name in source.arrays}
+    left = [row for row in rows if row.outcome == "fresh" and row.part in covered]
+    if left:
+        shown = "; ".join(f"{row.name}: {row.reason}" for row in left[:3])
+        raise UserError(
+            f"strict: {len(left)} variables that {source.origin} should fill stay fresh: {shown}; "
+            "drop --strict to load the rest"
+        )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A table of outcomes by part, and the reasons for what was left out."""
+    titles = [title for title, _ in _PARTS if any(row.part == title for row in rows)]
+    lines = [f"{'':12} {'variables':>9} {'loaded':>7} {'adapted':>8} {'fresh':>6}"]
+    for title in [*titles, *(["other"] if any(row.part == "other" for row in rows) else [])]:
+        here = [row.outcome for row in rows if row.part == title and row.outcome != "skipped"]
+        counts = [here.count(outcome) for outcome in ("loaded", "adapted", "fresh")]
+        lines.append(f"{title:12} {len(here):9} {counts[0]:7} {counts[1]:8} {counts[2]:6}")
+    lines += _reasons(rows, "adapted", lambda row: True)
+    # That a backbone brings no heads needs no line: the table shows it.
+    brought = {row.part for row in rows if row.outcome in ("loaded", "adapted")}
+    lines += _reasons(rows, "fresh", lambda row: row.part in brought)
+    lines += _reasons(rows, "skipped", lambda row: True)
+    return "\n".join(lines)
+
+
+def _reasons(rows: Sequence[Row], outcome: Outcome, wanted: Callable[[Row], bool]) -> list[str]:
+    grouped: dict[str, list[str]] = {}
+    for row in rows:
+        if row.outcome == outcome and wanted(row):
+            grouped.setdefault(row.reason, []).append(row.name)
+    lines = []
+    for reason, names in list(grouped.items())[:_SHOWN]:
+        few = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        lines.append(f"{outcome}: {few}: {reason}")
+    if len(grouped) > _SHOWN:
+        lines.append(f"{outcome}: {len(grouped) - _SHOWN} further reasons")
+    return lines
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write all rows as CSV, atomically."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+
+
+def to_json(source: Pretrained) -> dict[str, Any]:
+    """What is to be remembered of a source beside its arrays."""
+    return {
+        "origin": source.origin,
+        "kind": source.kind,
+        "mean": list(source.mean),
+        "std": list(source.std),
+        "notes": list(source.notes),
+        "unused": source.unused,
+    }

@@ -1,0 +1,92 @@
+"""One door for every kind of weights: what a user names after `--init` or `weights import`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from effdet_tf.errors import UserError
+from effdet_tf.model.weights import read_arrays
+from effdet_tf.pretrained.imagenet import from_keras_applications, from_lite, imagenet
+from effdet_tf.pretrained.source import Pretrained
+from effdet_tf.pretrained.torch_file import read_state_dict
+from effdet_tf.run_folder import CONFIG_FILE, PARTIAL_FILE, weights_file
+
+IMAGENET = "imagenet"
+ABOUT_FILE = "import.json"
+SOURCES = (
+    "`imagenet` (or `imagenet:BACKBONE`), a run folder, what `weights import` wrote, an EfficientDet "
+    "TensorFlow checkpoint (folder, .tar.gz, .h5), or a PyTorch state dict (.pth, .pt, .bin)"
+)
+
+
+def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> Pretrained:
+    """Read weights of any known kind.
+
+    Args:
+        text: `imagenet`, `imagenet:BACKBONE`, or a file or folder.
+        backbone: which one plain `imagenet` means.
+        advprop: whether an EfficientDet checkpoint was trained with AdvProp; None reads it off its path.
+
+    Raises:
+        UserError: when it does not exist, is damaged, or holds no network that we know.
+    """
+    if text == IMAGENET or text.startswith(f"{IMAGENET}:"):
+        name = text.partition(":")[2] or backbone
+        if not name:
+            raise UserError(
+                "`imagenet` does not say which backbone; write imagenet:efficientnet-b0, for example"
+            )
+        return imagenet(name)
+    path = Path(text)
+    if path.is_dir() and (run := _run_weights(path)) is not None:
+        return run
+    if path.suffix.lower() == ".npz":
+        return Pretrained(read_arrays(path), f"weights {path}", "run")
+    if path.suffix.lower() in (".pth", ".pt", ".bin"):
+        return _from_torch(path, advprop)
+    if not path.exists() and not path.with_name(path.name + ".index").exists():
+        raise UserError(f"{text}: no such file or folder; weights may be {SOURCES}")
+    return _from_tensorflow(path, advprop)
+
+
+def _run_weights(folder: Path) -> Pretrained | None:
+    """Read a folder of ours; None when it is none."""
+    about = folder / ABOUT_FILE
+    if (folder / PARTIAL_FILE).exists():
+        try:
+            known = json.loads(about.read_text(encoding="utf-8"))
+            return Pretrained(
+                read_arrays(folder / PARTIAL_FILE),
+                str(known["origin"]),
+                "backbone",
+                tuple(map(float, known["mean"])),
+                tuple(map(float, known["std"])),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{about}: not what `weights import` wrote ({error}); import again") from None
+    # The original EfficientDet, too, keeps a config.yaml beside its checkpoints.
+    if not (folder / CONFIG_FILE).exists() or any(folder.glob("*.index")):
+        return None
+    weights = weights_file(folder)
+    return Pretrained(read_arrays(weights), f"run {folder} ({weights.name})", "run")
+
+
+def _from_torch(path: Path, advprop: bool | None) -> Pretrained:
+    from effdet_tf.pretrained.effdet_names import from_effdet
+
+    state = read_state_dict(path)
+    if any(name.endswith("_conv_stem.weight") for name in state):
+        return from_lite(state, str(path))
+    return from_effdet(state, str(path), advprop)
+
+
+def _from_tensorflow(path: Path, advprop: bool | None) -> Pretrained:
+    from effdet_tf.pretrained.automl_names import from_automl
+    from effdet_tf.pretrained.tensorflow_checkpoint import read_variables
+
+    variables = read_variables(path)
+    if any(re.match(r"block1a_dwconv/", name) for name in variables):
+        return from_keras_applications(variables, str(path))
+    return from_automl(variables, str(path), advprop)
