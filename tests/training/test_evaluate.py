@@ -15,6 +15,7 @@ from effdet_tf.data.manifest import Manifest
 from effdet_tf.data.record import ImageRecord, serialize
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.metrics.report import format_table
 from effdet_tf.results import Result
 from training import evaluate
 
@@ -78,6 +79,8 @@ def data(tmp_path_factory) -> Path:
 class PerfectPredictor:
     """Finds every cell whose corner is lit, in reading order, with classes in turn."""
 
+    per_class = False
+
     def __init__(self, class_names=("round", "thin"), seen=None):
         self.class_names = class_names
         self.seen = [] if seen is None else seen
@@ -100,7 +103,7 @@ class PerfectPredictor:
 
 def test_a_perfect_predictor_scores_1(data):
     predictor = PerfectPredictor()
-    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, per_class=True)
+    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, coco=True)
     assert predictor.seen == [(HEIGHT, WIDTH, 1)] * 3
     assert report["livecell"]["all"]["images"] == 3
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
@@ -124,7 +127,31 @@ def test_other_classes_are_scored_without_classes_and_refused_with(data):
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
     assert {p["category_id"] for p in predictions} == {9}
     with pytest.raises(UserError, match="classes cell.*round, thin"):
-        evaluate.evaluate_run(stranger, data, progress=False, per_class=True)
+        evaluate.evaluate_run(stranger, data, progress=False, coco=True)
+
+
+def test_cocos_protocol_comes_by_itself_where_the_network_tells_classes_apart(data, capsys):
+    predictor = PerfectPredictor()
+    assert evaluate.evaluate_run(predictor, data, progress=False)[0]["coco"] is None
+    predictor.per_class = True
+    report, _ = evaluate.evaluate_run(predictor, data, progress=False)
+    assert report["coco"]["all"]["segm"]["AP"] == pytest.approx(1.0)
+    assert evaluate.evaluate_run(predictor, data, progress=False, coco=False)[0]["coco"] is None
+    assert capsys.readouterr().err == ""
+    stranger = PerfectPredictor(("cell",))
+    stranger.per_class = True
+    assert evaluate.evaluate_run(stranger, data, progress=False)[0]["coco"] is None
+    assert "no figures by COCO's protocol: the network knows the classes cell" in capsys.readouterr().err
+
+
+def test_classes_that_the_data_lack_are_left_out(data):
+    """As a detector of 90 classes on data of 80, which cannot tell whether there is a `street sign`."""
+    predictor = PerfectPredictor(("sign", "round", "thin"))
+    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, coco=True)
+    assert [p["category_id"] for p in predictions] == [9, 4, 9]  # round, thin of image 31, round of 32
+    assert report["left_out"] == 2
+    assert report["livecell"]["all"]["segm"]["AR"] == pytest.approx(3 / 5)
+    assert "2 predictions of classes that the images lack were left out." in format_table(report)
 
 
 def run(*arguments):

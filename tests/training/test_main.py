@@ -18,8 +18,9 @@ from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from training import main as command
-from training.callbacks import CSV_FILE
+from training.csv_log import CSV_FILE
 from training.demo import MINUTES
+from training.options import open_run, resolve, wanted_config
 from training.state import STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,13 +89,13 @@ def test_more_epochs_go_on_where_the_run_ended(finished: Path, tmp_path: Path) -
     folder = tmp_path / "longer"
     shutil.copytree(finished, folder)
     past = load_config(folder / "config.yaml")
-    config = command.resumed(past.override(["train.epochs=3", "train.save_minutes=1"]), folder)
+    config = open_run(past.override(["train.epochs=3", "train.save_minutes=1"]), folder)
     assert (config.train.epochs, config.train.save_minutes) == (3, 1.0)
     assert load_config(folder / "config.yaml") == config
     # The score for reports is tuned by the run: the command line asks for the default again.
     tuned = config.replace(postprocess__report_score=0.31)
     tuned.save(folder / "config.yaml")
-    assert command.resumed(config, folder) == tuned
+    assert open_run(config, folder) == tuned
 
 
 def test_a_damaged_state_is_one_clear_line(
@@ -183,7 +184,7 @@ def test_max_instances_rises_to_the_fullest_image(
 ) -> None:
     config = load_config(run_config).replace(data__max_instances=2)
     most = max(len(record.rles) for record in records[:4])
-    resolved = command.resolve(config, RecordStore(train_data), [train_data])
+    resolved = resolve(config, RecordStore(train_data))
     assert most > 2 and resolved.data.max_instances == most
     assert f"raised from 2 to {most}" in capsys.readouterr().out
     assert (resolved.class_names, resolved.category_ids) == (("cell",), (5,))
@@ -194,8 +195,8 @@ def test_anchors_come_from_the_data_where_the_preset_wants_it(
 ) -> None:
     config = load_config(run_config)
     store = RecordStore(train_data)
-    assert command.resolve(config, store, [train_data]).anchors == config.anchors
-    wanted = command.resolve(config.replace(anchors__from_data=True), store, [train_data]).anchors
+    assert resolve(config, store).anchors == config.anchors
+    wanted = resolve(config.replace(anchors__from_data=True), store).anchors
     assert len(wanted.sizes) == 2 and wanted.sizes != config.anchors.sizes
 
 
@@ -204,11 +205,9 @@ def options(*given: str):
 
 
 def test_the_later_word_wins_among_preset_options_and_set(run_config: Path) -> None:
-    config = command.wanted_config(options("--batch", "3", "--set", "train.batch=4", "--minutes", "2"))
+    config = wanted_config(options("--batch", "3", "--set", "train.batch=4", "--minutes", "2"))
     assert (config.preset, config.train.batch, config.train.minutes) == ("cells-lite0", 4, 2.0)
-    config = command.wanted_config(
-        options("--config", str(run_config), "--epochs", "7", "--set", "train.seed=5")
-    )
+    config = wanted_config(options("--config", str(run_config), "--epochs", "7", "--set", "train.seed=5"))
     assert (config.train.epochs, config.train.minutes, config.train.batch, config.train.seed) == (
         7,
         0.0,

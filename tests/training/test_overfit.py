@@ -15,7 +15,7 @@ from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.image_io import encode_png, image_statistics, to_gray
 from effdet_tf.data.record import MASK_SIZE, ImageRecord, iterate_records
 from effdet_tf.masks import Patch, mask_to_patch, patch_box, patch_to_bitmap, patch_to_rle, rle_to_patch
-from training.callbacks import CSV_FILE
+from training.csv_log import CSV_FILE
 from training.main import main
 
 # Two of cort, one of shsy5y (dense, long), one of astro (large, ragged).

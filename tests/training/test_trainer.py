@@ -19,11 +19,13 @@ from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import build_network
-from effdet_tf.model.weights import read_arrays, to_arrays
+from effdet_tf.model.weights import named_variables, read_arrays, to_arrays
 from training import trainer as trainer_module
-from training.callbacks import CSV_FILE, TENSORBOARD_FOLDER
+from training.callbacks import TENSORBOARD_FOLDER
+from training.csv_log import CSV_FILE
+from training.optimizer import make_optimizer
 from training.state import STATE_FILE
-from training.trainer import Trainer, make_optimizer
+from training.trainer import Trainer
 
 EPOCHS, STEPS = 2, 10
 CLOCK = ("images_per_second", "minutes")  # columns that no two runs share
@@ -230,6 +232,32 @@ def test_a_stopped_run_ends_as_one_in_one_go(
             if column in row:
                 assert float(row[column]) == pytest.approx(float(expected_row[column]), abs=2e-5), column
     assert (tmp_path / "last.npz").exists()
+
+
+def test_the_averaged_weights_trail_the_network(fresh: Fresh, scores, tmp_path: Path) -> None:
+    scores(0.1)
+    trainer = fresh(tmp_path, epochs=1, ema=0.8)
+    name = "class_predict/pointwise_kernel"
+    place = list(named_variables(trainer.network)).index(name)
+    variable = named_variables(trainer.network)[name]
+    mean = np.asarray(trainer.average[place]).copy()
+    train = trainer.step_function
+
+    def step(batch, number, rate):
+        nonlocal mean
+        figures = train(batch, number, rate)
+        keep = min(0.8, (1 + int(number)) / (10 + int(number)))
+        mean = mean + (np.asarray(variable) - mean) * (1 - keep)
+        return figures
+
+    trainer.step_function = step
+    try:
+        trainer.run()
+    finally:
+        trainer.step_function = train
+    last = read_arrays(tmp_path / "last.npz")[name]
+    np.testing.assert_allclose(last, mean, atol=1e-5)
+    assert np.abs(last - np.asarray(variable)).max() > 1e-3
 
 
 def test_a_finished_run_does_not_go_on(fresh: Fresh, scores, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Train a network with JAX, on a machine without TensorFlow: `python -m training.jax_main`.
+
+The data set is packed before, where TensorFlow is installed, and the trained run is evaluated there, too:
+
+  python -m effdet_tf pack DATA/train train.npz
+  python -m training.jax_main --data train.npz --minutes 60 --out runs/mine      (the machine with JAX)
+  python -m training.evaluate --run runs/mine --data DATA/val
+
+It needs keras, jax, numpy, pyyaml and tqdm. The run folder is that of `python -m training.main`, without
+figures on validation images: those take TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from effdet_tf.errors import UserError
+from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
+
+BACKEND = "jax"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    options = _parse(arguments)
+    return training_exit_code(lambda: train(options))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train as the options say.
+
+    Raises:
+        UserError: for unusable data or settings, and where Keras does not run on JAX.
+    """
+    config = wanted_config(options)
+    choose_backend()
+    import jax
+
+    from effdet_tf.data.packed import load_packed
+    from training.jax_trainer import JaxTrainer
+
+    data = load_packed(options.data)
+    folder = options.out
+    config = open_run(resolve(config, data), folder)
+    device = jax.devices()[0]
+    set_precision(config, has_accelerator=device.platform != "cpu")
+    trainer = JaxTrainer(config, data, folder, options.strict)
+    trainer.announce()
+    print(f"JAX {jax.__version__} on {device.device_kind}; the first step is compiled, for a minute or more")
+    trainer.run()
+    print(
+        "done; the weights of the last step are kept. Evaluate them where TensorFlow is installed: "
+        f"python -m training.evaluate --run {folder} --data DATA"
+    )
+
+
+def choose_backend() -> None:
+    """Let Keras run on JAX; to be called before Keras is imported.
+
+    Raises:
+        UserError: when JAX is not installed, or Keras was told, or has begun, to run on something else.
+    """
+    if importlib.util.find_spec("jax") is None:
+        raise UserError("JAX is not installed; `pip install jax`, or train with `python -m training.main`")
+    if "keras" in sys.modules:  # what it runs on is settled
+        import keras
+
+        chosen = keras.backend.backend()
+    else:
+        chosen = os.environ.setdefault("KERAS_BACKEND", BACKEND)
+    if chosen != BACKEND:
+        raise UserError(f"this trains with JAX, Keras is set to {chosen}; set KERAS_BACKEND={BACKEND}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.jax_main",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="file that `effdet_tf pack` wrote")
+    add_options(parser, default_out="runs/jax")
+    parser.set_defaults(out=Path("runs/jax"))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

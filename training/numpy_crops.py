@@ -1,0 +1,258 @@
+"""Random scale, crop, flip, turn and intensity of one image and its cells, in numpy alone.
+
+The same crops as `effdet_tf.data.augment` makes in TensorFlow, as a test holds; only chance is drawn from
+another generator. `augment` there explains the choices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
+from training.numpy_resize import resize
+
+_HALF_COVERED = 127.5
+_LUMA = np.float32([0.299, 0.587, 0.114])
+_MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
+
+
+class Draws(NamedTuple):
+    """What chance decides for one crop."""
+
+    scale: np.float32  # crop pixels per source pixel
+    y: np.float32  # position of the crop within its range, 0..1
+    x: np.float32
+    transpose: bool  # swap the axes, before the flips
+    flip_y: bool  # mirror top and bottom
+    flip_x: bool
+    gain: np.float32  # contrast factor on the normalised image
+    offset: np.float32  # brightness added after that
+
+
+def draw(
+    seed: np.ndarray, size: np.ndarray, crop_size: tuple[int, int], config: AugmentConfig, fit: bool
+) -> Draws:
+    """Draw one set of augmentation parameters.
+
+    Args:
+        seed: whole numbers `[2]`.
+        size: int `[2]`, height and width of the source image, px.
+        crop_size: height and width of the crop.
+        config: what may change and how far.
+        fit: the scale range is relative to the scale at which the image just fits into the crop.
+    """
+    uniform = np.random.default_rng([int(part) for part in seed]).random(8, np.float32)
+    low, high = config.scale_range
+    if config.short_sides:
+        choice = min(int(uniform[0] * len(config.short_sides)), len(config.short_sides) - 1)
+        scale = config.short_sides[choice] / size.min()
+    elif fit:
+        scale = (np.float32(crop_size) / size).min() * (low + uniform[0] * (high - low))
+    else:
+        scale = np.exp(np.log(low) + uniform[0] * (np.log(high) - np.log(low)))
+    turns = int(uniform[3] * 4) if config.rot90 else 0
+    if crop_size[0] != crop_size[1]:
+        turns = turns // 2 * 2  # a quarter turn of an oblong crop has another shape
+    mirror_y = config.flip and config.flip_vertical and uniform[4] < 0.5
+    mirror_x = config.flip and uniform[5] < 0.5
+    low, high = config.contrast
+    return Draws(
+        scale=np.float32(scale),
+        y=uniform[1],
+        x=uniform[2],
+        # Counter-clockwise turns as "transpose, then flip": 1 = (T, y), 2 = (y, x), 3 = (T, x).
+        transpose=turns % 2 == 1,
+        flip_y=bool((turns in (1, 2)) ^ mirror_y),
+        flip_x=bool((turns >= 2) ^ mirror_x),
+        gain=np.float32(low + uniform[6] * (high - low)),
+        offset=np.float32((uniform[7] * 2 - 1) * config.brightness),
+    )
+
+
+def augment(
+    example: dict[str, Any], seed: np.ndarray, config: AugmentConfig, data: DataConfig
+) -> dict[str, Any]:
+    """Return one random crop of an example; see `effdet_tf.data.augment.augment`.
+
+    Args:
+        example: of `PackedSet.fetch`.
+        seed: whole numbers `[2]`, decide everything.
+        config: what may change and how far.
+        data: crop size, channels, normalization and resize.
+
+    Returns:
+        `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
+        `masks [K, m, m]` uint8, `scale [2]` float32, `image_id` int64.
+    """
+    crop_size, fit = np.array(data.crop_size), data.resize == "fit"
+    size = np.array(example["image"].shape[:2])
+    draws = draw(seed, size, data.crop_size, config, fit)
+    start, wanted = crop_window(size, draws, crop_size, fit)
+    scale = crop_size.astype(np.float32) / wanted.astype(np.float32)
+    if fit:  # the part that the image fills is scaled on its own, to whole pixels
+        part = np.minimum(wanted, size - start).astype(np.float32)
+        scale = np.clip(np.rint(part * scale), 1, crop_size).astype(np.float32) / part
+    image = crop_image(example, start, wanted, scale, draws, data)
+    boxes, classes, masks = crop_cells(example, start, scale, crop_size, config.min_visible)
+    boxes, masks = orient_cells(boxes, masks, draws, crop_size)
+    return {
+        "image": orient(image, draws, (0, 1)),
+        "boxes": boxes,
+        "classes": classes,
+        "masks": masks,
+        "scale": scale[::-1] if draws.transpose else scale,
+        "image_id": example["image_id"],
+    }
+
+
+def crop_window(
+    size: np.ndarray, draws: Draws, crop_size: np.ndarray, top_left: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the crop begins in the source, and its size there: int `[2]` each, whole pixels."""
+    wanted = np.maximum(np.rint(crop_size.astype(np.float32) / draws.scale).astype(int), 1)
+    room = size - wanted
+    high = np.maximum(room, 0)
+    low = np.zeros_like(room) if top_left else np.minimum(room, 0)
+    position = np.float32([draws.y, draws.x]) * (high - low + 1).astype(np.float32)
+    return np.minimum(low + position.astype(int), high), wanted
+
+
+def crop_image(
+    example: dict[str, Any],
+    start: np.ndarray,
+    wanted: np.ndarray,
+    scale: np.ndarray,
+    draws: Draws,
+    data: DataConfig,
+) -> np.ndarray:
+    """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
+
+    Args:
+        example: of `augment`.
+        start: int `[2]`, of the window in the source, px.
+        wanted: int `[2]`, its size.
+        scale: float32 `[2]`, crop pixels per source pixel.
+        draws: what chance decides.
+        data: crop size, channels, normalization and resize.
+    """
+    size, crop_size = np.array(example["image"].shape[:2]), np.array(data.crop_size)
+    first, last = np.maximum(start, 0), np.minimum(start + wanted, size)
+    part = _with_channels(example["image"][first[0] : last[0], first[1] : last[1]], data.channels)
+    if data.normalization == "image":
+        mean, std, unit = example["mean"], example["std"], np.float32(1)
+    else:
+        mean, std = fixed_statistics(data)
+        unit = SIXTEEN_BIT_UNIT if example["bit_depth"] == 16 else np.float32(1)
+    gain = draws.gain / std
+    part = part * (gain * unit) + (draws.offset - mean * gain)
+    if data.resize == "fit":
+        target = np.clip(np.rint((last - first).astype(np.float32) * scale).astype(int), 1, crop_size)
+        return _pad(resize(part, target), np.zeros(2, int), crop_size - target, draws.offset)
+    return resize(_pad(part, first - start, start + wanted - last, draws.offset), crop_size)
+
+
+def crop_cells(
+    example: dict[str, Any],
+    start: np.ndarray,
+    scale: np.ndarray,
+    crop_size: np.ndarray,
+    min_visible: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes `[K, 4]`, classes `[K]` and masks `[K, m, m]` of the cells that the crop shows.
+
+    Args:
+        example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`, `iscrowd [N]`.
+        start: int `[2]`, of the window in the source, px.
+        scale: float32 `[2]`, crop pixels per source pixel.
+        crop_size: int `[2]`.
+        min_visible: share of the box area in [0, 1].
+    """
+    frame = np.tile(crop_size, 2).astype(np.float32)
+    whole = (example["boxes"] - np.tile(start, 2).astype(np.float32)) * np.tile(scale, 2)
+    clipped = np.clip(whole, 0, frame)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    visible = sides.prod(-1) >= np.float32(min_visible) * (whole[:, 2:] - whole[:, :2]).prod(-1)
+    index = np.flatnonzero((example["iscrowd"] == 0) & visible & (sides >= _MIN_SIDE).all(-1))
+    whole, boxes = whole[index], clipped[index]
+    classes, masks = example["classes"][index], example["masks"][index]
+    cut = np.flatnonzero((whole != boxes).any(-1))
+    if len(cut):
+        bitmaps, outer, inner = masks[cut].astype(np.float32), whole[cut], boxes[cut]
+        tight = tighten(resample(bitmaps, outer, inner), inner)
+        boxes[cut], masks[cut] = tight, np.rint(resample(bitmaps, outer, tight)).astype(np.uint8)
+    left = (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(-1)
+    return boxes[left], classes[left], masks[left]
+
+
+def resample(bitmaps: np.ndarray, boxes: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Sample bitmaps over `boxes` again over boxes inside theirs, bilinear: float32 `[N, m, m]`."""
+    size = np.float32(bitmaps.shape[1])
+    cells = np.arange(bitmaps.shape[1], dtype=np.float32)
+    centres = (cells + np.float32(0.5)) / size
+    origin, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    points = inner[:, :2, None] + centres * (inner[:, 2:, None] - inner[:, :2, None])
+    points = (points - origin[..., None]) / extent[..., None] * size - np.float32(0.5)
+    points = np.clip(points, 0, size - 1)
+    weights = np.maximum(1 - np.abs(points[..., None] - cells), 0)  # [N, 2, m, m]
+    return weights[:, 0] @ bitmaps @ weights[:, 1].swapaxes(1, 2)
+
+
+def tighten(bitmaps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the boxes drawn in to where their bitmaps pass half coverage; of no extent where none does."""
+    size = np.float32(bitmaps.shape[1])
+    profiles = np.stack([bitmaps.max(2), bitmaps.max(1)], 1)  # [N, 2, m]
+    low, high = _first_crossing(profiles), size - _first_crossing(profiles[..., ::-1])
+    origin, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    tight = np.concatenate([origin + low / size * extent, origin + high / size * extent], -1)
+    empty = profiles.max((1, 2)) < _HALF_COVERED
+    return np.where(empty[:, None], np.concatenate([origin, origin], -1), tight)
+
+
+def orient(array: np.ndarray, draws: Draws, axes: tuple[int, int]) -> np.ndarray:
+    """Transpose and flip the height and width of an array, which are its `axes`; a view."""
+    array = array.swapaxes(*axes) if draws.transpose else array
+    array = np.flip(array, axes[0]) if draws.flip_y else array
+    return np.flip(array, axes[1]) if draws.flip_x else array
+
+
+def orient_cells(
+    boxes: np.ndarray, masks: np.ndarray, draws: Draws, crop_size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Transpose and flip boxes `[N, 4]` and bitmaps `[N, m, m]` as `orient` does the crop."""
+    boxes = boxes[:, [1, 0, 3, 2]] if draws.transpose else boxes
+    y1, x1, y2, x2 = boxes.T
+    height, width = crop_size.astype(np.float32)
+    if draws.flip_y:
+        y1, y2 = height - y2, height - y1
+    if draws.flip_x:
+        x1, x2 = width - x2, width - x1
+    return np.stack([y1, x1, y2, x2], 1), orient(masks, draws, (1, 2))
+
+
+def _first_crossing(profiles: np.ndarray) -> np.ndarray:
+    """Return where `[N, 2, m]` profiles first pass half coverage, in bitmap cells from the edge; `[N, 2]`."""
+    first = (profiles >= _HALF_COVERED).argmax(-1)
+    previous = np.maximum(first - 1, 0)
+    here = np.take_along_axis(profiles, first[..., None], -1)[..., 0]
+    there = np.take_along_axis(profiles, previous[..., None], -1)[..., 0]
+    step = here - there
+    share = np.divide(_HALF_COVERED - there, step, out=np.zeros_like(step), where=step != 0)
+    return np.where(first > 0, previous.astype(np.float32) + np.float32(0.5) + share, np.float32(0))
+
+
+def _pad(image: np.ndarray, before: np.ndarray, after: np.ndarray, value: np.float32) -> np.ndarray:
+    if not (before.any() or after.any()):
+        return image
+    room = [(int(b), int(a)) for b, a in zip(before, after, strict=True)]
+    return np.pad(image, [*room, (0, 0)], constant_values=value)
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return float32 `[H, W, channels]`: gray repeated, or RGB as luma."""
+    image = image.astype(np.float32)
+    if image.shape[2] == channels:
+        return image
+    return np.repeat(image, channels, 2) if channels == 3 else (image @ _LUMA)[..., None]

@@ -1,0 +1,188 @@
+"""What the training commands share before they load a backend: options, configuration, run folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from effdet_tf.command_line import exit_code, positive
+from effdet_tf.config import Config, load_config
+from effdet_tf.errors import UserError
+from effdet_tf.presets import PRESETS, preset
+
+# Settings that a resumed run may change: they do not touch what was learned so far.
+FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes")
+
+
+class TrainingImages(Protocol):
+    """What the configuration takes from the training data.
+
+    Attributes:
+        class_names: names of the classes.
+        category_ids: their ids in the source.
+        max_cells: cells in the fullest image.
+        cell_sizes: float `[N, 2]`, height and width of a sample of the cells, px.
+        masks: False when cells are annotated by boxes alone.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    max_cells: int
+    cell_sizes: np.ndarray
+    masks: bool
+
+
+def add_options(parser: argparse.ArgumentParser, default_out: str) -> None:
+    """Add the options that every training command has: network, length, run folder, settings.
+
+    Args:
+        parser: of the command.
+        default_out: the run folder without --out, for the help text.
+    """
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument(
+        "--preset", default="cells-lite0", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"
+    )
+    network.add_argument("--config", type=Path, help="YAML file in place of a preset")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive(int), help="passes over the data")
+    length.add_argument(
+        "--minutes", type=positive(float), help="train this long instead; validation included"
+    )
+    parser.add_argument("--batch", type=positive(int), help="crops in a step")
+    parser.add_argument(
+        "--init",
+        metavar="SOURCE",
+        help="weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` "
+        "wrote, or a checkpoint that it takes; whatever fits is loaded, and a table says what was not",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="with --init: refuse weights of which something does not fit"
+    )
+    parser.add_argument("--out", type=Path, help=f"run folder (default: {default_out})")
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any setting, for example train.learning_rate=5e-4",
+    )
+
+
+def training_exit_code(command: Callable[[], None]) -> int:
+    """Run a training command; its exit code, with the words for a failing disk and for Ctrl-C."""
+    return exit_code(
+        command,
+        on_os_error="; the last checkpoint is unharmed",
+        on_interrupt="; run the same command again to go on",
+    )
+
+
+def wanted_config(options: argparse.Namespace) -> Config:
+    """The configuration that the options ask for, before it has met the data.
+
+    Raises:
+        UserError: for an unknown preset, key or value.
+    """
+    config = load_config(options.config) if options.config else preset(options.preset)
+    quick: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "minutes", "batch", "init")}
+    quick = {key: value for key, value in quick.items() if value is not None}
+    if options.epochs is not None:
+        quick.setdefault("minutes", 0.0)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **quick))
+    config = config.override(options.set or [])
+    if options.strict and not config.train.init:
+        raise UserError("--strict goes with --init: it says how to load the weights that --init names")
+    if config.train.batch < 1 or config.train.epochs < 1:
+        given = f"train.batch {config.train.batch}, train.epochs {config.train.epochs}"
+        raise UserError(f"{given}: both must be 1 or more")
+    return config
+
+
+def resolve(config: Config, data: TrainingImages) -> Config:
+    """Fill in what the data decide: classes, anchors, and a larger `max_instances` where needed.
+
+    Raises:
+        UserError: for settings that the data cannot serve.
+    """
+    from effdet_tf.anchors import suggest_anchors
+
+    config = config.replace(class_names=tuple(data.class_names), category_ids=tuple(data.category_ids))
+    if config.model.mask.enabled and not data.masks:
+        raise UserError(
+            "the training data have boxes only, so no masks can be learned; "
+            "add --set model.mask.enabled=false"
+        )
+    if config.anchors.from_data and config.data.resize == "fit":
+        raise UserError(
+            "anchors.from_data measures cells in the pixels of their images, data.resize=fit scales those; "
+            "set data.resize=none, or leave anchors.from_data off"
+        )
+    if config.anchors.from_data and len(data.cell_sizes):
+        levels = tuple(range(config.model.min_level, config.model.max_level + 1))
+        scale = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
+        per_level = len(config.anchors.sizes[0]) if config.anchors.sizes else 2
+        anchors = suggest_anchors(data.cell_sizes, levels, per_level, scale_range=scale)
+        config = dataclasses.replace(config, anchors=anchors)
+    if data.max_cells > config.data.max_instances:
+        print(
+            f"data.max_instances raised from {config.data.max_instances} to {data.max_cells}, "
+            "the cells of the fullest image"
+        )
+        config = config.replace(data__max_instances=data.max_cells)
+    return config
+
+
+def open_run(config: Config, folder: Path) -> Config:
+    """Make the run folder and return the configuration to train with: a started run keeps its own.
+
+    Raises:
+        UserError: when the folder cannot be made, or holds a run with other settings; names the first
+            differences.
+    """
+    from effdet_tf.run_folder import CONFIG_FILE
+    from training.state import STATE_FILE
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made") from error
+    path = folder / CONFIG_FILE
+    if (folder / STATE_FILE).exists() and path.exists():
+        past = load_config(path)
+        free = {key: getattr(config.train, key) for key in FREE}
+        # The run itself tuned the reporting score.
+        config = config.replace(postprocess__report_score=past.postprocess.report_score)
+        same = dataclasses.replace(past, train=dataclasses.replace(past.train, **free))
+        differences = _differences(same, config)
+        if differences:
+            raise UserError(
+                f"{folder} holds a run with other settings ({'; '.join(differences[:3])}); "
+                "repeat its command to go on, or choose another --out"
+            )
+    config.save(path)
+    return config
+
+
+def _differences(past: object, new: object, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(past):  # type: ignore[arg-type]
+        a, b = getattr(past, field.name), getattr(new, field.name)
+        if dataclasses.is_dataclass(a):
+            found += _differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name} was {a}, now {b}")
+    return found
+
+
+def set_precision(config: Config, has_accelerator: bool) -> None:
+    """Mixed precision where the device gains from it: bfloat16 needs no loss scaling."""
+    import keras
+
+    wanted = config.train.mixed_precision
+    if wanted == "on" or (wanted == "auto" and has_accelerator):
+        keras.config.set_dtype_policy("mixed_bfloat16")
