@@ -137,7 +137,7 @@ def train(name: str, steps: int, folder: Path) -> None:
     """Print the row of a training with validation; scale 1, so that every crop holds all 700 cells."""
     from effdet_tf.data.store import RecordStore
     from effdet_tf.presets import preset
-    from training.main import resolve
+    from training.options import resolve
     from training.trainer import Trainer
 
     cells = 700
@@ -154,7 +154,7 @@ def train(name: str, steps: int, folder: Path) -> None:
     )
     store = RecordStore(data)
     val = write_data(folder / "val", 1, 512, cells)
-    trainer = Trainer(resolve(config, store, [data]), store, folder, val)
+    trainer = Trainer(resolve(config, store), store, folder, val)
     step, seconds, used = trainer.step_function, [], []
 
     def timed(batch: dict, *rest: object) -> object:
