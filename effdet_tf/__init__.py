@@ -1,7 +1,7 @@
 """EfficientDet with instance masks for label-free microscopy.
 
-`load` and `Predictor` bring TensorFlow with them, so they are imported on first use:
-`effdet_tf --help` and the pure modules stay light.
+`Predictor`, and `load` for all but a TFLite file, bring TensorFlow with them, so they are imported on
+first use: `effdet_tf --help` and the pure modules stay light.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from effdet_tf._version import __version__
 
 if TYPE_CHECKING:
     from effdet_tf.config import Config
-    from effdet_tf.predict import Predictor, load
+    from effdet_tf.predict import Predictor
+    from effdet_tf.predictors import load
 
 __all__ = ["Config", "Predictor", "__version__", "load"]
 
@@ -22,8 +23,12 @@ def __getattr__(name: str) -> Any:
         from effdet_tf.config import Config
 
         return Config
-    if name in ("Predictor", "load"):
-        from effdet_tf import predict
+    if name == "Predictor":
+        from effdet_tf.predict import Predictor
 
-        return getattr(predict, name)
+        return Predictor
+    if name == "load":
+        from effdet_tf.predictors import load
+
+        return load
     raise AttributeError(f"module 'effdet_tf' has no attribute {name!r}")

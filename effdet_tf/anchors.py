@@ -102,6 +102,44 @@ def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_leve
     return levels
 
 
+def at(
+    index: Tensor, height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int
+) -> Tensor:
+    """Some anchors of an input, without making all the others: `concatenate(grid(...))[index]`.
+
+    Args:
+        index: int32 `[N]`, 0 to all anchors - 1.
+        height: of the input, px; an int or a scalar int tensor.
+        width: likewise.
+        config: sizes and ratios.
+        min_level: first level.
+        max_level: last level.
+
+    Returns:
+        `[N, 4]` float32 yxyx, px.
+    """
+    sizes = feature_sizes(height, width, min_level, max_level)
+    strides = [(stride(height, rows), stride(width, columns)) for rows, columns in sizes]
+    starts = [0]
+    for rows, columns in sizes[:-1]:
+        starts.append(starts[-1] + rows * columns * config.per_location)
+    level = sum(ops.cast(index >= start, "int32") for start in starts[1:]) + ops.zeros_like(index)
+
+    def of_level(values: list[Any], dtype: str) -> Tensor:
+        return ops.take(ops.stack([ops.cast(value, dtype) for value in values]), level)
+
+    place = index - of_level(starts, "int32")
+    shape, place = place % config.per_location, place // config.per_location
+    columns = of_level([columns for _, columns in sizes], "int32")
+    y = (ops.cast(place // columns, "float32") + 0.5) * of_level([y for y, _ in strides], "float32")
+    x = (ops.cast(place % columns, "float32") + 0.5) * of_level([x for _, x in strides], "float32")
+    levels = range(min_level, max_level + 1)
+    half = [sides(config, k, min_level, pair) / 2 for k, pair in zip(levels, strides, strict=True)]
+    half = ops.take(ops.concatenate(half, axis=0), level * config.per_location + shape, axis=0)
+    centers = ops.stack([y, x], axis=-1)
+    return ops.concatenate([centers - half, centers + half], axis=-1)
+
+
 SMALLEST = 3.5  # anchor side in strides; below it a cell between two locations fits neither anchor
 RATIO_CHOICES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 

@@ -35,7 +35,7 @@ class Detections(NamedTuple):
     boxes: Tensor  # [K, 4] yxyx, input px
     scores: Tensor  # [K] float32, mask quality included
     classes: Tensor  # [K] int32
-    masks: Tensor | None  # [K, m, m] float32 probability over mask_boxes
+    masks: Tensor | None  # [K, m, m] probability over mask_boxes: float32, once ranked uint8 times 255
     mask_boxes: Tensor | None  # [K, 4] yxyx, input px
     count: Tensor  # int32 scalar
 
@@ -55,27 +55,22 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
         class-agnostic NMS an anchor stands for its best class, else for each class on its own.
     """
     model = config.model
-    scores = ops.sigmoid(ops.cast(logits, "float32"))
+    logits = ops.cast(logits, "float32")
     classes_count = len(config.class_names)
-    if config.postprocess.class_agnostic or classes_count == 1:
-        classes = ops.cast(ops.argmax(scores, axis=-1), "int32")
-        flat = ops.max(scores, axis=-1)
-    else:
-        classes = None
-        flat = ops.reshape(scores, (-1,))
+    best_class = config.postprocess.class_agnostic or classes_count == 1
+    flat = ops.max(logits, axis=-1) if best_class else ops.reshape(logits, (-1,))
     size = flat.shape[0] if isinstance(flat.shape[0], int) else ops.shape(flat)[0]
     best, index = ops.top_k(flat, ops.minimum(config.postprocess.top_k, size))
-    index = ops.cast(index, "int32")
-    if classes is None:
-        anchor, chosen = index // classes_count, index % classes_count
+    best, index = ops.sigmoid(best), ops.cast(index, "int32")
+    if best_class:
+        # top_k in place of argmax, which Keras builds of operators that no TFLite builtin exists for
+        anchor = index
+        chosen = ops.cast(ops.top_k(ops.take(logits, anchor, axis=0), 1)[1][:, 0], "int32")
     else:
-        anchor, chosen = index, ops.take(classes, index)
-    grid = ops.concatenate(
-        anchor_ops.grid(input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
-        axis=0,
-    )
+        anchor, chosen = index // classes_count, index % classes_count
     boxes = box_ops.decode(
-        ops.cast(ops.take(deltas, anchor, axis=0), "float32"), ops.take(grid, anchor, axis=0)
+        ops.cast(ops.take(deltas, anchor, axis=0), "float32"),
+        anchor_ops.at(anchor, input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
     )
     height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
     boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
@@ -166,3 +161,33 @@ def detect(
     if config.postprocess.mask_scoring:
         scores = scores * mask_quality(masks)
     return Detections(boxes, scores, classes, masks, crops, count)
+
+
+def ranked(found: Detections) -> Detections:
+    """Sort cells by their final score, and make masks 8 bit: the form in which they leave every graph.
+
+    Args:
+        found: of `detect`.
+
+    Returns:
+        The cells, best first; equal scores keep their order. Masks are uint8, probability times 255.
+        Rows from `count` on are 0.
+    """
+    real = ops.arange(ops.shape(found.scores)[0], dtype="int32") < found.count
+    order = ops.argsort(ops.where(real, -found.scores, 1.0))
+
+    def sort(values: Tensor) -> Tensor:
+        kept = ops.cast(ops.reshape(real, (-1,) + (1,) * (len(values.shape) - 1)), values.dtype)
+        return ops.take(values, order, axis=0) * kept
+
+    masks = found.masks
+    if masks is not None:
+        masks = ops.take(ops.cast(ops.round(masks * 255.0), "uint8"), order, axis=0)
+    return Detections(
+        sort(found.boxes),
+        sort(found.scores),
+        sort(found.classes),
+        masks,
+        None if found.mask_boxes is None else sort(found.mask_boxes),
+        found.count,
+    )

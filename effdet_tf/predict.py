@@ -3,62 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effdet_tf.config import Config, load_config
-from effdet_tf.data.image_io import image_statistics, read_image, stretch, to_gray
-from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from effdet_tf.errors import UserError
+from effdet_tf.data.image_io import read_image
+from effdet_tf.data.normalize import fixed_statistics
+from effdet_tf.data.prepare import normalize
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import assign_arrays, read_arrays
-from effdet_tf.postprocess import Detections, detect
+from effdet_tf.postprocess import Detections, detect, ranked
 from effdet_tf.results import Result
 from effdet_tf.run_folder import config_file, weights_file
-
-
-def normalize(image: np.ndarray, config: Config) -> np.ndarray:
-    """Turn an image into what the network was trained on.
-
-    Args:
-        image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
-        config: `data.normalization`, `data.channels`.
-
-    Returns:
-        `[H, W, channels]` float32: (x - mean) / std, with the mean and standard deviation of the
-        whole image ("image": bit depth and gain do not matter) or the configured ones of pixels 0..255
-        ("fixed": uint16 is divided by 257 first, floating-point images are gray and stretched from their
-        least and largest value to 0..255, as `convert` does it).
-
-    Raises:
-        UserError: for an array that is no image, or holds values that are not finite, and for a configured
-            mean or standard deviation that does not fit the channels.
-    """
-    image = np.asarray(image)
-    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
-    if image.dtype.kind not in "biuf":
-        raise UserError(f"an image holds integer or floating-point pixels, this array {image.dtype}")
-    if image.ndim == 3:
-        image = image[..., :3]  # without alpha
-    gray = to_gray(image)
-    if not np.isfinite(gray).all():
-        raise UserError("the image holds values that are not finite; replace them before predicting")
-    if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
-        values = image.astype(np.float32)
-    else:
-        values = np.repeat(gray[..., None], config.data.channels, axis=-1)
-    if config.data.normalization == "image":
-        mean, std = map(np.float32, image_statistics(gray))
-        return (values - mean) / std
-    if image.dtype == np.uint16:
-        values = values * SIXTEEN_BIT_UNIT
-    elif image.dtype.kind == "f":
-        values = np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)
-    mean, std = fixed_statistics(config.data)
-    return (values - mean) / std
 
 
 class Predictor:
@@ -101,7 +60,9 @@ class Predictor:
             else:
                 shown, whole = size, size + -size % stride
             outputs = network.dense(pad(image, shown, whole)[None], training=False)
-            found = detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
+            found = ranked(
+                detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
+            )
             if fit:
                 found = _in_pixels_of(size, shown, found)
             return tuple(part[: found.count] for part in found[:5] if part is not None)
@@ -125,17 +86,16 @@ class Predictor:
         parts = [part.numpy() for part in self._run(normalize(pixels, self.config))]
         boxes, scores, classes = parts[:3]
         masks, mask_boxes = (parts[3], parts[4]) if len(parts) > 3 else (None, None)
-        order = np.argsort(-scores, kind="stable")
         return Result(
-            boxes=boxes[order],
-            scores=scores[order],
-            classes=classes[order].astype(np.int32),
-            masks=None if masks is None else np.round(masks[order] * 255).astype(np.uint8),
-            mask_boxes=None if mask_boxes is None else mask_boxes[order],
+            boxes=boxes,
+            scores=scores,
+            classes=classes,
+            masks=masks,
+            mask_boxes=mask_boxes,
             height=pixels.shape[0],
             width=pixels.shape[1],
             class_names=self.class_names,
-            truncated=len(order) >= self.config.data.max_instances,
+            truncated=len(scores) >= self.config.data.max_instances,
         )
 
 
@@ -151,7 +111,7 @@ def _in_pixels_of(size: Any, shown: Any, found: Detections) -> Detections:
     )
 
 
-def load(run: str | os.PathLike[str], backbone: Any = None) -> Predictor:
+def load_run(run: str | os.PathLike[str], backbone: Any = None, settings: Iterable[str] = ()) -> Predictor:
     """Load a trained network from a run folder.
 
     Args:
@@ -159,12 +119,15 @@ def load(run: str | os.PathLike[str], backbone: Any = None) -> Predictor:
             AP are taken, or the last where nothing was validated.
         backbone: the Keras model that the network was built on, for a run with one of its own; its weights
             do not matter, the run's are taken.
+        settings: changes of the run's configuration, `section.key=value` each; those of the network must not
+            change the shape of a weight.
 
     Raises:
-        UserError: when the folder holds no finished run, or needs a backbone that is missing or does not fit.
+        UserError: when the folder holds no finished run, or needs a backbone that is missing or does not fit,
+            and for a wrong setting.
     """
     folder = Path(run)
-    config = load_config(config_file(folder))
+    config = load_config(config_file(folder)).override(settings)
     weights = weights_file(folder)
     network = build_network(config, backbone=backbone)
     assign_arrays(network, read_arrays(weights), str(weights))

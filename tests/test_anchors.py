@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from effdet_tf.anchors import anchor_recall, feature_sizes, grid, shapes, suggest_anchors
+from effdet_tf.anchors import anchor_recall, at, feature_sizes, grid, shapes, suggest_anchors
 from effdet_tf.config import AnchorConfig
 from effdet_tf.presets import preset
 
@@ -163,3 +163,13 @@ def test_no_cells_no_anchors():
 def test_cells_of_one_size_get_no_two_equal_anchors() -> None:
     found = suggest_anchors(np.full((500, 2), 20.0), (2, 3), scales_per_level=2)
     assert found.sizes[0] == (20.0, 23.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (200, 267), (41, 67)])
+@pytest.mark.parametrize("sizes", [(), ((9.0, 14.0), (20.0, 30.0), (40.0, 50.0))])
+def test_single_anchors_are_those_of_the_grid(height, width, sizes):
+    config = AnchorConfig(sizes=sizes)
+    whole = np.concatenate([np.array(level) for level in grid(height, width, config, 3, 5)])
+    index = np.random.default_rng(0).permutation(len(whole)).astype(np.int32)
+    found = at(ops.convert_to_tensor(index), height, width, config, 3, 5)
+    np.testing.assert_array_equal(np.array(found), whole[index])

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "config",
         "presets",
         "run_folder",
+        "metadata",
         "boxes",
         "rle",
         "masks",
@@ -28,7 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data", "model"),
     ("pretrained",),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
-    ("tiling", "predict", "outputs", "inputs", "batch_predict"),
+    ("tiling", "predict", "saved_model_predictor", "tflite_predictor", "outputs", "inputs"),
+    ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("commands",),
     ("cli",),

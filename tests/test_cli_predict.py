@@ -17,7 +17,7 @@ from effdet_tf import cli
 from effdet_tf.config import Config, load_config
 from effdet_tf.model.efficientdet import build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.predict import load
+from effdet_tf.predictors import load
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
 
 

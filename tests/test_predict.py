@@ -9,10 +9,12 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf.anchors import grid
+from effdet_tf.data.prepare import normalize
 from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.predict import Predictor, load, normalize
+from effdet_tf.predict import Predictor
+from effdet_tf.predictors import load
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, LAST_FILE
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from training.numpy_resize import resize
+from effdet_tf.data.numpy_resize import resize
 
 _HALF_COVERED = 127.5
 _LUMA = np.float32([0.299, 0.587, 0.114])

@@ -126,13 +126,11 @@ class MaskHead(layers.Layer):
             `[B, K, size, size]` float32 logits.
         """
         size = self.config.size
-        crops = sample_crops(feature, boxes, self.config.stride, size)
+        values = sample_crops(feature, boxes, self.config.stride, size)
         steps = (ops.arange(size, dtype="float32") + 0.5) / size * 2 - 1
         y, x = ops.meshgrid(steps, steps, indexing="ij")
         coordinates = ops.reshape(ops.stack([y, x], axis=-1), (1, 1, size * size, 2))
         batch, count = ops.shape(codes)[:2]
-        coordinates = ops.broadcast_to(coordinates, (batch, count, size * size, 2))
-        values = ops.concatenate([crops, coordinates], axis=-1)
         parameters = self.filters(codes) + self.base
         start = 0
         for k, (inputs, outputs) in enumerate(self.shapes):
@@ -142,6 +140,10 @@ class MaskHead(layers.Layer):
             start += inputs * outputs
             bias = parameters[..., None, start : start + outputs]
             start += outputs
+            if k == 0:
+                # The coordinates are alike for all: as products of their own they need no copy per instance.
+                bias = bias + ops.matmul(coordinates, kernel[:, :, -2:])
+                kernel = kernel[:, :, :-2]
             values = ops.matmul(values, kernel) + bias
             if k + 1 < len(self.shapes):
                 values = ops.relu(values)
