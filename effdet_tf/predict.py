@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,54 @@ from effdet_tf.model.weights import assign_arrays, read_arrays
 from effdet_tf.postprocess import Detections, detect, ranked
 from effdet_tf.results import Result
 from effdet_tf.run_folder import config_file, weights_file
+
+
+class Framing(NamedTuple):
+    """How an image lies in the network's input: scaled to `shown`, at the top left of `whole`; in the graph."""
+
+    size: Any  # int32 [2] height, width of the image, px
+    shown: Any  # int32 [2] of its part of the input
+    whole: Any  # int32 [2] of the input
+    fit: bool  # whether it is scaled at all
+
+    @classmethod
+    def of(cls, config: Config, stride: int, size: Any) -> Framing:
+        """Framing of an image of int32 `size [2]`, by `data.resize`."""
+        import tensorflow as tf
+
+        from effdet_tf.data.resize import fit_scale, scaled_size
+
+        if config.data.resize == "fit":
+            frame = config.data.crop_size
+            return cls(size, scaled_size(size, fit_scale(size, frame), frame), tf.constant(frame), True)
+        return cls(size, size, size + -size % stride, False)
+
+    def enter(self, image: Any) -> Any:
+        """The input `[whole, C]` of a normalised `image [H, W, C]`."""
+        from effdet_tf.data.resize import pad, resize
+
+        image = resize(image, self.size, self.shown) if self.fit else image
+        return pad(image, self.shown, self.whole)
+
+    def leave(self, found: Detections) -> Detections:
+        """Cells in pixels of the input, in those of the image."""
+        import tensorflow as tf
+
+        if not self.fit:
+            return found
+        height_width = tf.tile(tf.cast(self.size, tf.float32), [2])
+        back = height_width / tf.tile(tf.cast(self.shown, tf.float32), [2])
+        return found._replace(
+            boxes=tf.minimum(found.boxes * back, height_width),  # rounding may lead beyond the edge
+            mask_boxes=None if found.mask_boxes is None else found.mask_boxes * back,
+        )
+
+
+def find_cells(network: Network, config: Config, outputs: dict[str, Any], framing: Framing) -> Detections:
+    """From the dense network's outputs for a batch of ONE image to its cells, ranked, in its own pixels."""
+    whole, shown = framing.whole, framing.shown
+    found = detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
+    return framing.leave(ranked(found))
 
 
 class Predictor:
@@ -38,8 +86,6 @@ class Predictor:
         """
         import tensorflow as tf
 
-        from effdet_tf.data.resize import fit_scale, pad, resize, scaled_size
-
         if config.data.normalization == "fixed":
             fixed_statistics(config.data)  # a wrong one must not come to light with the first image
         self.network = network
@@ -47,24 +93,14 @@ class Predictor:
         self.class_names = config.class_names
         self.category_ids = config.category_ids
         self.per_class = not config.postprocess.class_agnostic
-        stride, frame, fit = network.stride, config.data.crop_size, config.data.resize == "fit"
 
         @tf.function(
             input_signature=[tf.TensorSpec((None, None, config.data.channels), tf.float32)], autograph=False
         )
         def run(image: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            size = tf.shape(image)[:2]
-            if fit:
-                shown, whole = scaled_size(size, fit_scale(size, frame), frame), tf.constant(frame)
-                image = resize(image, size, shown)
-            else:
-                shown, whole = size, size + -size % stride
-            outputs = network.dense(pad(image, shown, whole)[None], training=False)
-            found = ranked(
-                detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
-            )
-            if fit:
-                found = _in_pixels_of(size, shown, found)
+            framing = Framing.of(config, network.stride, tf.shape(image)[:2])
+            outputs = network.dense(framing.enter(image)[None], training=False)
+            found = find_cells(network, config, outputs, framing)
             return tuple(part[: found.count] for part in found[:5] if part is not None)
 
         self._run = run
@@ -97,18 +133,6 @@ class Predictor:
             class_names=self.class_names,
             truncated=len(scores) >= self.config.data.max_instances,
         )
-
-
-def _in_pixels_of(size: Any, shown: Any, found: Detections) -> Detections:
-    """Detections in an image scaled to int32 `shown [2]`, in the pixels of the image of `size [2]`."""
-    import tensorflow as tf
-
-    height_width = tf.tile(tf.cast(size, tf.float32), [2])
-    back = height_width / tf.tile(tf.cast(shown, tf.float32), [2])
-    return found._replace(
-        boxes=tf.minimum(found.boxes * back, height_width),  # rounding may lead beyond the edge
-        mask_boxes=None if found.mask_boxes is None else found.mask_boxes * back,
-    )
 
 
 def load_run(run: str | os.PathLike[str], backbone: Any = None, settings: Iterable[str] = ()) -> Predictor:
