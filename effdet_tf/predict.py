@@ -21,7 +21,7 @@ from effdet_tf.run_folder import config_file, weights_file
 
 
 class Framing(NamedTuple):
-    """How an image lies in the network's input: scaled to `shown`, at the top left of `whole`; in the graph."""
+    """How an image lies in the input of the network: scaled to `shown`, at the top left of `whole`."""
 
     size: Any  # int32 [2] height, width of the image, px
     shown: Any  # int32 [2] of its part of the input
