@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data", "model"),
     ("pretrained",),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
-    ("tiling", "predict", "saved_model_predictor", "tflite_predictor", "outputs", "inputs"),
+    ("tiling", "predict", "evaluation", "saved_model_predictor", "tflite_predictor", "outputs", "inputs"),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("commands",),

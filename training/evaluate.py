@@ -5,83 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from effdet_tf.command_line import exit_code, positive
-from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
-from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.data.record import iterate_records, read_manifest
 from effdet_tf.errors import UserError
+from effdet_tf.evaluation import evaluate_run, truth_of
 from effdet_tf.files import write_json
 from effdet_tf.metrics.report import format_table, summarise
-
-
-def evaluate_run(
-    predictor: Any,
-    data_dir: str | Path,
-    limit: int | None = None,
-    progress: bool = True,
-    score_threshold: float | None = None,
-    coco: bool | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Predict on the images of a converted data set and score the result.
-
-    Args:
-        predictor: has `predict(image [H, W, C]) -> Result`, `class_names`, tuple of str, and `per_class`,
-            whether it tells classes apart.
-        data_dir: folder with manifest and shards.
-        limit: only the first images; None for all.
-        progress: whether to draw a progress bar on stderr.
-        score_threshold: see `summarise`.
-        coco: also score by COCO's own protocol; None does so for a network that tells classes apart.
-
-    Returns:
-        (the report of `summarise` with "left_out", COCO results). Predictions of classes that the data do not
-        have cannot be judged: they are left out, and left_out counts them. When no class name is among those
-        of the data, every prediction gets the first category: the figures without classes stay valid.
-
-    Raises:
-        UserError: for data that cannot be read; for `coco` with class names that do not fit.
-    """
-    manifest = read_manifest(data_dir)
-    categories = manifest.categories
-    category_ids = match_classes(predictor.class_names, categories)
-    known = np.array([identity is not None for identity in category_ids])
-    if not known.any():
-        strangers = (
-            f"the network knows the classes {', '.join(predictor.class_names)}, {data_dir} has "
-            f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
-        )
-        if coco:
-            raise UserError(strangers)
-        if coco is None and predictor.per_class:
-            print(f"no figures by COCO's protocol: {strangers}", file=sys.stderr)
-        coco, known = False, ~known
-    ids = [int(categories[0]["id"]) if identity is None else identity for identity in category_ids]
-    predictions: list[dict[str, Any]] = []
-    masks, left_out = True, 0
-
-    def predicted() -> Iterator[ImageRecord]:
-        nonlocal masks, left_out
-        images = manifest.images if limit is None else min(limit, manifest.images)
-        records = islice(iterate_records(data_dir), limit)
-        for record in tqdm(records, "predict", images, unit="image", file=sys.stderr, disable=not progress):
-            found = predictor.predict(decode_pixels(record))
-            result = found.take(known[found.classes])
-            left_out += len(found) - len(result)
-            masks = masks and result.masks is not None
-            predictions.extend(result.to_coco(int(record.image_id), ids))
-            yield record
-
-    truth = _truth(predicted(), data_dir, categories)
-    coco = predictor.per_class if coco is None else coco
-    report = summarise(truth, predictions, score_threshold, coco=coco, masks=masks)
-    return {**report, "left_out": left_out}, predictions
 
 
 def evaluate_file(
@@ -98,7 +32,7 @@ def evaluate_file(
     """
     predictions = read_predictions(path)
     records = islice(iterate_records(data_dir), limit)
-    truth = _truth(records, data_dir, read_manifest(data_dir).categories)
+    truth = truth_of(records, data_dir, read_manifest(data_dir).categories)
     if limit is not None:
         kept = {image["id"] for image in truth["images"]}
         predictions = [found for found in predictions if found.get("image_id") in kept]
@@ -156,15 +90,6 @@ def _run(options: argparse.Namespace) -> None:
         found = out.with_suffix(".predictions.json")
         write_json(found, predictions, indent=None)
         print(f"written: {found}")
-
-
-def _truth(
-    records: Iterable[ImageRecord], data_dir: str | Path, categories: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    truth = build_ground_truth(records, categories)
-    if not truth["images"]:
-        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
-    return truth
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

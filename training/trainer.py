@@ -12,6 +12,7 @@ import tensorflow as tf
 from effdet_tf.config import Config
 from effdet_tf.data.pipeline import training_dataset
 from effdet_tf.data.store import RecordStore
+from effdet_tf.evaluation import evaluate_run
 from effdet_tf.losses import combine, detection_losses
 from effdet_tf.metrics.report import choosing_score, headline, reporting_score
 from effdet_tf.model.efficientdet import Network, build_network
@@ -19,7 +20,6 @@ from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.predict import Predictor
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
 from training.callbacks import RunLog
-from training.evaluate import evaluate_run
 from training.run import TERMS, Run
 
 # Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
