@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-_DESCRIPTION = """\
-Find every cell in images and write, for each of them:
+FILES = """\
   NAME.labels.tif   label image: 0 is background, cell k has the value k (uint16, uint32 above 65,535 cells)
   NAME.cells.csv    one row per cell (columns below)
   NAME.coco.json    COCO annotations with scores; overlaps kept
   NAME.overlay.png  outlines on the contrast-stretched image
 (a network without mask head gives boxes: no label image, no areas, boxes in the overlay)
-and for all of them summary.csv: size, cells, cells per class, mean score, mean area, share covered, error.
+and for all of them summary.csv: size, cells, cells per class, mean score, mean area, share covered, error."""
+
+_DESCRIPTION = f"""\
+Find every cell in images and write, for each of them:
+{FILES}
 8-bit, 16-bit and float images, gray or RGB, tif, png, jpg and bmp. Folders are searched through all
 subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif"."""
 
-_COLUMNS = """\
+COLUMNS = """\
 columns of NAME.cells.csv:
   cell                    number of the cell = its value in the label image, best score first
   class, score            score from 0 to 1
@@ -38,13 +42,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "predict",
         help="find the cells of images: label tif, table, COCO json, overlay, summary",
         description=_DESCRIPTION,
-        epilog=_COLUMNS,
+        epilog=COLUMNS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
     parser.add_argument(
         "--run", dest="run_folder", type=Path, required=True, metavar="RUN", help="trained run"
     )
+    add_output_options(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes that predicts images: which, where to, and what to write."""
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--score",
@@ -56,8 +67,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     for name in ("labels", "table", "coco", "overlay"):
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"write no {name} file")
     parser.add_argument("--overwrite", action="store_true", help="replace the predictions that DIR holds")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _share(text: str) -> float:
@@ -72,13 +81,23 @@ _share.__name__ = "number"  # what argparse calls it in its message
 
 def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
-    from effdet_tf.batch_predict import predict_files
     from effdet_tf.inputs import find_images
 
     find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf
 
-    predictor = effdet_tf.load(args.run_folder)
+    return predict_images(effdet_tf.load(args.run_folder), args)
+
+
+def predict_images(predictor: Any, args: argparse.Namespace) -> int:
+    """Predict what the options of `add_output_options` say, and report; returns the exit code.
+
+    Args:
+        predictor: as `effdet_tf.batch_predict.predict_files` takes it, with `config`.
+        args: the options.
+    """
+    from effdet_tf.batch_predict import predict_files
+
     report = predict_files(
         predictor,
         args.images,

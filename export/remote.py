@@ -1,0 +1,281 @@
+"""The cells of a network behind TensorFlow Serving's protocols, REST or gRPC."""
+
+from __future__ import annotations
+
+import base64
+import os
+import urllib.parse
+from typing import Any, Protocol
+
+import numpy as np
+
+from effdet_tf.data.image_io import encode_png, read_image, stretch, to_gray
+from effdet_tf.errors import UserError
+from effdet_tf.metadata import read_metadata
+from effdet_tf.results import Result
+
+_MIB = 2**20
+_TYPES: dict[str, Any] = {
+    "boxes": np.float32,
+    "scores": np.float32,
+    "classes": np.int32,
+    "masks": np.uint8,
+    "mask_boxes": np.float32,
+    "count": np.int32,
+    "ok": bool,
+    "error": object,
+    "metadata": object,
+}
+
+
+class Connection(Protocol):
+    """One model of one server."""
+
+    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
+        """Run a signature on a batch of one string.
+
+        Args:
+            signature: its name.
+            name: of its input.
+            value: the string.
+
+        Returns:
+            The outputs without the axis of the batch; texts are str.
+
+        Raises:
+            UserError: when no answer comes or the server refuses the request.
+        """
+        ...
+
+
+class RemotePredictor:
+    """Finds cells by asking a server.
+
+    Attributes:
+        config: that the network was exported with.
+        class_names: by class id.
+        category_ids: COCO ids by class id.
+        per_class: whether classes are told apart.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        """Ask the server what it serves.
+
+        Raises:
+            UserError: when it does not answer, or serves a model that is none of ours.
+        """
+        self._connection = connection
+        text = str(connection.ask("info", "query", b"")["metadata"])
+        _, self.config = read_metadata(text, "the served model")
+        self.class_names = self.config.class_names
+        self.category_ids = self.config.category_ids
+        self.per_class = not self.config.postprocess.class_agnostic
+
+    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
+        """Find the cells of one image.
+
+        Args:
+            image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
+
+        Returns:
+            All cells from the score threshold on, best first.
+
+        Raises:
+            UserError: for an image that cannot be read or that the server refuses, and when no answer comes.
+        """
+        pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
+        found = self._connection.ask("serving_default", "image_bytes", self._encode(pixels))
+        if not found["ok"]:
+            raise UserError(f"the server refused the image, which {found['error']}")
+        count, side = int(found["count"]), self.config.model.mask.size
+        masked = self.config.model.mask.enabled
+        return Result(
+            boxes=found["boxes"].reshape(-1, 4)[:count],  # JSON keeps no shape of what is empty
+            scores=found["scores"][:count],
+            classes=found["classes"][:count],
+            masks=found["masks"].reshape(-1, side, side)[:count] if masked else None,
+            mask_boxes=found["mask_boxes"].reshape(-1, 4)[:count] if masked else None,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            class_names=self.class_names,
+            truncated=count >= self.config.data.max_instances,
+        )
+
+    def _encode(self, pixels: np.ndarray) -> bytes:
+        """PNG of the very pixels that `effdet_tf predict` would see, whatever file they came from."""
+        if pixels.ndim == 3 and pixels.shape[2] == 4:
+            pixels = pixels[..., :3]
+        if pixels.dtype.kind == "f":
+            # Fixed statistics take a gray picture of floats; those of the image do not mind the stretch.
+            if self.config.data.normalization == "fixed":
+                pixels = to_gray(pixels)
+            if not np.isfinite(pixels).all():
+                raise UserError("the image holds values that are not finite; replace them before predicting")
+            pixels = np.rint(stretch(pixels, 65535.0)).astype(np.uint16)
+        try:
+            return encode_png(pixels)
+        except ValueError as error:
+            raise UserError(f"the image cannot be sent: {error}") from None
+
+
+class RestConnection:
+    """The HTTP interface, usually on port 8501."""
+
+    def __init__(self, url: str, model: str, version: int | None, timeout: float) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: `http://host:port`, a path in front of `/v1` may follow.
+            model: its name on the server.
+            version: None for the latest.
+            timeout: seconds to wait for an answer.
+        """
+        import requests
+
+        self._errors = requests.exceptions
+        self._session = requests.Session()
+        self._where, self._model, self._timeout = url, _named(model, version), timeout
+        suffix = "" if version is None else f"/versions/{version}"
+        self._target = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{suffix}:predict"
+
+    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
+        """See `Connection`."""
+        text: Any = {"b64": base64.b64encode(value).decode()}
+        question = {"signature_name": signature, "inputs": {name: [text]}}
+        try:
+            answer = self._session.post(self._target, json=question, timeout=self._timeout)
+        except self._errors.Timeout:
+            raise UserError(_late(self._where, self._timeout)) from None
+        except self._errors.ConnectionError:
+            raise UserError(_silent(self._where)) from None
+        except self._errors.RequestException as error:
+            raise UserError(f"{self._where}: cannot be asked ({_first_line(error)}); check --url") from None
+        try:
+            content = answer.json()
+            reason = content.get("error")
+        except (ValueError, AttributeError):
+            content, reason = {}, f"HTTP {answer.status_code} without JSON: is this TensorFlow Serving?"
+        if answer.status_code == 413:
+            raise UserError(f"{self._where}: takes no request of {len(value) / _MIB:.1f} MiB ({reason})")
+        if answer.status_code == 404:
+            raise UserError(_unknown(self._where, self._model, reason))
+        if answer.status_code != 200 or "outputs" not in content:
+            raise UserError(_refused(self._where, signature, reason))
+        outputs = content["outputs"]
+        if not isinstance(outputs, dict):  # a single output comes without its name
+            outputs = {"metadata": outputs}
+        return {key: np.array(part[0], _TYPES[key])[()] for key, part in outputs.items() if key in _TYPES}
+
+
+class GrpcConnection:
+    """The gRPC interface, usually on port 8500."""
+
+    def __init__(
+        self, address: str, model: str, version: int | None, timeout: float, max_message: int
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            address: `host:port`.
+            model: its name on the server.
+            version: None for the latest.
+            timeout: seconds to wait for an answer.
+            max_message: most MiB of an answer or a request.
+
+        Raises:
+            UserError: when tensorflow-serving-api is not installed.
+        """
+        try:
+            import grpc
+            import tensorflow as tf
+            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise UserError(
+                f"gRPC needs a package that is missing ({error.name}): "
+                'pip install "effdet_tf[serving]", or ask an http:// address'
+            ) from None
+        self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
+        limits = [(f"grpc.max_{way}_message_length", max_message * _MIB) for way in ("receive", "send")]
+        self._channel = grpc.insecure_channel(address, options=limits)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._where, self._timeout, self._max_message = f"grpc://{address}", timeout, max_message
+        self._model, self._version = model, version
+
+    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
+        """See `Connection`."""
+        question = self._request()
+        question.model_spec.name = self._model
+        question.model_spec.signature_name = signature
+        if self._version is not None:
+            question.model_spec.version.value = self._version
+        question.inputs[name].CopyFrom(self._tf.make_tensor_proto([value], shape=[1]))
+        try:
+            answer = self._stub.Predict(question, timeout=self._timeout)
+        except self._grpc.RpcError as error:
+            raise UserError(self._explain(error, signature)) from None
+        found = {key: self._tf.make_ndarray(part)[0] for key, part in answer.outputs.items()}
+        return {key: part.decode() if isinstance(part, bytes) else part for key, part in found.items()}
+
+    def _explain(self, error: Any, signature: str) -> str:
+        code, codes, reason = error.code(), self._grpc.StatusCode, _first_line(error.details())
+        if code == codes.UNAVAILABLE:
+            return _silent(self._where)
+        if code == codes.DEADLINE_EXCEEDED:
+            return _late(self._where, self._timeout)
+        if code == codes.NOT_FOUND:
+            return _unknown(self._where, _named(self._model, self._version), reason)
+        if code == codes.RESOURCE_EXHAUSTED:
+            return (
+                f"{self._where}: a message is too big ({reason}); raise --max-message, "
+                f"now {self._max_message} MiB, or the server's own limit"
+            )
+        return _refused(self._where, signature, f"{code.name}: {reason}")
+
+
+def connect(
+    url: str, model: str, version: int | None = None, timeout: float = 60.0, max_message: int = 256
+) -> Connection:
+    """Choose the protocol by the address.
+
+    Args:
+        url: `http://host:8501`, `https://...` or `grpc://host:8500`.
+        model: its name on the server.
+        version: None for the latest.
+        timeout: seconds to wait for each answer.
+        max_message: most MiB of a gRPC message.
+
+    Raises:
+        UserError: for another kind of address.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return RestConnection(url, model, version, timeout)
+    if parts.scheme == "grpc" and parts.netloc and parts.path in ("", "/"):
+        return GrpcConnection(parts.netloc, model, version, timeout, max_message)
+    raise UserError(f"{url}: is no address of a server; give http://host:8501 or grpc://host:8500")
+
+
+def _named(model: str, version: int | None) -> str:
+    return model if version is None else f"{model}, version {version}"
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
+
+
+def _silent(where: str) -> str:
+    return f"{where}: no server answers; start it, or check the address"
+
+
+def _late(where: str, timeout: float) -> str:
+    return f"{where}: no answer within {timeout:g} s; raise --timeout, or ask less at a time"
+
+
+def _unknown(where: str, model: str, reason: object) -> str:
+    return f"{where}: serves no model {model} ({_first_line(reason)}); check --model and --version"
+
+
+def _refused(where: str, signature: str, reason: object) -> str:
+    if signature == "info":
+        return f"{where}: the model is none of export.main's ({_first_line(reason)})"
+    return f"{where}: refused the request ({_first_line(reason)})"
