@@ -10,22 +10,20 @@ from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.errors import UserError
 
 
-def normalize(image: np.ndarray, config: Config) -> np.ndarray:
-    """Turn an image into what the network was trained on.
+def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
+    """Give an image the network's channels.
 
     Args:
         image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
         config: `data.normalization`, `data.channels`.
 
     Returns:
-        `[H, W, channels]` float32: (x - mean) / std, with the mean and standard deviation of the
-        whole image ("image": bit depth and gain do not matter) or the configured ones of pixels 0..255
-        ("fixed": uint16 is divided by 257 first, floating-point images are gray and stretched from their
-        least and largest value to 0..255, as `convert` does it).
+        `[H, W, channels]` float32, gray (luma) for one channel. With "fixed" normalization in units of 8-bit
+        pixels: uint16 is divided by 257, floating-point images are gray and stretched from their least and
+        largest value to 0..255, as `convert` does it; with "image" in the image's own units.
 
     Raises:
-        UserError: for an array that is no image, or holds values that are not finite, and for a configured
-            mean or standard deviation that does not fit the channels.
+        UserError: for an array that is no image, or holds values that are not finite.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
@@ -37,16 +35,34 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
     gray = to_gray(image)
     if not np.isfinite(gray).all():
         raise UserError("the image holds values that are not finite; replace them before predicting")
+    fixed = config.data.normalization == "fixed"
+    if fixed and image.dtype.kind == "f":
+        return np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)
     if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
         values = image.astype(np.float32)
     else:
         values = np.repeat(gray[..., None], config.data.channels, axis=-1)
+    return values * SIXTEEN_BIT_UNIT if fixed and image.dtype == np.uint16 else values
+
+
+def normalize(image: np.ndarray, config: Config) -> np.ndarray:
+    """Turn an image into what the network was trained on.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
+        config: `data.normalization`, `data.channels`.
+
+    Returns:
+        `[H, W, channels]` float32: (x - mean) / std of `to_channels`, with the mean and standard deviation
+        of the whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
+
+    Raises:
+        UserError: as `to_channels`, and for a configured mean or standard deviation that does not fit the
+            channels.
+    """
+    values = to_channels(image, config)
     if config.data.normalization == "image":
-        mean, std = map(np.float32, image_statistics(gray))
-        return (values - mean) / std
-    if image.dtype == np.uint16:
-        values = values * SIXTEEN_BIT_UNIT
-    elif image.dtype.kind == "f":
-        values = np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)
-    mean, std = fixed_statistics(config.data)
+        mean, std = map(np.float32, image_statistics(to_gray(values)))
+    else:
+        mean, std = fixed_statistics(config.data)
     return (values - mean) / std

@@ -1,0 +1,85 @@
+"""The card that travels with an exported network: what it is, what it may be used for, and what it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from effdet_tf._version import __version__
+from effdet_tf.config import Config
+
+NO_LICENCE = (
+    "Not stated. Weights inherit the limits of the images they were trained on: LIVECell is CC BY-NC 4.0, "
+    "the Sartorius competition's images are for non-commercial research."
+)
+
+
+def model_card(config: Config, licence: str, run: Path | None) -> str:
+    """Text of MODEL_CARD.md.
+
+    Args:
+        config: of the network.
+        licence: of the weights; empty where the exporter named none.
+        run: folder that may hold metrics.json, the figures of its validation.
+    """
+    masks = f"{config.model.mask.size} x {config.model.mask.size}" if config.model.mask.enabled else "none"
+    lines = [
+        f"# {config.preset}: {', '.join(config.class_names)}",
+        "",
+        f"An EfficientDet with instance masks for microscopy images, exported by effdet_tf {__version__}.",
+        "",
+        f"- classes: {', '.join(config.class_names)}",
+        f"- network: {config.preset}, backbone {config.model.backbone}, {config.data.channels} channel(s)",
+        f"- masks: {masks}; up to {config.data.max_instances} cells an image",
+        f"- pixels: {_pixels(config)}",
+        f"- scores from {config.postprocess.score_threshold}; count a cell from "
+        f"{config.postprocess.report_score} (the best score on the validation images, if there were any)",
+        "",
+        "## Licence of the weights",
+        "",
+        licence or NO_LICENCE,
+        "",
+        "## Figures on the validation images of the training",
+        "",
+        *_figures(run),
+        "",
+        "## Limits",
+        "",
+        "It knows the kinds of cells, the microscope and the magnification of its training images. Judge it "
+        "on annotated images of your own before you rely on counts.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pixels(config: Config) -> str:
+    size = "as they are"
+    if config.data.resize == "fit":
+        size = f"scaled to fit {config.data.crop_size[0]} x {config.data.crop_size[1]}"
+    if config.data.normalization == "image":
+        return f"{size}, normalised by each image's own mean and standard deviation (8 or 16 bit)"
+    return f"{size}, mean {config.data.mean} and standard deviation {config.data.std} of 8-bit pixels"
+
+
+def _figures(run: Path | None) -> list[str]:
+    path = run / "metrics.json" if run is not None else None
+    if path is None or not path.is_file():
+        return ["None: the run holds no metrics.json."]
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        groups = report["livecell"]["all"]
+        rows = [
+            f"| {name} | {100 * groups[kind]['AP']:.1f} | {100 * groups[kind]['AP50']:.1f} |"
+            for kind, name in (("bbox", "box"), ("segm", "mask"))
+            if groups.get(kind, {}).get("AP") is not None
+        ]
+        images, cells = groups["images"], groups["cells"]
+    except (ValueError, KeyError, TypeError):
+        return [f"None: {path.name} is not readable."]
+    return [
+        f"LIVECell protocol, {images} images, {cells} cells:",
+        "",
+        "| | AP | AP50 |",
+        "|---|---|---|",
+        *rows,
+    ]
