@@ -13,6 +13,7 @@ from effdet_tf.data.image_io import encode_png, read_image, stretch, to_gray
 from effdet_tf.errors import UserError
 from effdet_tf.metadata import read_metadata
 from effdet_tf.results import Result
+from export.serving_api import serving_api
 
 _MIB = 2**20
 _TYPES: dict[str, Any] = {
@@ -185,19 +186,15 @@ class GrpcConnection:
         Raises:
             UserError: when tensorflow-serving-api is not installed.
         """
-        try:
-            import grpc
-            import tensorflow as tf
-            from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-        except ImportError as error:
-            raise UserError(
-                f"gRPC needs a package that is missing ({error.name}): "
-                'pip install "effdet_tf[serving]", or ask an http:// address'
-            ) from None
-        self._grpc, self._tf, self._request = grpc, tf, predict_pb2.PredictRequest
+        self._request = serving_api("predict_pb2").PredictRequest
+        service = serving_api("prediction_service_pb2_grpc")
+        import grpc
+        import tensorflow as tf
+
+        self._grpc, self._tf = grpc, tf
         limits = [(f"grpc.max_{way}_message_length", max_message * _MIB) for way in ("receive", "send")]
         self._channel = grpc.insecure_channel(address, options=limits)
-        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._stub = service.PredictionServiceStub(self._channel)
         self._where, self._timeout, self._max_message = f"grpc://{address}", timeout, max_message
         self._model, self._version = model, version
 

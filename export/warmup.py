@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from effdet_tf.data.image_io import encode_png
-from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from export.serving_api import serving_api
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 SIGNATURES = ("serving_default", "label_map")
@@ -32,12 +32,7 @@ def write_warmup(folder: Path, size: tuple[int, int]) -> None:
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
-    try:
-        from tensorflow_serving.apis import prediction_log_pb2
-    except ImportError as error:
-        raise UserError(
-            f'warm-up requests need a package that is missing ({error.name}): pip install "effdet_tf[serving]"'
-        ) from None
+    messages = serving_api("prediction_log_pb2")
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     present = saved.meta_graphs[0].signature_def
     height, width = size
@@ -48,7 +43,7 @@ def write_warmup(folder: Path, size: tuple[int, int]) -> None:
     with atomic_write(folder / WARMUP_FILE) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
         for signature in (name for name in SIGNATURES if name in present):
             for image in images:
-                log = prediction_log_pb2.PredictionLog()
+                log = messages.PredictionLog()
                 request = log.predict_log.request
                 request.model_spec.name = "cells"  # TensorFlow Serving asks the model beside the file
                 request.model_spec.signature_name = signature
