@@ -1,0 +1,324 @@
+"""Export a trained network and prove that the exports find the same cells: `python -m export.main`.
+
+writes
+  DIR/saved_model/N/         for TensorFlow Serving; N follows the highest number, nothing is overwritten
+  DIR/SERVING.md, DIR/batching_parameters.txt
+  DIR/tflite/{float32,float16,int8}.tflite
+  DIR/parity.json, DIR/parity.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effdet_tf.command_line import exit_code, positive
+from effdet_tf.config import Config, load_config
+from effdet_tf.errors import UserError
+from effdet_tf.files import write_json
+from effdet_tf.run_folder import config_file, weights_file
+from export.layout import SAVED_MODEL, TFLITE, Staging, size_of, staging
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from effdet_tf.predict import Predictor
+    from export.images import Images
+
+FORMATS = {
+    "saved_model": "saved_model",
+    "tflite-fp32": "float32",
+    "tflite-fp16": "float16",
+    "tflite-int8": "int8",
+}
+PARITY_FILES = ("parity.json", "parity.md")
+_SIZE = (512, 512)  # where no image tells
+_EXAMPLE = """\
+example:
+  python -m export.main --run runs/mine --out exports/mine --data data/val --calibration data/train
+
+exit codes: 0 done, 1 failed (also when an export does not keep to its tolerance), 2 wrong usage"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
+    options = _parse(arguments)
+    with _terminated_as_interrupted():
+        return exit_code(lambda: _run(options), on_os_error="; free space or choose another --out")
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    config = load_config(config_file(options.run)).override(settings)
+    weights_file(options.run)  # missing weights must be told before images are read
+    images = _images(options)
+    size = _size(options, config, images)
+    calibration, calibrated_on = _calibration(options, images)
+    finished: list[Path] = []
+    try:
+        with staging(options.out) as stage:
+            finished = stage.finished
+            from effdet_tf.predict import load_run
+
+            predictor = load_run(options.run, settings=settings)
+            places = _export(options, stage, predictor, size, calibration)
+            if options.no_parity:
+                return 0
+            report = _parity(options, stage, predictor, places, size, images, calibrated_on)
+    except (UserError, OSError, KeyboardInterrupt):
+        if finished:
+            print(f"finished before, and kept: {', '.join(map(str, finished))}", file=sys.stderr)
+        raise
+    return _verdict(report)
+
+
+def _export(
+    options: argparse.Namespace,
+    stage: Staging,
+    predictor: Predictor,
+    size: tuple[int, int],
+    calibration: Sequence[np.ndarray],
+) -> dict[str, Path]:
+    """Make every artifact and move it to its place; returns the places by the names of `TOLERANCES`."""
+    places: dict[str, Path] = {}
+    for form in options.formats:
+        name, start = FORMATS[form], time.monotonic()
+        with _tensorflow_errors_told(form):
+            if name == "saved_model":
+                from export.saved_model import write_saved_model
+
+                made = stage.folder / SAVED_MODEL
+                write_saved_model(
+                    predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
+                )
+                place: Callable[[Path], Path] = stage.add_version
+            else:
+                from export.tflite import convert
+
+                made = stage.folder / f"{name}.tflite"
+                made.write_bytes(convert(predictor, size, name, calibration, float_heads=options.float_heads))
+                place = _to_tflite(stage)
+        if not places:
+            # The proof of earlier exports is none of these.
+            for old in PARITY_FILES:
+                (options.out / old).unlink(missing_ok=True)
+        places[name] = place(made)
+        seconds = time.monotonic() - start
+        print(f"{places[name]}  {size_of(places[name]) / 1e6:.1f} MB  {seconds:.0f} s", flush=True)
+    if "saved_model" in places:
+        from export.serving_files import write
+
+        write(options.out, predictor)
+    return places
+
+
+def _to_tflite(stage: Staging) -> Callable[[Path], Path]:
+    return lambda made: stage.put(made, f"{TFLITE}/{made.name}")
+
+
+def _parity(
+    options: argparse.Namespace,
+    stage: Staging,
+    predictor: Predictor,
+    places: dict[str, Path],
+    size: tuple[int, int],
+    images: Images | None,
+    calibrated_on: str,
+) -> dict[str, Any]:
+    """Compare the artifacts with the run, write and print the figures; returns them."""
+    from effdet_tf.predictors import load
+    from export.images import synthetic
+    from export.parity import Artifact, circumstances, compare
+    from export.parity_table import format_parity
+    from export.tflite import keras_reference
+
+    framed = keras_reference(predictor, size) if set(places) - {"saved_model"} else None
+    artifacts = [
+        Artifact(
+            name,
+            place.relative_to(options.out).as_posix(),
+            size_of(place),
+            load(place),
+            predictor if name == "saved_model" else framed,
+        )
+        for name, place in places.items()
+    ]
+    report = compare(predictor, artifacts, images or synthetic(size, options.limit), options.allow_drop)
+    about = {"calibration": calibrated_on or None, "float_heads": options.float_heads}
+    report = circumstances(options.run, size, **about) | report
+    table = format_parity(report)
+    write_json(stage.folder / PARITY_FILES[0], report)
+    (stage.folder / PARITY_FILES[1]).write_text(table + "\n", encoding="utf-8")
+    for name in PARITY_FILES:
+        stage.put(stage.folder / name, name)
+    print(f"\n{table}\n\nwritten: {', '.join(str(options.out / name) for name in PARITY_FILES)}")
+    return report
+
+
+def _verdict(report: dict[str, Any]) -> int:
+    """Say on stderr what does not keep to its tolerance; returns the exit code."""
+    from export.parity import FAILED
+
+    for name, figures in report["artifacts"].items():
+        if figures["verdict"] == FAILED:
+            advice = ""
+            if name == "int8":
+                advice = "; keep the heads in float with --float-heads, or accept it with --allow-drop"
+            print(f"error: {figures['path']}: {figures['why']}{advice}", file=sys.stderr)
+    return 0 if report["passed"] else 1
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """The run's settings that the options change."""
+    changes = {"data.max_instances": options.max_instances, "model.mask.size": options.mask_size}
+    return [f"{key}={value}" for key, value in changes.items() if value is not None]
+
+
+def _images(options: argparse.Namespace) -> Images | None:
+    """The images that the options name; None where they name none."""
+    from export.images import given, labelled
+
+    if options.data is not None:
+        return labelled(options.data, options.limit)
+    return given(options.images, options.limit) if options.images else None
+
+
+def _size(options: argparse.Namespace, config: Config, images: Images | None) -> tuple[int, int]:
+    """Height and width of the images that a TFLite file takes in one piece."""
+    if config.data.resize == "fit":
+        height, width = config.data.crop_size
+        if options.size not in (None, (height, width)):
+            raise UserError(
+                f"--size: this network scales every image to {height}x{width} itself; leave --size out"
+            )
+        return height, width
+    return options.size or (images.most_frequent_size() if images else _SIZE)
+
+
+def _calibration(options: argparse.Namespace, images: Images | None) -> tuple[list[np.ndarray], str]:
+    """The images to calibrate int8 on, and what they are; none where int8 is not asked for."""
+    if "tflite-int8" not in options.formats:
+        return [], ""
+    from export.images import calibration
+
+    pixels, where = calibration(options.calibration or (), images)
+    if not options.calibration and not options.no_parity:
+        print(
+            "int8 is calibrated and judged on the same images, which flatters it a little: give training "
+            "images with --calibration",
+            file=sys.stderr,
+        )
+    return pixels, where
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that what is half done is cleared away."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _tensorflow_errors_told(what: str) -> Iterator[None]:
+    """Turn TensorFlow's own errors, such as those of a full disk, into a user's error."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"{what}: {error.message.splitlines()[0]}; nothing of it is left") from error
+
+
+def _formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
+    return [name for name in FORMATS if name in names]
+
+
+def _height_width(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"wrong size {text!r}; give HEIGHTxWIDTH in pixels, such as 520x704")
+    return int(found[1]), int(found[2])
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.main",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a trained network")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
+    parser.add_argument(
+        "--formats",
+        type=_formats,
+        default=list(FORMATS),
+        metavar="NAMES",
+        help=f"with commas between them: {','.join(FORMATS)} (default: all)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_height_width,
+        metavar="HxW",
+        help="pixels of the images that a TFLite file takes in one piece; larger ones are predicted in tiles "
+        "(default: the most frequent size of --data or --images, else 512x512)",
+    )
+    whole, points = positive(int), positive(float)
+    parser.add_argument("--max-instances", type=whole, metavar="N", help="most cells of an image")
+    parser.add_argument(
+        "--mask-size",
+        type=whole,
+        metavar="M",
+        help="side of the predicted bitmaps; 14 in place of 28 takes a quarter of the time for masks",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole,
+        default=2048 * 2048,
+        metavar="N",
+        help="largest height x width that the SavedModel decodes (default: %(default)s)",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=Path, help="converted, annotated images to compare on: AP, too")
+    source.add_argument("--images", nargs="+", help="files, folders and patterns to compare on")
+    parser.add_argument("--limit", type=whole, help="compare on the first LIMIT images only")
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        metavar="IMAGES",
+        help="what int8 is calibrated on, 24 of them: files, folders, or a folder of converted images; best "
+        "training images (default: those of --data or --images)",
+    )
+    parser.add_argument(
+        "--float-heads", action="store_true", help="int8: leave the heads in float; slower, more exact"
+    )
+    parser.add_argument(
+        "--allow-drop", type=points, metavar="X", help="points of AP that int8 may lose (default: 1)"
+    )
+    parser.add_argument("--no-parity", action="store_true", help="do not compare the exports with the run")
+    parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the weights, for the card")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The proof of an export: Keras against each artifact, on the same images, with tolerances."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from effdet_tf._version import __version__
+from effdet_tf.data.ground_truth import decode_pixels
+from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.evaluation import FoundCells, truth_of
+from effdet_tf.metrics.coco import KINDS, evaluate_coco
+from effdet_tf.metrics.inputs import has_masks
+from export.agreement import Agreement
+from export.images import Images
+
+PASSED, FAILED, NOT_JUDGED = "passed", "FAILED", "not judged"
+_PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+_KIND_NAMES = {"segm": "mask", "bbox": "box"}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an artifact must keep to; None: not asked.
+
+    Attributes:
+        matched_share: least share of matched cells.
+        score_difference: largest difference of two matched cells' scores.
+        ap_drop: most points of AP that may be lost, of masks where they are scored, else of boxes.
+    """
+
+    matched_share: float | None = None
+    score_difference: float | None = None
+    ap_drop: float | None = None
+
+
+TOLERANCES = {
+    "saved_model": Tolerance(matched_share=0.999, score_difference=1e-3),
+    "float32": Tolerance(matched_share=0.999, score_difference=1e-3),
+    "float16": Tolerance(matched_share=0.99),
+    "int8": Tolerance(ap_drop=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported network.
+
+    Attributes:
+        name: a key of `TOLERANCES`.
+        path: file or folder, relative to the folder of exports.
+        size: bytes.
+        predictor: the artifact, opened.
+        reference: what its cells are compared with: Keras on images of any size for a SavedModel, Keras with
+            the same padding and tiles for a TFLite file, whose input has one size.
+    """
+
+    name: str
+    path: str
+    size: int
+    predictor: Any
+    reference: Any
+
+
+def compare(
+    keras: Any,
+    artifacts: Sequence[Artifact],
+    images: Images,
+    allow_drop: float | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Predict every image once with every network, match the cells, and score them where there is a truth.
+
+    Args:
+        keras: the run itself; its AP is the one before the export. All networks have `predict`,
+            `class_names`, `per_class` and `config`.
+        artifacts: to judge.
+        images: annotated ones give AP.
+        allow_drop: points of AP that int8 may lose, in place of its tolerance.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        `{"images", "protocol", "keras": {"AP"}, "artifacts": {name: figures of `Agreement` with "path",
+        "bytes", "AP", "tolerance", "verdict", "why"}, "passed"}`, ready for JSON. "AP" is {kind: {"AP",
+        "AP50"}} in fractions, None without annotated images.
+
+    Raises:
+        UserError: for images that cannot be read.
+    """
+    agreements = [Agreement(keras.config) for _ in artifacts]
+    # Keras itself is asked for its AP, even where nothing is compared with it.
+    networks = [artifact.predictor for artifact in artifacts] + [artifact.reference for artifact in artifacts]
+    networks = list({id(network): network for network in (keras, *networks)}.values())
+
+    def predicted(image: np.ndarray) -> dict[int, Any]:
+        results = {id(network): network.predict(image) for network in networks}
+        for agreement, artifact in zip(agreements, artifacts, strict=True):
+            agreement.add(results[id(artifact.reference)], results[id(artifact.predictor)])
+        return results
+
+    bar = tqdm(total=len(images), desc="parity", unit="image", file=sys.stderr, disable=not progress)
+    scored = [keras, *(artifact.predictor for artifact in artifacts)]
+    protocol, precisions = None, [None] * len(scored)
+    with bar:
+        if images.data is None:
+            for image in images.pixels():
+                predicted(image)
+                bar.update()
+        else:
+            protocol, precisions = _score(scored, predicted, images.data, len(images), bar)
+    report: dict[str, Any] = {
+        "images": {"number": len(images), "what": images.where, "annotated": images.data is not None},
+        "protocol": protocol,
+        "keras": {"AP": precisions[0]},
+        "artifacts": {},
+    }
+    for artifact, agreement, precision in zip(artifacts, agreements, precisions[1:], strict=True):
+        figures = {
+            "path": artifact.path,
+            "bytes": artifact.size,
+            "compared_with": "keras" if artifact.reference is keras else "keras, padded and tiled alike",
+            **agreement.figures(),
+            "AP": precision,
+        }
+        tolerance = TOLERANCES[artifact.name]
+        if tolerance.ap_drop is not None and allow_drop is not None:
+            tolerance = Tolerance(ap_drop=allow_drop)
+        verdict, why = judge(figures, precisions[0], tolerance)
+        figures |= {"tolerance": asdict(tolerance), "verdict": verdict, "why": why}
+        report["artifacts"][artifact.name] = figures
+    report["passed"] = all(figures["verdict"] != FAILED for figures in report["artifacts"].values())
+    return report
+
+
+def judge(
+    figures: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: Tolerance
+) -> tuple[str, str]:
+    """Hold the figures of one artifact against its tolerance.
+
+    Args:
+        figures: of `Agreement`, with "AP".
+        before: AP of the run itself, {kind: {"AP", "AP50"}}, or None.
+        tolerance: what to keep to.
+
+    Returns:
+        `PASSED`, `FAILED` or `NOT_JUDGED`, and why where it is not the first.
+    """
+    faults = []
+    if tolerance.ap_drop is not None:
+        kind = "segm" if before and "segm" in before else "bbox"
+        was = before[kind]["AP"] if before else None
+        if was is None or figures["AP"] is None:
+            return NOT_JUDGED, "no annotated images: give --data"
+        lost = round(100 * (was - (figures["AP"].get(kind, {}).get("AP") or 0.0)), 3)
+        if lost > tolerance.ap_drop:
+            faults.append(
+                f"lost {lost:.1f} points of {_KIND_NAMES[kind]} AP, {tolerance.ap_drop:g} are allowed"
+            )
+    elif figures["matched_share"] is None:
+        return NOT_JUDGED, "no cells found in these images: give others with --data or --images"
+    else:
+        share, least = figures["matched_share"], tolerance.matched_share
+        if least is not None and share < least:
+            faults.append(f"{100 * share:.2f} % of the cells matched, {100 * least:g} % are asked")
+        worst, most = figures["largest_score_difference"], tolerance.score_difference
+        if most is not None and worst is not None and worst > most:
+            faults.append(f"scores differ by up to {worst:.4f}, {most:g} is allowed")
+    return (FAILED, "; ".join(faults)) if faults else (PASSED, "")
+
+
+def circumstances(run: Path, size: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """What a report was made of and with: run, size of the TFLite input's images, versions, machine, date."""
+    return {
+        "run": str(run),
+        "size": list(size),
+        **more,
+        "versions": {"effdet_tf": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _score(
+    scored: Sequence[Any], predicted: Any, data: Path, number: int, bar: Any
+) -> tuple[str, list[dict[str, Any]]]:
+    """The protocol, and {kind: {"AP", "AP50"}} of each network by it."""
+    categories = read_manifest(data).categories
+    cells = [FoundCells(network.class_names, categories, data) for network in scored]
+
+    def records() -> Iterator[ImageRecord]:
+        for record in islice(iterate_records(data), number):
+            results = predicted(decode_pixels(record))
+            for found, network in zip(cells, scored, strict=True):
+                found.add(int(record.image_id), results[id(network)])
+            bar.update()
+            yield record
+
+    truth = truth_of(records(), data, categories)
+    # Where the network tells classes apart, so must its figures.
+    protocol = "coco" if scored[0].per_class and not cells[0].strangers else "livecell"
+    kinds = KINDS if cells[0].masks and has_masks(truth) else KINDS[:1]
+    precisions = []
+    for found in cells:
+        everything = evaluate_coco(truth, found.predictions, kinds, protocol, by=None)["all"]
+        precisions.append({kind: {key: everything[kind][key] for key in ("AP", "AP50")} for kind in kinds})
+    return protocol, precisions
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
