@@ -1,0 +1,276 @@
+"""A run as one TFLite file: the network with decoding, NMS and masks, of built-in operators alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.lite.python.convert import ConverterError
+
+from effdet_tf.config import Config
+from effdet_tf.data.numpy_resize import resize
+from effdet_tf.data.prepare import normalize
+from effdet_tf.errors import UserError
+from effdet_tf.metadata import METADATA_FILE, describe
+from effdet_tf.model.efficientdet import Network
+from effdet_tf.postprocess import detect, ranked
+from effdet_tf.predict import Predictor
+from effdet_tf.tiling import Found, FramedPredictor, fitted_size, framed
+from export.flatbuffer_merge import custom_operators, merge
+
+Precision = Literal["float32", "float16", "int8"]
+LABELS_FILE = "labels.txt"
+
+Tensors = dict[str, Any]
+
+
+def convert(
+    predictor: Predictor,
+    size: tuple[int, int],
+    precision: Precision,
+    calibration: Iterable[np.ndarray] = (),
+    float_heads: bool = False,
+) -> bytes:
+    """Convert a network with everything after it.
+
+    The file has the signature `serving_default`: `image` float32 `[1, H, W, C]`, normalised, and `frame`
+    int32 `[2]`, height and width of the part of it that is image, at the top left -> `boxes`, `scores`,
+    `classes`, `masks`, `mask_boxes` and `count` as `effdet_tf.postprocess.ranked` gives them, in pixels of
+    the input.
+
+    Args:
+        predictor: the network and its configuration.
+        size: height, width in pixels of images that are predicted in one piece; rounded up to the network's
+            stride. With `data.resize=fit` it is `data.crop_size`.
+        precision: of the weights; int8 computes the network in whole numbers, too, and the rest in float32.
+        calibration: for int8: images as read, some 20 of the kind that will be predicted.
+        float_heads: for int8: keep the class and box heads in float32.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        UserError: for a wrong size, int8 without images, or a network that does not convert.
+    """
+    frame = input_frame(predictor, size)
+    network, config = predictor.network, predictor.config
+    images = list(calibration) if precision == "int8" else []
+    if precision == "int8" and not images:
+        raise UserError("int8 needs images to calibrate on: give some 20 of the kind that will be predicted")
+    image = tf.TensorSpec((1, *frame, config.data.channels), tf.float32)
+    shown = tf.TensorSpec((2,), tf.int32)
+
+    def whole(image: tf.Tensor, frame: tf.Tensor) -> Tensors:
+        return _cells(predictor, network.dense(image, training=False), image.shape[1:3], frame)
+
+    with _explained(precision), _quiet():
+        if precision == "int8":
+            first, second = split(network, config, float_heads)
+            quantised = _Part(network, first, {"image": image})
+
+            def rest(frame: tf.Tensor, **middle: tf.Tensor) -> Tensors:
+                return _cells(predictor, second(middle), image.shape[1:3], frame)
+
+            floating = _Part(network, rest, {"frame": shown, **quantised.outputs})
+            inputs = ({"image": _into_frame(image, config, frame)} for image in images)
+            model = merge(quantised.convert("int8", inputs), floating.convert("float32"))
+        else:
+            model = _Part(network, whole, {"image": image, "frame": shown}).convert(precision)
+    foreign = custom_operators(model)
+    if foreign:
+        raise UserError(f"TFLite has no builtin for what this network needs: {', '.join(foreign)}")
+    return _with_metadata(model, config, precision, frame)
+
+
+def input_frame(predictor: Predictor, size: tuple[int, int]) -> tuple[int, int]:
+    """Height, width of the input for images of a size, px.
+
+    Args:
+        predictor: the network and its configuration.
+        size: height, width of the images, px.
+
+    Raises:
+        UserError: when there can be no such input.
+    """
+    data, stride = predictor.config.data, predictor.network.stride
+    if min(size) < 1:
+        raise UserError(f"size {size[0]}x{size[1]}: height and width must be 1 or more")
+    if data.resize == "fit":
+        if tuple(size) != tuple(data.crop_size):
+            fixed = "x".join(map(str, data.crop_size))
+            raise UserError(
+                f"size {size[0]}x{size[1]}: this network scales every image to {fixed} (data.crop_size); "
+                "leave the size out"
+            )
+        return int(size[0]), int(size[1])
+    return size[0] + -size[0] % stride, size[1] + -size[1] % stride
+
+
+def keras_reference(predictor: Predictor, size: tuple[int, int]) -> FramedPredictor:
+    """The Keras network with the input and the tiles of its TFLite file: what that has to equal.
+
+    Args:
+        predictor: the network and its configuration.
+        size: as for `convert`.
+
+    Raises:
+        UserError: for a wrong size.
+    """
+    height, width = input_frame(predictor, size)
+    network, config = predictor.network, predictor.config
+    signature = [
+        tf.TensorSpec((height, width, config.data.channels), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+    ]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def run(image: tf.Tensor, shown: tf.Tensor) -> Tensors:
+        return _cells(predictor, network.dense(image[None], training=False), (height, width), shown)
+
+    def find(image: np.ndarray, shown: tuple[int, int]) -> Found:
+        parts = {name: part.numpy() for name, part in run(image, np.array(shown, np.int32)).items()}
+        return Found(*(parts[n][: parts["count"]] if n in parts else None for n in Found._fields))
+
+    return FramedPredictor(config, (height, width), find)
+
+
+def split(
+    network: Network, config: Config, float_heads: bool
+) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
+    """Cut the dense network in two: what is quantised and what is not.
+
+    Args:
+        network: to cut.
+        config: of it.
+        float_heads: cut before the class and box heads; else the second part is empty.
+
+    Returns:
+        Image batch -> named tensors; these -> the outputs of the dense network.
+    """
+    dense = network.dense
+    if not float_heads:
+        return lambda image: dense(image, training=False), lambda middle: middle
+    layer = "conv0" if config.model.head_repeats else "predict"
+    pyramid: list[Any] = []
+    for name in (f"class_{layer}", f"box_{layer}"):
+        for node in dense.get_layer(name)._inbound_nodes:
+            tensor = node.input_tensors[0]
+            if not any(tensor is other for other in pyramid):
+                pyramid.append(tensor)
+    middle = {f"feature_{k:02d}": tensor for k, tensor in enumerate(pyramid)}
+    late = {name: tensor for name, tensor in dense.output.items() if name != "mask_feature"}
+    early = {name: tensor for name, tensor in dense.output.items() if name == "mask_feature"}
+    first = keras.Model(dense.input, middle | early)
+    second = keras.Model(list(middle.values()), late)
+
+    def heads(tensors: Tensors) -> Tensors:
+        found = second([tensors[name] for name in middle], training=False)
+        return found | {name: tensors[name] for name in early}
+
+    return lambda image: first(image, training=False), heads
+
+
+def _cells(predictor: Predictor, outputs: Tensors, whole: Any, shown: tf.Tensor) -> Tensors:
+    """Cells by name, ranked, from the outputs of the dense network for one input."""
+    head = predictor.network.mask_head
+    found = ranked(detect(predictor.config, head, outputs, tuple(whole), (shown[0], shown[1])))
+    return {name: part for name, part in found._asdict().items() if part is not None}
+
+
+def _into_frame(image: np.ndarray, config: Config, frame: tuple[int, int]) -> np.ndarray:
+    """An image to calibrate on as the network sees it, `[1, H, W, C]`: of a larger one the middle."""
+    values = normalize(image, config)
+    if config.data.resize == "fit":
+        values = resize(values, fitted_size(np.array(values.shape[:2]), frame))
+    top, left = (max(0, have - room) // 2 for have, room in zip(values.shape, frame, strict=False))
+    return framed(values[top:, left:], frame)[None]
+
+
+class _Part(tf.Module):
+    """A function of tensors by name, to be converted; it holds the weights, which the converter looks for."""
+
+    def __init__(
+        self, network: Network, function: Callable[..., Tensors], inputs: dict[str, tf.TensorSpec]
+    ) -> None:
+        super().__init__()
+        self.weights = [variable.value for variable in network.variables]
+        self.function = tf.function(function, autograph=False)
+        specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in inputs.items()}
+        self.concrete = self.function.get_concrete_function(**specs)
+
+    @property
+    def outputs(self) -> dict[str, tf.TensorSpec]:
+        """By name."""
+        return {
+            name: tf.TensorSpec(tensor.shape, tensor.dtype)
+            for name, tensor in self.concrete.structured_outputs.items()
+        }
+
+    def convert(self, precision: Precision, calibration: Iterable[dict[str, np.ndarray]] = ()) -> bytes:
+        """The function as a TFLite model."""
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([self.concrete], self)
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            converter.representative_dataset = lambda: calibration
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
+
+
+def _with_metadata(model: bytes, config: Config, precision: str, frame: tuple[int, int]) -> bytes:
+    """Append what the model says of itself as a zip, as TFLite's associated files are: it stays valid."""
+    files = {
+        METADATA_FILE: json.dumps(describe(config, precision, frame), indent=2) + "\n",
+        LABELS_FILE: "".join(f"{name}\n" for name in config.class_names),
+    }
+    buffer = io.BytesIO(model)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name), text)  # without the time: equal models, equal files
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _explained(precision: str) -> Iterator[None]:
+    """Turn the converter's failures into the user's error."""
+    try:
+        yield
+    except (ConverterError, tf.errors.OpError, RuntimeError, ValueError, TypeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(f"this network does not convert to TFLite {precision}: {reason[:300]}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the block writes to stdout and stderr, C++ included, and show it if the block fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile() as held:
+        try:
+            for number in (1, 2):
+                os.dup2(held.fileno(), number)
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                for number, copy in zip((1, 2), own, strict=True):
+                    os.dup2(copy, number)
+                    os.close(copy)
+        except Exception:
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
