@@ -32,11 +32,14 @@ def format_parity(report: Mapping[str, Any]) -> str:
         "",
         *_aligned(columns),
         "",
-        f"Input of the TFLite files: images of {height}x{width} in one piece, larger ones in tiles. They are "
-        "compared with Keras on the same padding and tiles; AP is of the run as `predict` uses it.",
         "Matched: cells of the same class with a box IoU of .9 or more, of all that either returns; a cell "
         "within .001 of the least class score is not missed.",
     ]
+    if set(artifacts) - {"saved_model"}:
+        lines.append(
+            f"A TFLite file takes images of up to {height}x{width} in one piece, larger ones in tiles. It is "
+            "compared with Keras on the same padding and tiles; the AP of Keras is of the run as it is."
+        )
     if report["protocol"]:
         lines.append(f"AP: {_PROTOCOLS[report['protocol']]}.")
     if report.get("calibration"):
@@ -50,15 +53,15 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, Callable[[Mapping[s
     rows: list[tuple[str, str, Callable[[Mapping[str, Any]], str]]] = [
         ("path", "", lambda f: f["path"]),
         ("size, MB", "", lambda f: f"{f['bytes'] / 1e6:.1f}"),
-        ("cells, Keras and here", "", lambda f: f"{f['reference_cells']} {f['cells']}"),
+        ("cells, Keras / export", "", lambda f: f"{f['reference_cells']} / {f['cells']}"),
         ("matched, %", "", lambda f: _percent(f["matched_share"], 2)),
         ("largest score difference", "", lambda f: _number(f["largest_score_difference"], ".1e")),
         ("mask IoU, mean", "", lambda f: _number(f["mean_mask_iou"], ".4f")),
         ("mask IoU, least", "", lambda f: _number(f["least_mask_iou"], ".3f")),
         (
-            "cells to report, Keras and here",
+            "cells to report, Keras / export",
             "",
-            lambda f: f"{f['reference_reported']} {f['reported']}",
+            lambda f: f"{f['reference_reported']} / {f['reported']}",
         ),
         ("their difference, sum of images", "", lambda f: str(f["count_difference"])),
     ]
@@ -105,4 +108,6 @@ def _percent(value: float | None, digits: int) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    if value is None:
+        return "-"
+    return format(value, form) if value else "0"
