@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from effdet_tf.errors import UserError
@@ -55,7 +56,7 @@ class Servable:
         try:
             saved = saved_model_pb2.SavedModel.FromString((found / "saved_model.pb").read_bytes())
             self._model = tf.saved_model.load(str(found))
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        except (OSError, ValueError, DecodeError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{found}: not a readable SavedModel ({reason}); export it again") from None
         definitions = saved.meta_graphs[0].signature_def

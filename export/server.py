@@ -269,11 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from export.servable import Servable
 
+    servable = Servable(options.folder, options.name, options.concurrency)
+    server = Server(servable, options.host, options.rest_port, options.grpc_port, options.max_request * _MIB)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    servable = Servable(options.folder, options.name, options.concurrency)
-    server = Server(servable, options.host, options.rest_port, options.grpc_port, options.max_request * _MIB)
     rest, grpc = f"http://{options.host}:{server.rest_port}", f"grpc://{options.host}:{server.grpc_port}"
     print(f"serving {servable.name}, version {servable.version}: {rest} {grpc}", flush=True)
     stop.wait()
