@@ -19,5 +19,5 @@ def serving_api(module: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"TensorFlow Serving's messages are missing (no module {error.name}): "
-            'pip install "effdet_tf[serving]"'
+            "pip install tensorflow-serving-api"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -95,8 +94,3 @@ def picture_png() -> bytes:
     gray = 120 + 60 * np.sin(rows / 4) * np.sin(columns / 5)
     gray += np.random.default_rng(0).normal(0, 5, gray.shape)
     return encode_png(gray.clip(0, 255).astype(np.uint8))
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """The environment of a child process."""
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "no_proxy": "127.0.0.1", **changes}
