@@ -136,8 +136,9 @@ print(count, found["boxes"][:count], found["scores"][:count])
 
 A cell takes {cell} bytes: {cell_sum}. An image
 with 2,000 cells takes 2,000 x {cell} = {thousands:,} bytes ({mib:.1f} MiB); a batch takes its number of
-images times the row count of the fullest one. Without `--enable_serialization_as_tensor_content=true` TensorFlow Serving writes each
-byte of a mask as a number of one or two bytes: up to {worst:.1f} MiB for 2,000 cells.
+images times the row count of the fullest one. Without
+`--enable_serialization_as_tensor_content=true` TensorFlow Serving writes each byte of a mask as a number
+of one or two bytes: up to {worst:.1f} MiB for 2,000 cells.
 
 gRPC clients refuse to RECEIVE more than 4 MiB unless `grpc.max_receive_message_length` is set as above
 (`export.client --max-message MIB`): {fits}. TensorFlow Serving
