@@ -143,7 +143,7 @@ def test_an_empty_batch_is_answered(pair, signature):
 def test_label_images_are_those_of_the_result(pair):
     predictor, opened, _ = pair
     if predictor.network.mask_head is None:
-        return
+        pytest.skip("no mask head, no label images")
     images = [picture(0, 64, 80), picture(1, 41, 67), picture(2, 96, 50)]
     files = [encode_png(images[0]), b"no image", encode_png(images[1]), encode_png(images[2])]
     found = opened._signatures["label_map"](image_bytes=tf.constant(files))
@@ -162,7 +162,7 @@ def test_label_images_are_those_of_the_result(pair):
 def test_images_whose_common_frame_would_be_gigantic_are_refused_in_a_batch(pair):
     predictor, opened, _ = pair
     if predictor.network.mask_head is None:
-        return
+        pytest.skip("no mask head, no label images")
     files = [
         encode_png(picture(0, 2, 5_000)),
         encode_png(picture(1, 5_000, 2)),
