@@ -63,6 +63,10 @@ def _run(options: argparse.Namespace) -> int:
     images = _images(options)
     size = _size(options, config, images)
     calibration, calibrated_on = _calibration(options, images)
+    if set(options.formats) - {"saved_model"}:
+        print(f"TFLite files for images of {size[0]}x{size[1]}; larger ones are predicted in tiles")
+    if calibration:
+        print(f"int8 is calibrated on {calibrated_on}", flush=True)
     finished: list[Path] = []
     try:
         with staging(options.out) as stage:

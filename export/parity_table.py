@@ -43,7 +43,8 @@ def format_parity(report: Mapping[str, Any]) -> str:
     if report["protocol"]:
         lines.append(f"AP: {_PROTOCOLS[report['protocol']]}.")
     if report.get("calibration"):
-        lines.append(f"int8 was calibrated on {report['calibration']}.")
+        heads = "; its heads are in float" if report.get("float_heads") else ""
+        lines.append(f"int8 was calibrated on {report['calibration']}{heads}.")
     lines += [f"{_TITLES[name]}: {f['verdict']}: {f['why']}." for name, f in artifacts.items() if f["why"]]
     return "\n".join([*lines, "", f"{report['date'][:10]}, {versions}"])
 
