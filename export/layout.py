@@ -110,7 +110,11 @@ def _make(out: Path) -> tuple[Path, int]:
     A process number would not do: in containers they are all alike.
     """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=out))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=out))
+        except OSError as error:
+            error.filename = str(out)  # the user knows nothing of the other
+            raise
         # Until it is locked, another export may take it for a left one and remove it.
         try:
             lock = os.open(folder, os.O_RDONLY)

@@ -12,20 +12,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.command_line import exit_code
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.run_folder import config_file, weights_file
 from export.layout import SAVED_MODEL, TFLITE, Staging, size_of, staging
+from export.options import FORMATS, parse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,25 +33,14 @@ if TYPE_CHECKING:
     from effdet_tf.predict import Predictor
     from export.images import Images
 
-FORMATS = {
-    "saved_model": "saved_model",
-    "tflite-fp32": "float32",
-    "tflite-fp16": "float16",
-    "tflite-int8": "int8",
-}
 PARITY_FILES = ("parity.json", "parity.md")
 _SIZE = (512, 512)  # where no image tells
-_EXAMPLE = """\
-example:
-  python -m export.main --run runs/mine --out exports/mine --data data/val --calibration data/train
-
-exit codes: 0 done, 1 failed (also when an export does not keep to its tolerance), 2 wrong usage"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
-    options = _parse(arguments)
+    options = parse(arguments, __doc__)
     with _terminated_as_interrupted():
         return exit_code(lambda: _run(options), on_os_error="; free space or choose another --out")
 
@@ -63,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     images = _images(options)
     size = _size(options, config, images)
     calibration, calibrated_on = _calibration(options, images)
-    if set(options.formats) - {"saved_model"}:
+    if set(options.formats) - {SAVED_MODEL}:
         print(f"TFLite files for images of {size[0]}x{size[1]}; larger ones are predicted in tiles")
     if calibration:
         print(f"int8 is calibrated on {calibrated_on}", flush=True)
@@ -96,37 +85,45 @@ def _export(
     places: dict[str, Path] = {}
     for form in options.formats:
         name, start = FORMATS[form], time.monotonic()
-        with _tensorflow_errors_told(form):
-            if name == "saved_model":
-                from export.saved_model import write_saved_model
-
-                made = stage.folder / SAVED_MODEL
-                write_saved_model(
-                    predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
-                )
-                place: Callable[[Path], Path] = stage.add_version
-            else:
-                from export.tflite import convert
-
-                made = stage.folder / f"{name}.tflite"
-                made.write_bytes(convert(predictor, size, name, calibration, float_heads=options.float_heads))
-                place = _to_tflite(stage)
+        with _failures_told(form, stage.folder):
+            made = _make(options, name, stage.folder, predictor, size, calibration)
         if not places:
-            # The proof of earlier exports is none of these.
-            for old in PARITY_FILES:
+            for old in PARITY_FILES:  # the proof of earlier exports is none of these
                 (options.out / old).unlink(missing_ok=True)
-        places[name] = place(made)
+        if name == SAVED_MODEL:
+            from export.serving_files import write
+
+            places[name] = stage.add_version(made)
+            write(options.out, predictor, options.max_pixels)
+        else:
+            places[name] = stage.put(made, f"{TFLITE}/{made.name}")
         seconds = time.monotonic() - start
         print(f"{places[name]}  {size_of(places[name]) / 1e6:.1f} MB  {seconds:.0f} s", flush=True)
-    if "saved_model" in places:
-        from export.serving_files import write
-
-        write(options.out, predictor)
     return places
 
 
-def _to_tflite(stage: Staging) -> Callable[[Path], Path]:
-    return lambda made: stage.put(made, f"{TFLITE}/{made.name}")
+def _make(
+    options: argparse.Namespace,
+    name: str,
+    folder: Path,
+    predictor: Predictor,
+    size: tuple[int, int],
+    calibration: Sequence[np.ndarray],
+) -> Path:
+    """Make one artifact inside the temporary folder; returns its file or folder."""
+    if name == SAVED_MODEL:
+        from export.saved_model import write_saved_model
+
+        made = folder / name
+        write_saved_model(
+            predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
+        )
+        return made
+    from export.tflite import convert
+
+    made = folder / f"{name}.tflite"
+    made.write_bytes(convert(predictor, size, name, calibration, float_heads=options.float_heads))
+    return made
 
 
 def _parity(
@@ -145,14 +142,14 @@ def _parity(
     from export.parity_table import format_parity
     from export.tflite import keras_reference
 
-    framed = keras_reference(predictor, size) if set(places) - {"saved_model"} else None
+    framed = keras_reference(predictor, size) if set(places) - {SAVED_MODEL} else None
     artifacts = [
         Artifact(
             name,
             place.relative_to(options.out).as_posix(),
             size_of(place),
             load(place),
-            predictor if name == "saved_model" else framed,
+            predictor if name == SAVED_MODEL else framed,
         )
         for name, place in places.items()
     ]
@@ -239,89 +236,23 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tensorflow_errors_told(what: str) -> Iterator[None]:
-    """Turn TensorFlow's own errors, such as those of a full disk, into a user's error."""
+def _failures_told(what: str, folder: Path) -> Iterator[None]:
+    """Name what could not be made, and turn TensorFlow's own errors of a full disk into a user's error.
+
+    Args:
+        what: was being made.
+        folder: in which it was, and which is gone when the message is read.
+    """
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.OpError as error:
-        raise UserError(f"{what}: {error.message.splitlines()[0]}; nothing of it is left") from error
-
-
-def _formats(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in FORMATS:
-            raise argparse.ArgumentTypeError(f"unknown format {name!r}; known are {', '.join(FORMATS)}")
-    return [name for name in FORMATS if name in names]
-
-
-def _height_width(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"wrong size {text!r}; give HEIGHTxWIDTH in pixels, such as 520x704")
-    return int(found[1]), int(found[2])
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m export.main",
-        description=__doc__,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained network")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
-    parser.add_argument(
-        "--formats",
-        type=_formats,
-        default=list(FORMATS),
-        metavar="NAMES",
-        help=f"with commas between them: {','.join(FORMATS)} (default: all)",
-    )
-    parser.add_argument(
-        "--size",
-        type=_height_width,
-        metavar="HxW",
-        help="pixels of the images that a TFLite file takes in one piece; larger ones are predicted in tiles "
-        "(default: the most frequent size of --data or --images, else 512x512)",
-    )
-    whole, points = positive(int), positive(float)
-    parser.add_argument("--max-instances", type=whole, metavar="N", help="most cells of an image")
-    parser.add_argument(
-        "--mask-size",
-        type=whole,
-        metavar="M",
-        help="side of the predicted bitmaps; 14 in place of 28 takes a quarter of the time for masks",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole,
-        default=2048 * 2048,
-        metavar="N",
-        help="largest height x width that the SavedModel decodes (default: %(default)s)",
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, help="converted, annotated images to compare on: AP, too")
-    source.add_argument("--images", nargs="+", help="files, folders and patterns to compare on")
-    parser.add_argument("--limit", type=whole, help="compare on the first LIMIT images only")
-    parser.add_argument(
-        "--calibration",
-        nargs="+",
-        metavar="IMAGES",
-        help="what int8 is calibrated on, 24 of them: files, folders, or a folder of converted images; best "
-        "training images (default: those of --data or --images)",
-    )
-    parser.add_argument(
-        "--float-heads", action="store_true", help="int8: leave the heads in float; slower, more exact"
-    )
-    parser.add_argument(
-        "--allow-drop", type=points, metavar="X", help="points of AP that int8 may lose (default: 1)"
-    )
-    parser.add_argument("--no-parity", action="store_true", help="do not compare the exports with the run")
-    parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the weights, for the card")
-    return parser.parse_args(arguments)
+        reason = error.message.splitlines()[0].replace(f"{folder}/", "")
+        raise UserError(f"{what}: {reason}; free space or choose another --out") from error
+    except OSError as error:
+        error.filename = what
+        raise
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def parts(monkeypatch, tiny_config):
         "export.saved_model": SimpleNamespace(write_saved_model=write_saved_model),
         "export.tflite": SimpleNamespace(convert=convert, keras_reference=lambda p, size: StandIn(p.config)),
         "export.serving_files": SimpleNamespace(
-            write=lambda folder, predictor: (folder / "SERVING.md").write_text("how")
+            write=lambda folder, predictor, max_pixels: (folder / "SERVING.md").write_text("how")
         ),
     }
     for name, module in modules.items():
@@ -231,7 +231,7 @@ def test_a_target_that_is_a_file(run, parts, picture, tmp_path, capsys):
 
 def test_a_read_only_target(run, parts, picture, tmp_path, capsys, monkeypatch):
     def refuse(*arguments, **more):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "out"))
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "some temporary name")
 
     monkeypatch.setattr("export.layout.tempfile.mkdtemp", refuse)
     assert export(run, tmp_path / "out", "--images", picture) == 1
@@ -251,7 +251,7 @@ def full_for_tensorflow(*arguments):
     ("where", "failure", "kept"),
     [
         ("saved_model", full_for_tensorflow, set()),
-        ("float16", full, {"saved_model/2/saved_model.pb", "tflite/float32.tflite"}),
+        ("float16", full, {"saved_model/2/saved_model.pb", "tflite/float32.tflite", "SERVING.md"}),
     ],
 )
 def test_a_full_disk_leaves_nothing_half(run, parts, picture, tmp_path, capsys, where, failure, kept):
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_nothing_half(run, parts, picture, tmp_path, capsys, 
     assert not list(out.glob(".*"))
     assert {(out / name).read_text() for name in old} == {"old"}
     assert ("kept: " in printed.err) == bool(kept)
-    assert all(name.removesuffix("/saved_model.pb") in printed.err for name in kept)
+    assert all(name.removesuffix("/saved_model.pb") in printed.err for name in kept - {"SERVING.md"})
 
 
 def test_a_file_that_cannot_be_written_whole_does_not_appear(
@@ -283,7 +283,7 @@ def test_a_file_that_cannot_be_written_whole_does_not_appear(
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", half)
     assert export(run, tmp_path / "out", "--formats", "tflite-fp32", *SIZE) == 1
-    assert "No space left" in only_error(capsys)
+    assert "tflite-fp32: No space left on device; free space" in only_error(capsys)
     assert not (tmp_path / "out").exists()
 
 
@@ -301,6 +301,7 @@ def test_an_interrupted_export_leaves_nothing_half(run, parts, picture, tmp_path
     assert "error: interrupted" in printed and "kept: " in printed
     assert files(tmp_path / "out") == {
         "saved_model/1/saved_model.pb",
+        "SERVING.md",
         "tflite/float32.tflite",
     }
     assert not list((tmp_path / "out").glob(".*"))
