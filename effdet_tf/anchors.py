@@ -123,7 +123,8 @@ def at(
     starts = [0]
     for rows, columns in sizes[:-1]:
         starts.append(starts[-1] + rows * columns * config.per_location)
-    level = sum(ops.cast(index >= start, "int32") for start in starts[1:]) + ops.zeros_like(index)
+    # All starts, the first too: of a lone cast bool TFLite's converter makes an operator that it refuses.
+    level = sum(ops.cast(index >= start, "int32") for start in starts) - 1
 
     def of_level(values: list[Any], dtype: str) -> Tensor:
         return ops.take(ops.stack([ops.cast(value, dtype) for value in values]), level)

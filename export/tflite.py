@@ -161,23 +161,23 @@ def split(
     if not float_heads:
         return lambda image: dense(image, training=False), lambda middle: middle
     layer = "conv0" if config.model.head_repeats else "predict"
+    heads = (f"class_{layer}", f"box_{layer}")
     pyramid: list[Any] = []
-    for name in (f"class_{layer}", f"box_{layer}"):
-        for node in dense.get_layer(name)._inbound_nodes:
-            tensor = node.input_tensors[0]
-            if not any(tensor is other for other in pyramid):
-                pyramid.append(tensor)
+    for node in (node for nodes in dense._nodes_by_depth.values() for node in nodes):
+        known = any(tensor is other for tensor in node.input_tensors for other in pyramid)
+        if node.operation.name in heads and not known:
+            pyramid += node.input_tensors
     middle = {f"feature_{k:02d}": tensor for k, tensor in enumerate(pyramid)}
     late = {name: tensor for name, tensor in dense.output.items() if name != "mask_feature"}
     early = {name: tensor for name, tensor in dense.output.items() if name == "mask_feature"}
     first = keras.Model(dense.input, middle | early)
     second = keras.Model(list(middle.values()), late)
 
-    def heads(tensors: Tensors) -> Tensors:
+    def finish(tensors: Tensors) -> Tensors:
         found = second([tensors[name] for name in middle], training=False)
         return found | {name: tensors[name] for name in early}
 
-    return lambda image: first(image, training=False), heads
+    return lambda image: first(image, training=False), finish
 
 
 def _cells(predictor: Predictor, outputs: Tensors, whole: Any, shown: tf.Tensor) -> Tensors:
