@@ -66,7 +66,7 @@ class RemotePredictor:
             UserError: when it does not answer, or serves a model that is none of ours.
         """
         self._connection = connection
-        text = str(connection.ask("info", "query", b"")["metadata"])
+        text = str(connection.ask("info", "query", b"").get("metadata", ""))
         _, self.config = read_metadata(text, "the served model")
         self.class_names = self.config.class_names
         self.category_ids = self.config.category_ids
@@ -165,7 +165,10 @@ class RestConnection:
         outputs = content["outputs"]
         if not isinstance(outputs, dict):  # a single output comes without its name
             outputs = {"metadata": outputs}
-        return {key: np.array(part[0], _TYPES[key])[()] for key, part in outputs.items() if key in _TYPES}
+        try:
+            return {key: np.array(part[0], _TYPES[key])[()] for key, part in outputs.items() if key in _TYPES}
+        except (TypeError, ValueError, IndexError, KeyError):
+            raise UserError(_refused(self._where, signature, "its answer has another form")) from None
 
 
 class GrpcConnection:
@@ -215,13 +218,13 @@ class GrpcConnection:
 
     def _explain(self, error: Any, signature: str) -> str:
         code, codes, reason = error.code(), self._grpc.StatusCode, _first_line(error.details())
-        if code == codes.UNAVAILABLE:
+        if code == codes.UNAVAILABLE and "connect" in reason.lower():
             return _silent(self._where)
         if code == codes.DEADLINE_EXCEEDED:
             return _late(self._where, self._timeout)
         if code == codes.NOT_FOUND:
             return _unknown(self._where, _named(self._model, self._version), reason)
-        if code == codes.RESOURCE_EXHAUSTED:
+        if code == codes.RESOURCE_EXHAUSTED and "larger than max" in reason:
             return (
                 f"{self._where}: a message is too big ({reason}); raise --max-message, "
                 f"now {self._max_message} MiB, or the server's own limit"

@@ -136,7 +136,14 @@ class Servable:
 
 
 def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> dict[str, Any]:
-    """A REST answer: one object per image, or one list per output; a single output comes without its name."""
+    """A REST answer: one object per image, or one list per output; a single output comes without its name.
+
+    Raises:
+        RequestError: when there should be one object per image, but the outputs have no common batch.
+    """
+    if rows and len({array.shape[:1] for array in outputs.values()} | {()}) != 2:
+        message = "the outputs have no common batch: send 'inputs' in place of 'instances'"
+        raise RequestError("INVALID_ARGUMENT", message)
     lists = {name: _values(name, array) for name, array in outputs.items()}
     if not rows:
         return {"outputs": lists if len(lists) > 1 else next(iter(lists.values()))}
@@ -181,7 +188,7 @@ def _array(value: Any, dtype: int) -> np.ndarray:
         if kind == tf.string:
             return np.array(_bytes(value), object)
         return np.array(value, kind.as_numpy_dtype)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RequestError("INVALID_ARGUMENT", f"JSON Value is no {kind.name} tensor: {error}") from None
 
 

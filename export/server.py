@@ -71,7 +71,7 @@ class Server:
             ("grpc.so_reuseport", 0),  # a second server must not share the port in silence
         ]
         self._grpc = grpc.server(
-            ThreadPoolExecutor(8), options=options, maximum_concurrent_rpcs=4 * _OPEN_REQUESTS
+            ThreadPoolExecutor(8), options=options, maximum_concurrent_rpcs=_OPEN_REQUESTS
         )
         service.add_PredictionServiceServicer_to_server(_servicer(servable), self._grpc)
         try:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import http.server
+import json
 import socket
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,10 @@ import pandas as pd
 import pytest
 import tifffile
 
+pytest.importorskip("tensorflow_serving", reason="tensorflow-serving-api is not installed")
+
+import grpc
+
 from effdet_tf import cli
 from effdet_tf.errors import UserError
 from effdet_tf.metadata import describe
@@ -20,12 +26,11 @@ from export import client, serving_api
 from export.remote import RemotePredictor, connect
 
 ROOT = Path(__file__).resolve().parents[2]
-pytest.importorskip("tensorflow_serving", reason="tensorflow-serving-api is not installed")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, picture_png):
-    """One picture as PNG of 8 and 16 bit, JPEG, and tif of 16 bit and float."""
+    """One picture as PNG of 8 and 16 bit, JPEG, and tif of 16 bit."""
     folder = tmp_path_factory.mktemp("images")
     gray = cv2.imdecode(np.frombuffer(picture_png, np.uint8), cv2.IMREAD_UNCHANGED)
     (folder / "gray.png").write_bytes(picture_png)
@@ -144,6 +149,21 @@ def test_too_big_messages_name_the_option(served):
         RemotePredictor(connect(served.grpc, "cells")).predict(deep)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        ("UNAVAILABLE", "failed to connect to all addresses", "no server answers"),
+        ("UNAVAILABLE", "The batch scheduling queue is full", "refused the request (UNAVAILABLE: The batch"),
+        ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", "raise --max-message"),
+        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "refused the request (RESOURCE_EXHAUSTED"),
+        ("INTERNAL", "", "INTERNAL: no reason given"),
+    ],
+)
+def test_statuses_of_grpc_are_explained(code, reason, words):
+    error = types.SimpleNamespace(code=lambda: grpc.StatusCode[code], details=lambda: reason)
+    assert words in connect("grpc://127.0.0.1:1", "cells")._explain(error, "serving_default")
+
+
 class Canned(http.server.BaseHTTPRequestHandler):
     answer = (200, b"")
 
@@ -164,6 +184,8 @@ class Canned(http.server.BaseHTTPRequestHandler):
         (200, b"<html>hello</html>", "is this TensorFlow Serving?"),
         (200, b"[]", "is this TensorFlow Serving?"),
         (200, b"{}", "none of export.main's"),
+        (200, b'{"outputs": 5}', "another form"),
+        (200, b'{"outputs": {"other": [1], "count": [2]}}', "no description by effdet_tf"),
         (200, b'{"outputs": ["text"]}', "no description by effdet_tf"),
         (400, b'{"error": "signature info\\nnot found"}', "none of export.main's (signature info)"),
         (502, b"", "HTTP 502"),
@@ -185,8 +207,6 @@ def test_other_servers_are_told(code, body, words, monkeypatch):
 
 
 def test_a_network_without_masks(tiny_config):
-    import json
-
     config = tiny_config.override(["model.mask.enabled=false"])
 
     class Fake:

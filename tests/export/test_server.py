@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 
 from effdet_tf.errors import UserError
 from export import server
-from export.servable import RequestError, Servable
+from export.servable import RequestError, Servable, to_json
 
 LIMIT = 2**20
 
@@ -152,6 +152,14 @@ def test_a_single_output_comes_without_its_name(rest):
     assert code == 200 and answer == {"predictions": [[4, 6], [1, 1]]}
     columns = {"a": [[1, 2]], "b": [[3, 4]]}
     assert rest(ASKED, {"signature_name": "add", "inputs": columns})[1] == {"outputs": [[4, 6]]}
+
+
+def test_outputs_without_a_common_batch_go_by_columns_only():
+    outputs = {"a": np.zeros((2, 3), np.int32), "b": np.zeros(1, np.int32)}
+    assert set(to_json(outputs, rows=False)["outputs"]) == {"a", "b"}
+    for bad in (outputs, {"a": np.int32(4)}):
+        with pytest.raises(RequestError, match="no common batch"):
+            to_json({key: np.asarray(value) for key, value in bad.items()}, rows=True)
 
 
 @pytest.mark.parametrize(
