@@ -67,8 +67,8 @@ def read_metadata(text: str | bytes, where: str) -> tuple[dict[str, Any], Config
     """
     try:
         found = json.loads(text)
-        version, config = found["format"], found["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, config = found["format"], dict(found["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{where}: holds no description by effdet_tf; export it with `python -m export.main`"
         ) from error

@@ -52,7 +52,8 @@ def convert(
         predictor: the network and its configuration.
         size: height, width in pixels of images that are predicted in one piece; rounded up to the network's
             stride. With `data.resize=fit` it is `data.crop_size`.
-        precision: of the weights; int8 computes the network in whole numbers, too, and the rest in float32.
+        precision: float16 halves the weights before the class and box heads; int8 also computes the network
+            in whole numbers. Decoding, NMS and masks are float32 in every file.
         calibration: for int8: images as read, some 20 of the kind that will be predicted.
         float_heads: for int8: keep the class and box heads in float32.
 
@@ -70,22 +71,23 @@ def convert(
     image = tf.TensorSpec((1, *frame, config.data.channels), tf.float32)
     shown = tf.TensorSpec((2,), tf.int32)
 
+    # Rounded to float16, the heads alone turn as many choices between near-equal boxes as all the rest.
+    first, second = split(network, config, float_heads or precision == "float16")
+
+    def rest(frame: tf.Tensor, **middle: tf.Tensor) -> Tensors:
+        return _cells(predictor, second(middle), image.shape[1:3], frame)
+
     def whole(image: tf.Tensor, frame: tf.Tensor) -> Tensors:
-        return _cells(predictor, network.dense(image, training=False), image.shape[1:3], frame)
+        return rest(frame, **first(image))
 
     with _explained(precision), _quiet():
-        if precision == "int8":
-            first, second = split(network, config, float_heads)
-            quantised = _Part(network, first, {"image": image})
-
-            def rest(frame: tf.Tensor, **middle: tf.Tensor) -> Tensors:
-                return _cells(predictor, second(middle), image.shape[1:3], frame)
-
-            floating = _Part(network, rest, {"frame": shown, **quantised.outputs})
-            inputs = ({"image": _into_frame(image, config, frame)} for image in images)
-            model = merge(quantised.convert("int8", inputs), floating.convert("float32"))
-        else:
+        if precision == "float32":
             model = _Part(network, whole, {"image": image, "frame": shown}).convert(precision)
+        else:
+            small = _Part(network, first, {"image": image})
+            floating = _Part(network, rest, {"frame": shown, **small.outputs})
+            inputs = ({"image": _into_frame(image, config, frame)} for image in images)
+            model = merge(small.convert(precision, inputs), floating.convert("float32"))
     foreign = custom_operators(model)
     if foreign:
         raise UserError(f"TFLite has no builtin for what this network needs: {', '.join(foreign)}")
