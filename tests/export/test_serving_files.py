@@ -17,7 +17,7 @@ from export import serving_api, serving_files, warmup
 
 pytest.importorskip("tensorflow_serving", reason="tensorflow-serving-api is not installed")
 
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 
 def written(folder, config, **options):
@@ -64,6 +64,7 @@ def test_the_text_has_the_figures_of_the_model(tmp_path, tiny_config):
     config = tiny_config.override(["model.mask.size=28", "class_names=[round, long]", "category_ids=[1, 2]"])
     text, _ = written(tmp_path, config, max_pixels=123_456)
     assert "2,000 x 824 = 1,648,000 bytes (1.6 MiB)" in text
+    assert "up to 3.1 MiB for 2,000 cells" in text
     assert "2 such images at a time fit" in text and "123,456 pixels" in text
     assert "0 round, 1 long" in text and "[B, N, 28, 28]" in text
     small, _ = written(tmp_path, config.override(["model.mask.size=48"]))
@@ -71,6 +72,20 @@ def test_the_text_has_the_figures_of_the_model(tmp_path, tiny_config):
     plain, _ = written(tmp_path, config.override(["model.mask.enabled=false"]))
     assert "2,000 x 24 = 48,000 bytes" in plain
     assert "`masks`" not in plain and "label_map" not in plain
+
+
+def test_the_size_of_a_message_is_as_told():
+    shapes = {"boxes": (4,), "scores": (), "classes": (), "masks": (28, 28), "mask_boxes": (4,)}
+    answer = predict_pb2.PredictResponse()
+    for name, shape in shapes.items():
+        dtype = {"masks": np.uint8, "classes": np.int32}.get(name, np.float32)
+        array = np.full((1, 2000, *shape), 255, dtype)
+        answer.outputs[name].CopyFrom(tf.make_tensor_proto(array))
+    assert 0 <= answer.ByteSize() - 1_648_000 < 500
+    numbers = answer.outputs["masks"]  # as TensorFlow Serving writes them by default
+    numbers.ClearField("tensor_content")
+    numbers.int_val.extend([255] * (2000 * 28 * 28))
+    assert round(answer.ByteSize() / 2**20, 1) == 3.1
 
 
 def test_examples_in_the_text_are_sound(tmp_path, tiny_config):
