@@ -40,7 +40,7 @@ class TFLitePredictor(FramedPredictor):
         """
         path = Path(path)
         self.metadata, config = _metadata(path)
-        self._runner = _open(path, threads or len(os.sched_getaffinity(0)))
+        self._runner = _open(path, threads or _cores())
         self._lock = threading.Lock()  # an interpreter has one set of tensors
         super().__init__(config, _frame(self._runner, config, path), self._invoke)
 
@@ -49,6 +49,13 @@ class TFLitePredictor(FramedPredictor):
             parts = self._runner(image=image[None], frame=np.array(shown, np.int32))
         count = int(parts["count"])
         return Found(*(parts[name][:count] if name in parts else None for name in Found._fields))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _metadata(path: Path) -> tuple[dict[str, Any], Config]:
