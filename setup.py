@@ -73,6 +73,7 @@ setup(
             "mypy>=1.11",
             "setuptools>=77",
             "wheel",
+            "openvino>=2026",  # a runtime of its own, to hold the SavedModel against
             *PRETRAINED,
             *TFLITE,
         ],
