@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from effdet_tf.data.numpy_resize import resize
 from effdet_tf.errors import UserError
-from effdet_tf.tiling import Found, FramedPredictor, fitted_size, framed, make_tiles
+from effdet_tf.tiling import OVERLAP, Found, FramedPredictor, fitted_size, framed, make_tiles
 
 LEVEL = 0.5  # of a normalised pixel above which it belongs to a blob
 
@@ -102,16 +102,40 @@ def test_two_tiles_may_see_a_cell_a_little_differently(config, shift):
     assert abs(result.boxes[0] - box[0]).max() <= 3
 
 
-def test_a_cell_larger_than_the_overlap_is_one_cell(config):
-    image = picture(96, 200, [(20, 60, 60, 140)])
+def test_the_tile_in_whose_core_a_cell_lies_has_it(config):
+    """The other one gives it a higher score, but sees it nearer to its edge."""
     first, second = make_tiles((96, 200), FRAME, 8)
-    assert first.start[1] + FRAME[1] - second.start[1] < 80
+    middle = int(first.core[1, 1])
+    box = np.float32([[40, middle - 7, 56, middle + 9]])
+
+    def run(image, shown):
+        left = image[0, 0, 0] > 0
+        seen = box + np.float32([0, 1, 0, 1]) * (1 if left else -second.start[1])
+        return Found(seen, np.float32([0.9 if left else 0.5]), np.zeros(1, np.int32), None, None)
+
+    image = np.zeros((96, 200), np.uint8)
+    image[0, 0] = 255
+    assert rows(FramedPredictor(config, FRAME, run).predict(image).boxes) == rows(box)
+
+
+def test_the_corner_of_a_cell_is_no_cell(config):
+    """Four tiles see parts of it; the first one sees less than half."""
+    boxes = [(64, 90, 112, 146)]
+    assert len(make_tiles((144, 200), FRAME, 8)) == 4
+    result = FramedPredictor(config, FRAME, blobs).predict(picture(144, 200, boxes))
+    assert rows(result.boxes) == boxes
+
+
+def test_a_cell_larger_than_the_overlap_is_one_cell(config):
+    image = picture(96, 200, [(20, 40, 60, 160)])
+    first, second = make_tiles((96, 200), FRAME, 8)
+    assert first.start[1] + FRAME[1] - second.start[1] < 60
     assert len(FramedPredictor(config, FRAME, blobs).predict(image)) == 1
 
 
 def test_cells_that_overlap_stay(config):
     """A small cell on a large one, at a seam: their boxes share little of their union."""
-    found = np.float32([[30, 84, 60, 116], [40, 90, 50, 99]])
+    found = np.float32([[30, 87, 60, 119], [40, 90, 50, 99]])
 
     def run(image, shown):
         offset = 0 if image[0, 0, 0] > 0 else second.start[1]
@@ -240,6 +264,12 @@ def test_fitted_images_are_scaled_and_results_scaled_back(config):
     assert (result.height, result.width) == (288, 480)
 
 
+def test_rounding_leads_no_fitted_box_beyond_the_image(config):
+    config = config.override(["data.resize=fit", "data.crop_size=[96, 128]"])
+    image = picture(230, 384, [(0, 0, 230, 384)])  # 77 x (230 / 77) is more than 230 in float32
+    assert rows(FramedPredictor(config, FRAME, blobs).predict(image).boxes) == [(0, 0, 230, 384)]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (288, 480), (520, 704), (77, 33), (3, 4)])
 def test_fitted_size_is_tensorflows(size):
     import tensorflow as tf
@@ -252,7 +282,12 @@ def test_fitted_size_is_tensorflows(size):
 
 @pytest.mark.parametrize(
     ("size", "frame", "stride"),
-    [((520, 704), (512, 512), 128), ((3000, 200), (544, 704), 32), ((129, 500), (128, 128), 128)],
+    [
+        ((520, 704), (512, 512), 128),
+        ((3000, 200), (544, 704), 32),
+        ((1536, 384), (384, 384), 128),
+        ((129, 500), (128, 128), 128),
+    ],
 )
 def test_tiles_cover_the_image(size, frame, stride):
     covered = np.zeros(size, int)
@@ -266,6 +301,9 @@ def test_tiles_cover_the_image(size, frame, stride):
         owners += (y > low[0]) & (y < high[0]) & (x > low[1]) & (x < high[1])
         if min(frame) > stride:
             assert top % stride == 0 and left % stride == 0
+    for axis in (0, 1):
+        steps = np.diff(sorted({tile.start[axis] for tile in tiles}))
+        assert (frame[axis] - steps >= min(OVERLAP, frame[axis] // 4)).all()
     assert covered.min() >= 1
     assert (owners == 1).all()
 
