@@ -24,7 +24,7 @@ from pathlib import Path
 
 SIZES = ((512, 512), (520, 704))
 THREADS = (1, 2)
-PRESETS = ("d0", "lite0", "cells-d0", "cells-lite0")
+PRESETS = ("d0", "lite0", "cells-d0", "cells-lite0", "cells-lite0@14")  # @: mask size
 PRECISIONS = ("float32", "float16", "int8")
 SETTINGS = ["postprocess.score_threshold=0.0", "data.max_instances=1000", "data.resize=none"]
 CALLS = 10
@@ -72,6 +72,8 @@ def export(folder: Path, name: str, run: Path | None, formats: list[str]) -> Non
     from export.saved_model import write_saved_model
     from export.tflite import convert
 
+    name, _, mask_size = name.partition("@")
+    settings = [*SETTINGS, *([f"model.mask.size={mask_size}"] if mask_size else [])]
     if run is None:
         keras.utils.set_random_seed(0)
         config = preset(name).override(SETTINGS)
@@ -81,11 +83,12 @@ def export(folder: Path, name: str, run: Path | None, formats: list[str]) -> Non
         run.mkdir(parents=True)
         config.save(run / CONFIG_FILE)
         save_arrays(run / LAST_FILE, to_arrays(build_network(config)))
-    predictor = load_run(run, settings=SETTINGS)
+    predictor = load_run(run, settings=settings)
+    (folder / "settings").write_text("\n".join(settings))
     (folder / "source").write_text(str(run))
     if "saved_model" in formats:
         write_saved_model(predictor, folder / "saved_model")
-    noise = np.random.default_rng(0).integers(0, 255, (4, 704, 704, 1), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (1, 704, 704, 1), np.uint8)
     for precision in PRECISIONS:
         for height, width in SIZES if precision in formats else ():
             content = convert(predictor, (height, width), precision, noise)
@@ -107,7 +110,8 @@ def measure(folder: Path, what: str, threads: int) -> None:
         if what == "keras":
             from effdet_tf.predict import load_run
 
-            predictor = load_run((folder / "source").read_text(), settings=SETTINGS)
+            settings = (folder / "settings").read_text().splitlines()
+            predictor = load_run((folder / "source").read_text(), settings=settings)
         elif what == "saved_model":
             from effdet_tf.saved_model_predictor import SavedModelPredictor
 
@@ -160,7 +164,7 @@ def main() -> None:
     own = (sys.executable, "-m", "benchmarks.export_latency", "--formats", options.formats)
     with tempfile.TemporaryDirectory() as scratch:
         for name in presets:
-            extra = ("--run", str(options.run)) if options.run and name == "cells-lite0" else ()
+            extra = ("--run", str(options.run)) if options.run and name.startswith("cells-lite0") else ()
             folder = Path(scratch) / name
             folder.mkdir()
             run(name, *own, *extra, "--export", str(folder), name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -51,6 +52,10 @@ def _run(options: argparse.Namespace) -> int:
     weights_file(options.run)  # missing weights must be told before images are read
     images = _images(options)
     size = _size(options, config, images)
+    if options.formats is None:
+        options.formats = _possible_formats(options, images)
+    if set(options.formats) - {SAVED_MODEL} and not options.no_parity:
+        _check_runtime()
     calibration, calibrated_on = _calibration(options, images)
     if set(options.formats) - {SAVED_MODEL}:
         print(f"TFLite files for images of {size[0]}x{size[1]}; larger ones are predicted in tiles")
@@ -203,6 +208,26 @@ def _size(options: argparse.Namespace, config: Config, images: Images | None) ->
             )
         return height, width
     return options.size or (images.most_frequent_size() if images else _SIZE)
+
+
+def _possible_formats(options: argparse.Namespace, images: Images | None) -> list[str]:
+    """All formats that can be made with what was given; what is left out is told."""
+    if options.calibration or images:
+        return list(FORMATS)
+    print(
+        "tflite-int8 is left out: it is calibrated on images, give training images with --calibration",
+        file=sys.stderr,
+    )
+    return [name for name in FORMATS if name != "tflite-int8"]
+
+
+def _check_runtime() -> None:
+    """Tell at the start that TFLite files cannot be compared here, not when they are made."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise UserError(
+            "comparing TFLite files with the run needs their runtime: pip install ai-edge-litert, or give "
+            "--no-parity"
+        )
 
 
 def _calibration(options: argparse.Namespace, images: Images | None) -> tuple[list[np.ndarray], str]:

@@ -35,9 +35,9 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument(
         "--formats",
         type=_formats,
-        default=list(FORMATS),
         metavar="NAMES",
-        help=f"with commas between them: {','.join(FORMATS)} (default: all)",
+        help=f"with commas between them: {','.join(FORMATS)} (default: all; int8 where there are images to "
+        "calibrate it on)",
     )
     parser.add_argument(
         "--size",

@@ -214,12 +214,29 @@ def test_wrong_usage(run, tmp_path, capsys, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--images", "nowhere.png"], ["--data", "nowhere"], SIZE])
+INT8 = ["--formats", "tflite-int8"]
+
+
+@pytest.mark.parametrize("arguments", [["--images", "nowhere.png"], ["--data", "nowhere"], INT8])
 def test_missing_images_are_told_before_anything_is_made(run, parts, tmp_path, capsys, arguments):
     """The last: int8 without images to calibrate on."""
     assert export(run, tmp_path / "out", *arguments) == 1
-    assert ("--calibration" if arguments is SIZE else "nowhere") in only_error(capsys)
+    assert ("--calibration" if arguments is INT8 else "nowhere") in only_error(capsys)
     assert parts.settings is None and not (tmp_path / "out").exists()
+
+
+def test_without_images_all_but_int8_is_made_and_that_is_told(run, parts, tmp_path, capsys):
+    assert export(run, tmp_path / "out", *SIZE) == 0
+    assert files(tmp_path / "out") == ALL - {"tflite/int8.tflite"}
+    assert "tflite-int8 is left out" in capsys.readouterr().err
+
+
+def test_a_missing_runtime_is_told_before_anything_is_made(run, parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("export.main.importlib.util.find_spec", lambda name: None)
+    assert export(run, tmp_path / "out", *SIZE) == 1
+    assert "pip install ai-edge-litert" in only_error(capsys)
+    assert parts.settings is None and not (tmp_path / "out").exists()
+    assert export(run, tmp_path / "out", *SIZE, "--no-parity") == 0
 
 
 def test_a_target_that_is_a_file(run, parts, picture, tmp_path, capsys):
