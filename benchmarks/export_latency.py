@@ -6,8 +6,9 @@ Every network gives 1,000 results (score threshold 0, at most 1,000 instances): 
 cell preset of --run its own. The cell presets have their masks, D0 and Lite0 are plain detectors, as
 published, fed without scaling. Ours are timed as a user calls them, `predict(array)`: normalisation, network,
 decoding, NMS, masks. The peer, run by an interpreter that has torch and effdet, gets a tensor that is ready:
-its network alone, and with decoding and NMS, boxes only, 1,000 results. Each figure is the median of ten
-calls in each of --rounds rounds of fresh processes; rounds go over all of them in turn.
+its network alone, and with decoding and NMS, boxes only, 1,000 results. Each figure is the median of seven
+calls in each of --rounds rounds of fresh processes; rounds go over all of them in turn. --exports keeps the
+exported files of a first start for the next.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ THREADS = (1, 2)
 PRESETS = ("d0", "lite0", "cells-d0", "cells-lite0", "cells-lite0@14")  # @: mask size
 PRECISIONS = ("float32", "float16", "int8")
 SETTINGS = ["postprocess.score_threshold=0.0", "data.max_instances=1000", "data.resize=none"]
-CALLS = 10
+CALLS = 7
 
 # Runs in the peer's environment, which has neither TensorFlow nor this project.
 PEER = """
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="trained run of cells-lite0")
     parser.add_argument("--peer-python", help="interpreter with torch and effdet")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--exports", type=Path, help="folder to keep the exports in, or to take them from")
     parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--formats", default=",".join(("keras", "saved_model", *PRECISIONS)))
     parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
@@ -162,12 +164,14 @@ def main() -> None:
                 counts[key] = count
 
     own = (sys.executable, "-m", "benchmarks.export_latency", "--formats", options.formats)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = options.exports or Path(temporary)
         for name in presets:
             extra = ("--run", str(options.run)) if options.run and name.startswith("cells-lite0") else ()
-            folder = Path(scratch) / name
-            folder.mkdir()
-            run(name, *own, *extra, "--export", str(folder), name)
+            folder = scratch / name
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                run(name, *own, *extra, "--export", str(folder), name)
             for path in sorted(folder.glob("*.tflite")):
                 sizes[(name, path.stem)] = path.stat().st_size
             if (folder / "saved_model").is_dir():
@@ -181,7 +185,7 @@ def main() -> None:
                     run("peer", options.peer_python, "-c", script, str(threads), json.dumps(SIZES))
                 for name in presets:
                     for what in formats:
-                        run(name, *own, "--measure", str(Path(scratch) / name), what, str(threads))
+                        run(name, *own, "--measure", str(scratch / name), what, str(threads))
     print(
         "| network | what | "
         + " | ".join(f"{h}x{w}, {t} thr." for h, w in SIZES for t in THREADS)
