@@ -32,18 +32,15 @@ def load(
         UserError: when the source is missing or is none of these, or does not take what was given with it.
     """
     path = Path(source)
-    tflite, version = (
-        path.suffix == ".tflite",
-        None if path.suffix == ".tflite" else saved_model_version(path),
-    )
     settings = list(settings)
-    if not tflite and version is None:
+    version = None if path.suffix == ".tflite" else saved_model_version(path)
+    if path.suffix != ".tflite" and version is None:
         from effdet_tf.predict import load_run
 
         return load_run(path, backbone, settings)
     if backbone is not None or settings:
         raise UserError(f"{path}: an exported network is as it is; give backbone and settings with a run")
-    if tflite:
+    if version is None:
         from effdet_tf.tflite_predictor import TFLitePredictor
 
         return TFLitePredictor(path)
