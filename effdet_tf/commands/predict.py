@@ -46,7 +46,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", dest="run_folder", type=Path, required=True, metavar="RUN", help="trained run"
+        "--run",
+        dest="run_folder",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="trained run, or an export of one: the folder of a SavedModel or a .tflite file",
     )
     add_output_options(parser)
     parser.set_defaults(run=run)
