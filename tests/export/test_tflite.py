@@ -189,6 +189,31 @@ def test_fitted_images(tiny_config, tmp_path, images):
         np.testing.assert_allclose(result.scores, expected.scores, atol=1e-3)
 
 
+def test_classes_on_their_own_in_colour(tiny_config, tmp_path):
+    # What the published presets are: colour, statistics given, NMS class by class, no masks.
+    config = tiny_config.override(
+        [
+            "model.mask.enabled=false",
+            "data.channels=3",
+            "data.normalization=fixed",
+            "data.mean=[120, 110, 100]",
+            "data.std=[50, 60, 70]",
+            "postprocess.class_agnostic=false",
+            "class_names=[a, b, c]",
+            "category_ids=[1, 2, 3]",
+        ]
+    )
+    predictor = lively(config)
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=(64, 96, 3)), (2, 2, 0)) * 400 + 120
+    image = noise.clip(0, 255).astype(np.uint8)
+    expected = predictor.predict(image)
+    result = opened(convert(predictor, (64, 96), "float32"), tmp_path).predict(image)
+    assert len(expected) == len(result) > 20 and set(expected.classes) == {0, 1, 2}
+    np.testing.assert_array_equal(result.classes, expected.classes)
+    np.testing.assert_allclose(result.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+
+
 @pytest.mark.parametrize("float_heads", [False, True])
 def test_the_two_parts_are_the_network(predictor, float_heads):
     image = np.random.default_rng(0).normal(size=(1, 64, 96, 1)).astype(np.float32)
