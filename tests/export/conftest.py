@@ -1,4 +1,4 @@
-"""What the tests of serving share: an exported network, and a server for it in a process of its own."""
+"""What the tests of exports share: networks, an exported one, and a server for it in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,28 @@ class Exported(NamedTuple):
 class Served(NamedTuple):
     http: str
     grpc: str
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[[Config], object]:
+    """Makes a network of random weights that finds cells with scores of all kinds, in pixels it has seen."""
+    import keras
+    from scipy.ndimage import gaussian_filter
+
+    from effdet_tf.model.efficientdet import build_network
+    from effdet_tf.predict import Predictor
+
+    def make(config: Config) -> Predictor:
+        keras.utils.set_random_seed(3)
+        network = build_network(config.override(["model.batch_norm_momentum=0.0", "model.drop_connect=0.0"]))
+        noise = np.random.default_rng(1).normal(size=(1, 128, 128, config.data.channels))
+        network.dense(gaussian_filter(noise, (0, 2, 2, 0)).astype(np.float32) * 8, training=True)
+        layer = network.dense.get_layer("class_predict")
+        layer.bias.assign(layer.bias * 0 - 2)
+        layer.pointwise_kernel.assign(layer.pointwise_kernel * 100)
+        return Predictor(network, config)
+
+    return make
 
 
 @pytest.fixture(scope="session")

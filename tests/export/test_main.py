@@ -17,7 +17,6 @@ import pytest
 import tensorflow as tf
 
 from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.model.efficientdet import build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
 from effdet_tf.results import Result
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
@@ -27,16 +26,10 @@ SIZE = ["--size", "64x64"]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, tmp_path_factory):
-    """A run with random weights that finds many cells: the class bias is lifted."""
-    import keras
-
-    config = tiny_config.override(["postprocess.score_threshold=0.2", "postprocess.nms_iou=0.3"])
-    keras.utils.set_random_seed(0)
-    network = build_network(config)
-    layer = network.dense.get_layer("class_predict")
-    layer.bias.assign(layer.bias + 4)
-    layer.pointwise_kernel.assign(layer.pointwise_kernel * 100)
+def run(tiny_config, lively, tmp_path_factory):
+    """A run with random weights that finds many cells."""
+    config = tiny_config.override(["postprocess.score_threshold=0.2"])
+    network = lively(config).network
     folder = tmp_path_factory.mktemp("run")
     config.save(folder / CONFIG_FILE)
     save_arrays(folder / BEST_FILE, to_arrays(network))

@@ -5,7 +5,6 @@ import os
 import sys
 import zipfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,7 +14,6 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from effdet_tf.errors import UserError
 from effdet_tf.metadata import METADATA_FILE, read_metadata
-from effdet_tf.model.efficientdet import build_network
 from effdet_tf.predict import Predictor
 from effdet_tf.tflite_predictor import TFLitePredictor
 from export import tflite
@@ -25,20 +23,8 @@ from export.tflite import convert, keras_reference, split
 SIZE = (60, 90)  # becomes 64 x 96
 
 
-def lively(config) -> Predictor:
-    """A network of random weights that finds cells with scores of all kinds."""
-    keras.utils.set_random_seed(3)
-    network = build_network(config.override(["model.batch_norm_momentum=0.0", "model.drop_connect=0.0"]))
-    noise = np.random.default_rng(1).normal(size=(1, 128, 128, config.data.channels))
-    network.dense(gaussian_filter(noise, (0, 2, 2, 0)).astype(np.float32) * 8, training=True)
-    layer = network.dense.get_layer("class_predict")
-    layer.bias.assign(layer.bias * 0 - 2)
-    layer.pointwise_kernel.assign(layer.pointwise_kernel * 100)
-    return Predictor(network, config)
-
-
 @pytest.fixture(scope="module")
-def predictor(tiny_config) -> Predictor:
+def predictor(tiny_config, lively) -> Predictor:
     return lively(
         tiny_config.override(
             ["class_names=[a, b]", "category_ids=[1, 2]", "postprocess.score_threshold=0.15"]
@@ -167,7 +153,7 @@ def test_equal_networks_give_equal_files(predictor, models):
     assert convert(predictor, (64, 96), "float32") == models["float32"]
 
 
-def test_boxes_alone_and_quietly(tiny_config, tmp_path, images, capfd):
+def test_boxes_alone_and_quietly(tiny_config, lively, tmp_path, images, capfd):
     predictor = lively(tiny_config.override(["model.mask.enabled=false", "model.head_repeats=0"]))
     model = convert(predictor, SIZE, "int8", images[:1], float_heads=True)
     assert capfd.readouterr() == ("", "")
@@ -176,7 +162,7 @@ def test_boxes_alone_and_quietly(tiny_config, tmp_path, images, capfd):
     assert result.masks is None and result.mask_boxes is None
 
 
-def test_fitted_images(tiny_config, tmp_path, images):
+def test_fitted_images(tiny_config, lively, tmp_path, images):
     config = tiny_config.override(["data.resize=fit", "data.crop_size=[64, 80]"])
     predictor = lively(config)
     with pytest.raises(UserError, match="size 64x64: .* to 64x80 .*; leave the size out"):
@@ -189,7 +175,7 @@ def test_fitted_images(tiny_config, tmp_path, images):
         np.testing.assert_allclose(result.scores, expected.scores, atol=1e-3)
 
 
-def test_classes_on_their_own_in_colour(tiny_config, tmp_path):
+def test_classes_on_their_own_in_colour(tiny_config, lively, tmp_path):
     # What the published presets are: colour, statistics given, NMS class by class, no masks.
     config = tiny_config.override(
         [
