@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,3 +52,42 @@ def tiny_config() -> Config:
             "data.max_instances=200",
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def write_records() -> Callable[..., Path]:
+    """`write_records(folder, records, categories)` makes a converted data set of one shard in `folder`."""
+    import tensorflow as tf
+
+    from effdet_tf.data.manifest import Manifest
+    from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
+
+    def write(
+        folder: Path,
+        records: Sequence[ImageRecord],
+        categories: Sequence[dict[str, Any]] = ({"id": 5, "name": "cell"},),
+    ) -> Path:
+        folder.mkdir(parents=True)
+        with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
+            for record in records:
+                writer.write(serialize(record))
+        counts = [len(record.rles) for record in records]
+        sizes = [[float(y1 - y0), float(x1 - x0)] for record in records for y0, x0, y1, x1 in record.boxes]
+        Manifest(
+            source="made up",
+            categories=list(categories),
+            shards=[{"file": "one.tfrecord", "images": len(records), "cells": sum(counts), "sha256": ""}],
+            images=len(records),
+            cells=sum(counts),
+            max_cells=max(counts),
+            cells_per_image={},
+            image_statistics={},
+            cell_sizes=sizes,
+            cell_types={},
+            dropped={},
+            notes={},
+            mask_size=MASK_SIZE,
+        ).save(folder)
+        return folder
+
+    return write

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data", "model"),
     ("pretrained",),
     ("targets", "losses", "postprocess", "metrics", "results", "measure"),
+    ("served",),
     ("tiling", "predict", "evaluation", "saved_model_predictor", "tflite_predictor", "outputs", "inputs"),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above

@@ -5,10 +5,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from effdet_tf.data.manifest import Manifest
-from effdet_tf.data.record import ImageRecord, serialize
+from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
 from effdet_tf.presets import preset
@@ -206,28 +204,10 @@ def make_record(image_id, corners):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
+def data(tmp_path_factory, write_records):
     cells = {31: [(4, 4), (4, 30), (30, 50)], 32: [(10, 10), (40, 60)], 33: []}
-    with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
-        for image_id, corners in cells.items():
-            writer.write(serialize(make_record(image_id, corners)))
-    Manifest(
-        source="coco",
-        categories=[{"id": 9, "name": "cell"}],
-        shards=[{"file": "one.tfrecord", "images": 3, "cells": 5, "sha256": ""}],
-        images=3,
-        cells=5,
-        max_cells=3,
-        cells_per_image={},
-        image_statistics={},
-        cell_sizes=[],
-        cell_types={},
-        dropped={},
-        notes={},
-        mask_size=28,
-    ).save(folder)
-    return folder
+    records = [make_record(image_id, corners) for image_id, corners in cells.items()]
+    return write_records(tmp_path_factory.mktemp("data") / "set", records, [{"id": 9, "name": "cell"}])
 
 
 class Finder:

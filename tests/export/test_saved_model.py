@@ -80,6 +80,28 @@ def test_the_same_cells_as_the_network_in_keras(pair, image):
         np.testing.assert_allclose(served.mask_boxes, ours.mask_boxes, atol=2e-3)
 
 
+def test_alpha_is_dropped_as_in_keras(pair):
+    predictor, opened, _ = pair
+    for dtype in (np.uint8, np.uint16):
+        image = picture(0, 40, 50, 4, dtype)
+        ours, served = predictor.predict(image), opened.predict(image)
+        assert len(ours) == len(served) > 0
+        np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9,), (0, 5), (8, 8, 2), (2, 8, 8, 1)])
+def test_an_array_that_is_no_image_is_told_as_in_keras(pair, shape):
+    predictor, opened, _ = pair
+    for network in (predictor, opened):
+        with pytest.raises(UserError, match="an image is"):
+            network.predict(np.zeros(shape, np.uint8))
+
+
+def test_an_image_that_the_graph_refuses_is_told(pair):
+    with pytest.raises(UserError, match="refused the image, which 400x251 is more than"):
+        pair[1].predict(np.zeros((400, 251), np.uint8))
+
+
 def test_one_bad_image_does_not_fail_its_batch(pair):
     predictor, opened, _ = pair
     good, colour = encode_png(picture(0, 64, 80)), encode_png(picture(2, 40, 30, 3))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from effdet_tf.config import Config
 from effdet_tf.data.image_io import encode_png
-from effdet_tf.data.manifest import Manifest
 from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
+from effdet_tf.data.record import MASK_SIZE, ImageRecord
 from effdet_tf.masks import patch_box, patch_to_bitmap, polygons_to_rle, rle_to_patch
 
+WriteRecords = Callable[[Path, list[ImageRecord]], Path]
 SIDE = 96
 
 
@@ -48,32 +47,6 @@ def make_record(image_id: int, cells: int) -> ImageRecord:
     )
 
 
-def write_set(folder: Path, records: Sequence[ImageRecord]) -> Path:
-    """Write records as one shard with its manifest."""
-    folder.mkdir(parents=True)
-    with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
-        for record in records:
-            writer.write(serialize(record))
-    counts = [len(record.rles) for record in records]
-    sizes = [[float(y1 - y0), float(x1 - x0)] for record in records for y0, x0, y1, x1 in record.boxes]
-    Manifest(
-        source="made up",
-        categories=[{"id": 5, "name": "cell"}],
-        shards=[{"file": "one.tfrecord", "images": len(records), "cells": sum(counts), "sha256": ""}],
-        images=len(records),
-        cells=sum(counts),
-        max_cells=max(counts),
-        cells_per_image={},
-        image_statistics={},
-        cell_sizes=sizes,
-        cell_types={},
-        dropped={},
-        notes={},
-        mask_size=MASK_SIZE,
-    ).save(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def records() -> list[ImageRecord]:
     """Six images with 5 to 12 cells, ids 101-106."""
@@ -81,21 +54,19 @@ def records() -> list[ImageRecord]:
 
 
 @pytest.fixture(scope="session")
-def write_records() -> Callable[[Path, Sequence[ImageRecord]], Path]:
-    """`write_records(folder, records)` makes a converted data set."""
-    return write_set
-
-
-@pytest.fixture(scope="session")
-def train_data(tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord]) -> Path:
+def train_data(
+    tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord], write_records: WriteRecords
+) -> Path:
     """Four images."""
-    return write_set(tmp_path_factory.mktemp("train") / "data", records[:4])
+    return write_records(tmp_path_factory.mktemp("train") / "data", records[:4])
 
 
 @pytest.fixture(scope="session")
-def val_data(tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord]) -> Path:
+def val_data(
+    tmp_path_factory: pytest.TempPathFactory, records: list[ImageRecord], write_records: WriteRecords
+) -> Path:
     """Two other images."""
-    return write_set(tmp_path_factory.mktemp("val") / "data", records[4:])
+    return write_records(tmp_path_factory.mktemp("val") / "data", records[4:])
 
 
 @pytest.fixture(scope="session")

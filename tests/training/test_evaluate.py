@@ -9,10 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from effdet_tf.data.manifest import Manifest
-from effdet_tf.data.record import ImageRecord, serialize
+from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
 from effdet_tf.metrics.report import format_table
@@ -53,27 +51,10 @@ def make_record(image_id, corners):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    with tf.io.TFRecordWriter(str(folder / "one.tfrecord")) as writer:
-        for image_id, corners in CELLS.items():
-            writer.write(serialize(make_record(image_id, corners)))
-    Manifest(
-        source="coco",
-        categories=[{"id": 9, "name": "round"}, {"id": 4, "name": "thin"}],
-        shards=[{"file": "one.tfrecord", "images": 3, "cells": 5, "sha256": ""}],
-        images=3,
-        cells=5,
-        max_cells=3,
-        cells_per_image={},
-        image_statistics={},
-        cell_sizes=[],
-        cell_types={},
-        dropped={},
-        notes={},
-        mask_size=28,
-    ).save(folder)
-    return folder
+def data(tmp_path_factory, write_records) -> Path:
+    records = [make_record(image_id, corners) for image_id, corners in CELLS.items()]
+    categories = [{"id": 9, "name": "round"}, {"id": 4, "name": "thin"}]
+    return write_records(tmp_path_factory.mktemp("data") / "set", records, categories)
 
 
 class PerfectPredictor:
