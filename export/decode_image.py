@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from effdet_tf.config import Config
+from effdet_tf.data.image_io import LUMA
 from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _HEADER = 26  # bytes of a PNG up to its bit depth and colour type
-_LUMA = np.float32([0.299, 0.587, 0.114])
 
 EMPTY = "is empty: send the bytes of a PNG or JPEG file"
 FOREIGN = "is neither PNG nor JPEG: convert the image"
@@ -116,7 +115,7 @@ def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
 
     def luma() -> tf.Tensor:
         alike = tf.reduce_all(tf.equal(image, image[..., :1]))
-        weighed = tf.linalg.matvec(tf.ensure_shape(image, (None, None, 3)), _LUMA)
+        weighed = tf.linalg.matvec(tf.ensure_shape(image, (None, None, 3)), LUMA)
         return tf.where(alike, image[..., 0], weighed)
 
     def if_colour(yes: Any, no: Any) -> tf.Tensor:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
 import urllib.parse
 from typing import Any, Protocol
 
 import numpy as np
 
-from effdet_tf.data.image_io import encode_png, read_image, stretch, to_gray
+from effdet_tf.data.image_io import encode_png, stretch, to_gray
 from effdet_tf.errors import UserError
-from effdet_tf.metadata import read_metadata
-from effdet_tf.results import Result
+from effdet_tf.served import ServedPredictor
 from export.serving_api import serving_api
 
 _MIB = 2**20
@@ -49,15 +47,8 @@ class Connection(Protocol):
         ...
 
 
-class RemotePredictor:
-    """Finds cells by asking a server.
-
-    Attributes:
-        config: that the network was exported with.
-        class_names: by class id.
-        category_ids: COCO ids by class id.
-        per_class: whether classes are told apart.
-    """
+class RemotePredictor(ServedPredictor):
+    """Finds cells by asking a server."""
 
     def __init__(self, connection: Connection) -> None:
         """Ask the server what it serves.
@@ -66,52 +57,17 @@ class RemotePredictor:
             UserError: when it does not answer, or serves a model that is none of ours.
         """
         self._connection = connection
-        text = str(connection.ask("info", "query", b"").get("metadata", ""))
-        _, self.config = read_metadata(text, "the served model")
-        self.class_names = self.config.class_names
-        self.category_ids = self.config.category_ids
-        self.per_class = not self.config.postprocess.class_agnostic
+        super().__init__(str(connection.ask("info", "query", b"").get("metadata", "")), "the served model")
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
-        """Find the cells of one image.
-
-        Args:
-            image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
-
-        Returns:
-            All cells from the score threshold on, best first.
-
-        Raises:
-            UserError: for an image that cannot be read or that the server refuses, and when no answer comes.
-        """
-        pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        found = self._connection.ask("serving_default", "image_bytes", self._encode(pixels))
-        if not found["ok"]:
-            raise UserError(f"the server refused the image, which {found['error']}")
-        count, side = int(found["count"]), self.config.model.mask.size
-        masked = self.config.model.mask.enabled
-        return Result(
-            boxes=found["boxes"].reshape(-1, 4)[:count],  # JSON keeps no shape of what is empty
-            scores=found["scores"][:count],
-            classes=found["classes"][:count],
-            masks=found["masks"].reshape(-1, side, side)[:count] if masked else None,
-            mask_boxes=found["mask_boxes"].reshape(-1, 4)[:count] if masked else None,
-            height=pixels.shape[0],
-            width=pixels.shape[1],
-            class_names=self.class_names,
-            truncated=count >= self.config.data.max_instances,
-        )
+    def _ask(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return self._connection.ask("serving_default", "image_bytes", self._encode(image))
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         """PNG of the very pixels that `effdet_tf predict` would see, whatever file they came from."""
-        if pixels.ndim == 3 and pixels.shape[2] == 4:
-            pixels = pixels[..., :3]
         if pixels.dtype.kind == "f":
             # Fixed statistics take a gray picture of floats; those of the image do not mind the stretch.
             if self.config.data.normalization == "fixed":
                 pixels = to_gray(pixels)
-            if not np.isfinite(pixels).all():
-                raise UserError("the image holds values that are not finite; replace them before predicting")
             pixels = np.rint(stretch(pixels, 65535.0)).astype(np.uint16)
         try:
             return encode_png(pixels)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.data.image_io import LUMA
 from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.data.resize import fit_scale, pad, resize, scaled_size
 
 _HALF_COVERED = 127.5
-_LUMA = (0.299, 0.587, 0.114)
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
 
 
@@ -322,4 +322,4 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     found = tf.shape(image)[-1]
     if channels == 3:
         return tf.cond(tf.equal(found, 1), lambda: tf.repeat(image, 3, -1), lambda: image)
-    return tf.cond(tf.equal(found, 1), lambda: image, lambda: tf.reduce_sum(image * _LUMA, -1, keepdims=True))
+    return tf.cond(tf.equal(found, 1), lambda: image, lambda: tf.reduce_sum(image * LUMA, -1, keepdims=True))

@@ -25,7 +25,7 @@ _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-_LUMA = np.float32([0.299, 0.587, 0.114])
+LUMA = np.float32([0.299, 0.587, 0.114])
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -100,7 +100,7 @@ def to_gray(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"an image is [H, W], [H, W, 1] or [H, W, 3], not {list(image.shape)}")
     if image.shape[2] == 1 or (image == image[..., :1]).all():
         return image[..., 0].astype(np.float32)
-    return image.astype(np.float32) @ _LUMA
+    return image.astype(np.float32) @ LUMA
 
 
 def encode_png(image: np.ndarray) -> bytes:

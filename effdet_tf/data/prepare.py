@@ -10,6 +10,29 @@ from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.errors import UserError
 
 
+def check_image(image: np.ndarray) -> np.ndarray:
+    """An image as every network takes it in.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, C 1, 3 or 4, uint8, uint16 or any other real type.
+
+    Returns:
+        The image without alpha.
+
+    Raises:
+        UserError: for an array that is no image, or holds values that are not finite.
+    """
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
+    if image.dtype.kind not in "biuf":
+        raise UserError(f"an image holds integer or floating-point pixels, this array {image.dtype}")
+    image = image[..., :3] if image.ndim == 3 else image
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise UserError("the image holds values that are not finite; replace them before predicting")
+    return image
+
+
 def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
     """Give an image the network's channels.
 
@@ -23,18 +46,10 @@ def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
         largest value to 0..255, as `convert` does it; with "image" in the image's own units.
 
     Raises:
-        UserError: for an array that is no image, or holds values that are not finite.
+        UserError: as `check_image`.
     """
-    image = np.asarray(image)
-    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
-    if image.dtype.kind not in "biuf":
-        raise UserError(f"an image holds integer or floating-point pixels, this array {image.dtype}")
-    if image.ndim == 3:
-        image = image[..., :3]  # without alpha
+    image = check_image(image)
     gray = to_gray(image)
-    if not np.isfinite(gray).all():
-        raise UserError("the image holds values that are not finite; replace them before predicting")
     fixed = config.data.normalization == "fixed"
     if fixed and image.dtype.kind == "f":
         return np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)

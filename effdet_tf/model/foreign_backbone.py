@@ -134,7 +134,7 @@ def _copy(model: keras.Model, name: str) -> keras.Model:
     try:
         with keras.name_scope(SCOPE):
             copy = keras.models.clone_model(model, clone_function=_copy_layer, recursive=True)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:  # the first is Keras's, without get_config
         reason = " ".join(str(error).split())
         raise UserError(
             f"the backbone {name} cannot be copied ({reason[:200]}); give its own layers a get_config"
