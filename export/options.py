@@ -43,8 +43,8 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
         "--size",
         type=_height_width,
         metavar="HxW",
-        help="pixels of the images that a TFLite file takes in one piece, best those of your images: larger ones "
-        "are predicted in tiles, and near the padding of smaller ones cells may come out otherwise "
+        help="pixels of the images that a TFLite file takes in one piece, best those of your images: larger "
+        "ones are predicted in tiles, near the padding of smaller ones cells may come out otherwise "
         "(default: the most frequent size of --data or --images, else 512x512)",
     )
     whole, points = positive(int), positive(float)
