@@ -79,36 +79,74 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return inner / ops.maximum(union, EPSILON) - (hull - union) / ops.maximum(hull, EPSILON)
 
 
-def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Code boxes relative to anchors (Ren et al., Faster R-CNN, 2015).
+def ciou(a: Tensor, b: Tensor) -> Tensor:
+    """Complete IoU pair by pair: IoU less distance of centres and difference of shape (Zheng et al., 2020).
+
+    Args:
+        a: `[..., 4]` yxyx, px: the prediction.
+        b: `[..., 4]` yxyx, px, broadcast against `a`.
+
+    Returns:
+        `[...]`, at most 1; no gradient flows through the weight of the shape term, as in the paper.
+    """
+    overlap = iou(a, b)
+    low = ops.minimum(a[..., :2], b[..., :2])
+    high = ops.maximum(a[..., 2:], b[..., 2:])
+    diagonal = ops.sum((high - low) ** 2, axis=-1)
+    distance = ops.sum((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) ** 2, axis=-1) / 4
+
+    def angle(boxes: Tensor) -> Tensor:
+        _, _, h, w = to_center(boxes)
+        return ops.arctan(ops.maximum(w, EPSILON) / ops.maximum(h, EPSILON))
+
+    shape = 4 / np.float32(np.pi**2) * (angle(a) - angle(b)) ** 2
+    weight = ops.stop_gradient(shape / ops.maximum(1 - overlap + shape, EPSILON))
+    return overlap - distance / ops.maximum(diagonal, EPSILON) - weight * shape
+
+
+def encode(boxes: Tensor, anchors: Tensor, code: str = "center") -> Tensor:
+    """Code boxes relative to anchors.
 
     Args:
         boxes: `[..., 4]` yxyx, px.
         anchors: `[..., 4]` yxyx, px, same shape.
+        code: "center" (Ren et al., Faster R-CNN, 2015) or "sides" (Tian et al., FCOS, 2019), in which the
+            anchor's centre must lie in the box, or the side that it lies beyond is lost.
 
     Returns:
-        `[..., 4]`: dy, dx in anchor sides, then log height ratio, log width ratio.
+        `[..., 4]`: "center": dy, dx in anchor sides, then log height ratio, log width ratio; "sides": log of
+        the distances of the upper, left, lower and right side from the anchor's centre, in half anchor sides.
     """
+    if code == "sides":
+        ay, ax, ah, aw = to_center(anchors)
+        y0, x0, y1, x1 = (boxes[..., k] for k in range(4))
+        away = ops.stack([(ay - y0) / ah, (ax - x0) / aw, (y1 - ay) / ah, (x1 - ax) / aw], axis=-1)
+        return ops.log(ops.maximum(2 * away, EPSILON))
     y, x, h, w = to_center(boxes)
     ay, ax, ah, aw = to_center(anchors)
     h, w = ops.maximum(h, EPSILON), ops.maximum(w, EPSILON)
     return ops.stack([(y - ay) / ah, (x - ax) / aw, ops.log(h / ah), ops.log(w / aw)], axis=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor, code: str = "center") -> Tensor:
     """Undo `encode`.
 
     A log ratio is cut at 4 (55 times the anchor), so a wild output early in training gives a
     large box, not infinity.
 
     Args:
-        deltas: `[..., 4]` dy, dx, log height ratio, log width ratio.
+        deltas: `[..., 4]` as `encode` gives them.
         anchors: `[..., 4]` yxyx, px, broadcast against `deltas`.
+        code: "center" or "sides".
 
     Returns:
         `[..., 4]` yxyx, px.
     """
     ay, ax, ah, aw = to_center(anchors)
+    if code == "sides":
+        center, half = ops.stack([ay, ax], axis=-1), ops.stack([ah, aw], axis=-1) / 2
+        away = ops.exp(ops.minimum(deltas, 4.0))
+        return ops.concatenate([center - away[..., :2] * half, center + away[..., 2:] * half], axis=-1)
     y = deltas[..., 0] * ah + ay
     x = deltas[..., 1] * aw + ax
     h = ops.exp(ops.minimum(deltas[..., 2], 4.0)) * ah

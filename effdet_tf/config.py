@@ -59,6 +59,10 @@ class AnchorConfig:
     scale: float = 4.0
     octaves: int = 3
     ratios: tuple[float, ...] = (1.0, 2.0, 0.5)  # width / height
+    # How a box is told from an anchor. center: moved centre and scaled sides. sides: the distance of each
+    # side from the anchor's centre, as anchor-free detectors have it: with one size and one ratio a location
+    # is a point, and the size only says what it expects at first.
+    code: Literal["center", "sides"] = "center"
     sizes: tuple[tuple[float, ...], ...] = ()  # px per level, in place of scale and octaves
     from_data: bool = False  # training replaces `sizes` by those that fit the data
 
@@ -70,11 +74,16 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    """Which anchors answer for which cell."""
+    """Which anchors answer for which cell; `assignment.assign` tells of the methods."""
 
+    method: Literal["iou", "atss", "task_aligned"] = "iou"
     positive_iou: float = 0.5
     negative_iou: float = 0.5  # between the two an anchor is ignored
     force_match: bool = True  # the best anchor of every cell is positive whatever its IoU
+    candidates: int = 10  # anchors a cell (task_aligned); locations a level and cell (atss: 9 in the paper)
+    reach: int = 3  # locations around the centre that task_aligned looks at, in every direction and level
+    score_power: float = 1.0  # of task_aligned
+    iou_power: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,12 @@ class LossConfig:
     class_loss: Literal["focal", "quality_focal"] = "focal"
     alpha: float = 0.25
     gamma: float = 1.5
-    box_loss: Literal["huber", "giou"] = "huber"
+    box_loss: Literal["huber", "giou", "ciou"] = "huber"
     huber_delta: float = 0.1
     class_weight: float = 1.0
     box_weight: float = 50.0
     mask_weight: float = 1.0
+    mask_dice: float = 1.0  # weight of Dice beside the cross-entropy of masks
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class DataConfig:
     # fit: an image is scaled to fit crop_size, its ratio kept, and padded at the bottom and right, in
     # training (before the random scale) and in prediction. none: every pixel counts as it is.
     resize: Literal["none", "fit"] = "none"
+    zoom: float = 1.0  # with resize=none: every image is magnified this much, in training and prediction
     normalization: Literal["image", "fixed"] = "image"
     # Of "fixed", one value or one per channel, in units of 8-bit pixels: a 16-bit image is divided by
     # 257 first. The default is the LIVECell paper's.

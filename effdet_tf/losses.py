@@ -12,9 +12,10 @@ from keras import ops
 
 from effdet_tf import anchors as anchor_ops
 from effdet_tf import boxes as box_ops
+from effdet_tf.assignment import Predictions, State, assign
 from effdet_tf.config import Config
 from effdet_tf.model.mask_head import MaskHead
-from effdet_tf.targets import State, assign, mask_targets, sample_instances
+from effdet_tf.targets import mask_targets, sample_instances
 
 Tensor = Any
 
@@ -64,18 +65,15 @@ def dice(labels: Tensor, probability: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1.0) / (total + 1.0)
 
 
-def _box_term(
-    config: Config, positive: Tensor, deltas: Tensor, anchors: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Summed box loss of the positives, and the IoU of every predicted box with its cell."""
-    predicted = box_ops.decode(deltas, anchors)
+def _box_loss(config: Config, predicted: Tensor, deltas: Tensor, anchors: Tensor, cells: Tensor) -> Tensor:
+    """Box loss of every anchor with its cell, `[B, A]`."""
     if config.loss.box_loss == "giou":
-        term = 1 - box_ops.giou(predicted, cells)
-    else:
-        # The reference divides the sum over four coordinates by 4 x positives.
-        term = ops.mean(huber(box_ops.encode(cells, anchors), deltas, config.loss.huber_delta), axis=-1)
-    quality = ops.stop_gradient(ops.where(positive, box_ops.iou(predicted, cells), 0.0))
-    return ops.sum(ops.where(positive, term, 0.0)), quality
+        return 1 - box_ops.giou(predicted, cells)
+    if config.loss.box_loss == "ciou":
+        return 1 - box_ops.ciou(predicted, cells)
+    # The reference divides the sum over four coordinates by 4 x positives.
+    wanted = box_ops.encode(cells, anchors, config.anchors.code)
+    return ops.mean(huber(wanted, deltas, config.loss.huber_delta), axis=-1)
 
 
 def _mask_term(
@@ -99,7 +97,9 @@ def _mask_term(
     logits = head(outputs["mask_feature"], codes, crops)
     labels = mask_targets(bitmaps, boxes, crops, config.model.mask.size)
     entropy = ops.mean(sigmoid_cross_entropy(labels, logits), axis=(-2, -1))
-    term = entropy + dice(labels, ops.sigmoid(logits))
+    term = entropy
+    if config.loss.mask_dice:
+        term = term + config.loss.mask_dice * dice(labels, ops.sigmoid(logits))
     return ops.sum(term * weight), ops.sum(weight)
 
 
@@ -135,26 +135,43 @@ def detection_losses(
         step: int32 scalar; varies what is sampled.
 
     Returns:
-        float32 scalars: sums `class`, `box`, `mask`, and the counts `positives`, `instances` to
-        divide them by.
+        float32 scalars: sums `class`, `box`, `mask`, and the counts `positives` (the sum of their weights,
+        where they are weighted), `instances` to divide them by.
     """
     model = config.model
     size = ops.shape(batch["image"])[1:3]
     cells = ops.cast(batch["boxes"], "float32")
     classes = ops.cast(batch["classes"], "int32")
-    levels, most = (model.min_level, model.max_level), config.data.max_instances
-    assignment = assign(cells, classes >= 0, size, config.anchors, config.assign, *levels, max_cells=most)
-    anchors = ops.concatenate(
-        anchor_ops.grid(*size, config.anchors, model.min_level, model.max_level), axis=0
+    levels = (model.min_level, model.max_level)
+    anchors = ops.concatenate(anchor_ops.grid(*size, config.anchors, *levels), axis=0)[None]
+    deltas = ops.cast(outputs["box_deltas"], "float32")
+    logits = ops.cast(outputs["class_logits"], "float32")
+    boxes = box_ops.decode(deltas, anchors, config.anchors.code)
+    seen = None
+    if config.assign.method == "task_aligned":
+        seen = Predictions(ops.stop_gradient(boxes), ops.stop_gradient(ops.sigmoid(logits)), classes)
+    assignment = assign(
+        cells,
+        classes >= 0,
+        size,
+        config.anchors,
+        config.assign,
+        *levels,
+        max_cells=config.data.max_instances,
+        predictions=seen,
     )
     positive = assignment.state == int(State.POSITIVE)
     matched_boxes = ops.take_along_axis(cells, assignment.matched[..., None], axis=1)
     matched_classes = ops.take_along_axis(classes, assignment.matched, axis=1)
 
-    deltas = ops.cast(outputs["box_deltas"], "float32")
-    box_sum, quality = _box_term(config, positive, deltas, anchors[None], matched_boxes)
+    weight = ops.cast(positive, "float32")
+    if assignment.alignment is not None:
+        weight, quality = assignment.alignment, assignment.alignment
+    else:
+        quality = ops.stop_gradient(ops.where(positive, box_ops.iou(boxes, matched_boxes), 0.0))
+    # Where there is no cell the loss may be anything, infinite too: it is left out, not multiplied by 0.
+    box_loss = ops.where(positive, _box_loss(config, boxes, deltas, anchors, matched_boxes), 0.0)
 
-    logits = ops.cast(outputs["class_logits"], "float32")
     one_hot = ops.one_hot(ops.where(positive, matched_classes, -1), len(config.class_names), dtype="float32")
     if config.loss.class_loss == "quality_focal":
         class_loss = quality_focal(one_hot * quality[..., None], logits, config.loss.gamma)
@@ -163,8 +180,8 @@ def detection_losses(
     counted = ops.cast(assignment.state != int(State.IGNORE), "float32")
     result = {
         "class": ops.sum(class_loss * counted[..., None]),
-        "box": box_sum,
-        "positives": ops.sum(ops.cast(positive, "float32")),
+        "box": ops.sum(box_loss * weight),
+        "positives": ops.sum(weight),
         "mask": ops.zeros(()),
         "instances": ops.zeros(()),
     }

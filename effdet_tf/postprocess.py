@@ -71,6 +71,7 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
     boxes = box_ops.decode(
         ops.cast(ops.take(deltas, anchor, axis=0), "float32"),
         anchor_ops.at(anchor, input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
+        config.anchors.code,
     )
     height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
     boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))

@@ -28,9 +28,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("anchors", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("pretrained",),
-    ("targets", "losses", "postprocess", "metrics", "results", "measure"),
+    ("assignment", "targets", "losses", "postprocess", "metrics", "results", "measure"),
     ("served",),
-    ("tiling", "predict", "evaluation", "saved_model_predictor", "tflite_predictor", "outputs", "inputs"),
+    (
+        "tiling",
+        "predict",
+        "augmented_predictor",
+        "evaluation",
+        "saved_model_predictor",
+        "tflite_predictor",
+        "outputs",
+        "inputs",
+    ),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("commands",),
@@ -39,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # TensorFlow kernels of the network: imported inside a function, after asking for the backend.
 TENSORFLOW_DOOR = "effdet_tf.kernels"
-WITHOUT_TENSORFLOW = ("boxes", "anchors", "targets", "losses", "model")
+WITHOUT_TENSORFLOW = ("boxes", "anchors", "assignment", "targets", "losses", "model")
 MAX_LINES = 400
 
 

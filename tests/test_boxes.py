@@ -58,6 +58,37 @@ def test_overlap_by_hand(a, b, iou, giou):
         assert array(boxes.giou(first, second)) == pytest.approx([giou], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([0, 0, 10, 10], [0, 0, 10, 10], 1.0),
+        # Apart by 20 columns, of one shape: no overlap, 20^2 of the hull's diagonal 10^2 + 30^2.
+        ([0, 0, 10, 10], [0, 20, 10, 30], -400 / 1000),
+        # One centre, 4 x 16 in 16 x 4: IoU 16 / 112; the angles are atan(4) and atan(1/4).
+        ([6, 0, 10, 16], [0, 6, 16, 10], None),
+    ],
+)
+def test_complete_overlap_by_hand(a, b, expected):
+    if expected is None:
+        overlap, shape = 16 / 112, 4 / np.pi**2 * (np.arctan(4) - np.arctan(0.25)) ** 2
+        expected = overlap - shape * shape / (1 - overlap + shape)
+    a, b = np.array([a], np.float32), np.array([b], np.float32)
+    for first, second in ((a, b), (b, a)):
+        assert array(boxes.ciou(first, second)) == pytest.approx([expected], abs=1e-5)
+
+
+def test_sides_by_hand():
+    anchor = np.array([[10, 10, 20, 20]], np.float32)  # centre 15, 15, half a side is 5
+    box = np.array([[5, 12.5, 20, 35]], np.float32)  # 10 up, 2.5 left, 5 down, 20 right
+    code = array(boxes.encode(box, anchor, "sides"))
+    assert code[0] == pytest.approx(np.log([2, 0.5, 1, 4]), abs=1e-6)
+    assert array(boxes.decode(code, anchor, "sides"))[0] == pytest.approx(box[0], abs=1e-5)
+    # A side on the wrong side of the centre cannot be told: what comes back has no extent there.
+    beyond = array(boxes.encode(np.array([[16, 12.5, 20, 35]], np.float32), anchor, "sides"))
+    assert np.isfinite(beyond).all()
+    assert array(boxes.decode(beyond, anchor, "sides"))[0] == pytest.approx([15, 12.5, 20, 35], abs=1e-4)
+
+
 def test_empty_and_inverted_boxes_overlap_nothing():
     empty = np.array([[5, 5, 5, 5], [9, 9, 4, 4], [0, 0, 0, 0]], np.float32)
     whole = np.array([[0, 0, 10, 10]], np.float32)
@@ -85,9 +116,10 @@ def test_decode_undoes_encode():
     np.testing.assert_allclose(decoded[inside], cells[inside], atol=2e-3)
 
 
-def test_no_code_is_the_anchor_itself():
+@pytest.mark.parametrize("code", ["center", "sides"])
+def test_no_code_is_the_anchor_itself(code):
     anchors = random_boxes(50)
-    decoded = array(boxes.decode(np.zeros((50, 4), np.float32), anchors))
+    decoded = array(boxes.decode(np.zeros((50, 4), np.float32), anchors, code))
     np.testing.assert_allclose(decoded, anchors, atol=1e-4)
 
 

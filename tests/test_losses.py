@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from effdet_tf.anchors import grid
+from effdet_tf.assignment import State, assign
 from effdet_tf.boxes import encode
 from effdet_tf.losses import (
     combine,
@@ -22,7 +23,6 @@ from effdet_tf.losses import (
 )
 from effdet_tf.model.efficientdet import build_network
 from effdet_tf.presets import preset
-from effdet_tf.targets import State, assign
 
 SIZE = 64
 
