@@ -26,32 +26,35 @@ class Framing(NamedTuple):
     size: Any  # int32 [2] height, width of the image, px
     shown: Any  # int32 [2] of its part of the input
     whole: Any  # int32 [2] of the input
-    fit: bool  # whether it is scaled at all
+    scaled: bool  # whether it is scaled at all
 
     @classmethod
     def of(cls, config: Config, stride: int, size: Any) -> Framing:
-        """Framing of an image of int32 `size [2]`, by `data.resize`."""
+        """Framing of an image of int32 `size [2]`, by `data.resize` and `data.zoom`."""
         import tensorflow as tf
 
-        from effdet_tf.data.resize import fit_scale, scaled_size
+        from effdet_tf.data.resize import fit_scale, scaled_size, zoomed_size
 
         if config.data.resize == "fit":
             frame = config.data.crop_size
             return cls(size, scaled_size(size, fit_scale(size, frame), frame), tf.constant(frame), True)
+        if config.data.zoom != 1.0:
+            shown = zoomed_size(size, config.data.zoom)
+            return cls(size, shown, shown + -shown % stride, True)
         return cls(size, size, size + -size % stride, False)
 
     def enter(self, image: Any) -> Any:
         """The input `[whole, C]` of a normalised `image [H, W, C]`."""
         from effdet_tf.data.resize import pad, resize
 
-        image = resize(image, self.size, self.shown) if self.fit else image
+        image = resize(image, self.size, self.shown) if self.scaled else image
         return pad(image, self.shown, self.whole)
 
     def leave(self, found: Detections) -> Detections:
         """Cells in pixels of the input, in those of the image."""
         import tensorflow as tf
 
-        if not self.fit:
+        if not self.scaled:
             return found
         height_width = tf.tile(tf.cast(self.size, tf.float32), [2])
         back = height_width / tf.tile(tf.cast(self.shown, tf.float32), [2])

@@ -41,6 +41,16 @@ class Found(NamedTuple):
         mask_boxes = None if self.mask_boxes is None else self.mask_boxes + shift
         return self._replace(boxes=self.boxes + shift, mask_boxes=mask_boxes)
 
+    def scaled(self, size: np.ndarray, target: np.ndarray) -> Found:
+        """The cells of an image of `size [2]` px, in the pixels of one that is scaled to `target [2]` px."""
+        if (size == target).all():
+            return self
+        whole = np.tile(target, 2).astype(np.float32)
+        factor = whole / np.tile(size, 2).astype(np.float32)
+        boxes = np.minimum(self.boxes * factor, whole)  # rounding may lead beyond the edge
+        mask_boxes = None if self.mask_boxes is None else self.mask_boxes * factor
+        return self._replace(boxes=boxes, mask_boxes=mask_boxes)
+
 
 class Tile(NamedTuple):
     """A part of an image as large as the frame; the last ones may reach beyond the image."""
@@ -116,7 +126,7 @@ class FramedPredictor:
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
         values = normalize(pixels, self.config)
-        found, full = self._fitted(values) if self.config.data.resize == "fit" else self._tiled(values)
+        found, full = self._fitted(values) if self.config.data.resize == "fit" else self._zoomed(values)
         limit = self.config.data.max_instances
         return Result(
             *found.take(np.arange(len(found.scores)) < limit),
@@ -131,14 +141,17 @@ class FramedPredictor:
         size = np.array(values.shape[:2])
         shown = fitted_size(size, self.frame)
         found = self._run(framed(resize(values, shown), self.frame), (int(shown[0]), int(shown[1])))
-        whole = np.tile(size, 2).astype(np.float32)
-        back = whole / np.tile(shown, 2).astype(np.float32)
-        boxes = np.minimum(found.boxes * back, whole)  # rounding may lead beyond the edge
-        mask_boxes = None if found.mask_boxes is None else found.mask_boxes * back
-        return found._replace(boxes=boxes, mask_boxes=mask_boxes), False
+        return found.scaled(shown, size), False
+
+    def _zoomed(self, values: np.ndarray) -> tuple[Found, bool]:
+        """Cells of an image at the scale of the network, and whether a tile gave as many as it may."""
+        size = np.array(values.shape[:2])
+        shown = zoomed_size(size, self.config.data.zoom)
+        found, full = self._tiled(resize(values, shown))
+        return found.scaled(shown, size), full
 
     def _tiled(self, values: np.ndarray) -> tuple[Found, bool]:
-        """Cells of an image at its own scale, and whether a tile gave as many as it may."""
+        """Cells of an image of any size, and whether a tile gave as many as it may."""
         limit = self.config.data.max_instances
         tiles = make_tiles(values.shape[:2], self.frame, 2**self.config.model.max_level)
         full = False
@@ -167,6 +180,11 @@ def fitted_size(size: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
     """Size int `[2]` at which an image of `size [2]` just fits into a frame: as `data.resize` has it."""
     scale = (np.asarray(frame, np.float32) / size.astype(np.float32)).min()
     return np.clip(np.round(size.astype(np.float32) * scale).astype(int), 1, frame)
+
+
+def zoomed_size(size: np.ndarray, zoom: float) -> np.ndarray:
+    """Size int `[2]` of an image of `size [2]` that is magnified by `zoom`, in whole pixels: at least 1."""
+    return np.maximum(np.round(size.astype(np.float32) * np.float32(zoom)).astype(int), 1)
 
 
 def make_tiles(size: tuple[int, int], frame: tuple[int, int], stride: int) -> list[Tile]:

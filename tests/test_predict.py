@@ -225,8 +225,8 @@ class OneAnchor:
 
     coarsest_stride = 8
 
-    def __init__(self, wanted, size):
-        self.wanted, self.size = wanted, size
+    def __init__(self, wanted, size, anchors=1920):
+        self.wanted, self.size, self.anchors = wanted, size, anchors
 
     def __call__(self, image, training):
         tf.debugging.assert_equal(tf.shape(image), [1, *self.size, 1])
@@ -235,9 +235,9 @@ class OneAnchor:
         tf.debugging.assert_equal(image[:, :, 48:], 0.0)
         tf.debugging.assert_greater(tf.reduce_max(tf.abs(image[:, :, 47])), 0.0)
         logits = tf.tensor_scatter_nd_update(
-            tf.fill([1920, 1], -9.0), [[k] for k in self.wanted], [[3.0]] * len(self.wanted)
+            tf.fill([self.anchors, 1], -9.0), [[k] for k in self.wanted], [[3.0]] * len(self.wanted)
         )
-        return {"class_logits": logits[None], "box_deltas": tf.zeros((1, 1920, 4))}
+        return {"class_logits": logits[None], "box_deltas": tf.zeros((1, self.anchors, 4))}
 
 
 def test_a_fitted_image_gives_boxes_in_its_own_pixels(tiny_config):
@@ -259,6 +259,37 @@ def test_a_fitted_image_gives_boxes_in_its_own_pixels(tiny_config):
     expected = anchors[[inside, across]] * 2
     expected[1, 3] = 96
     np.testing.assert_allclose(np.sort(result.boxes, axis=0), np.sort(expected, axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.5, 2.0])
+def test_a_zoomed_image_gives_boxes_in_its_own_pixels(tiny_config, zoom):
+    config = tiny_config.override([f"data.zoom={zoom}", "model.mask.enabled=false"])
+    anchors = np.concatenate([np.array(part) for part in grid(64, 48, config.anchors, 2, 3)])
+    inside, across = (
+        int(np.abs(anchors - np.array(box)).sum(1).argmin()) for box in ([18, 18, 42, 42], [40, 40, 52, 52])
+    )
+    dense = OneAnchor((inside, across), (64, 48), len(anchors))
+    image = np.random.default_rng(0).integers(0, 255, (round(64 / zoom), round(48 / zoom)), dtype=np.uint8)
+    result = Predictor(Network(dense, None), config).predict(image)
+    assert (result.height, result.width) == image.shape
+    assert len(result) == 2
+    expected = anchors[[inside, across]] / zoom
+    expected = np.minimum(expected, np.float32([*image.shape, *image.shape]))
+    np.testing.assert_allclose(np.sort(result.boxes, axis=0), np.sort(expected, axis=0), atol=0.6)
+
+
+def test_zoom_is_a_larger_image(network, config):
+    image = picture(64, 64)
+    zoomed = Predictor(network, config.override(["data.zoom=2"])).predict(image)
+    bilinear = tf.image.resize(image[..., None].astype(np.float32), (128, 128)).numpy()[..., 0]
+    # Each image is normalised by its own deviation, which the resized one has a little less of.
+    scale = image.std() / bilinear.std()
+    large = Predictor(network, config).predict((bilinear - bilinear.mean()) * scale + bilinear.mean())
+    assert len(zoomed) > 3 and 0.8 < len(zoomed) / len(large) < 1.25
+    distance = np.abs(zoomed.boxes[:, None] * 2 - large.boxes[None]).max(-1).min(1)
+    assert np.median(distance) < 0.5
+    h = zoomed.boxes[:, 2] - zoomed.boxes[:, 0]
+    np.testing.assert_allclose(zoomed.mask_boxes[:, 0], zoomed.boxes[:, 0] - 0.1 * h, atol=1e-3)
 
 
 def test_a_network_with_masks_takes_fitted_images(network, config):

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from effdet_tf.data.numpy_resize import resize
 from effdet_tf.errors import UserError
-from effdet_tf.tiling import OVERLAP, Found, FramedPredictor, fitted_size, framed, make_tiles
+from effdet_tf.tiling import OVERLAP, Found, FramedPredictor, fitted_size, framed, make_tiles, zoomed_size
 
 LEVEL = 0.5  # of a normalised pixel above which it belongs to a blob
 
@@ -262,6 +262,33 @@ def test_fitted_images_are_scaled_and_results_scaled_back(config):
     np.testing.assert_allclose(result.boxes[np.argsort(result.boxes[:, 0])], boxes, atol=4)
     np.testing.assert_array_equal(result.boxes, result.mask_boxes)
     assert (result.height, result.width) == (288, 480)
+
+
+@pytest.mark.parametrize("zoom", [0.5, 2.0])
+def test_zoomed_images_are_tiled_and_results_scaled_back(config, zoom):
+    boxes = [(20, 40, 40, 64), (40, 120, 60, 160), (100, 90, 130, 120)]
+    calls = []
+
+    def run(image, shown):
+        calls.append(shown)
+        return blobs(image, shown)
+
+    config = config.override([f"data.zoom={zoom}"])
+    result = FramedPredictor(config, FRAME, run).predict(picture(150, 240, boxes))
+    assert len(calls) == (1 if zoom == 0.5 else len(make_tiles((300, 480), FRAME, 8)))
+    assert (result.height, result.width) == (150, 240)
+    np.testing.assert_allclose(result.boxes[np.argsort(result.boxes[:, 0])], boxes, atol=1.0)
+    np.testing.assert_array_equal(result.boxes, result.mask_boxes)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5000), (520, 704), (77, 33), (3, 5)])
+@pytest.mark.parametrize("zoom", [0.3, 1.5, 1.7, 2.0])
+def test_zoomed_size_is_tensorflows(size, zoom):
+    import tensorflow as tf
+
+    from effdet_tf.data.resize import zoomed_size as expected
+
+    np.testing.assert_array_equal(zoomed_size(np.array(size), zoom), expected(tf.constant(size), zoom))
 
 
 def test_rounding_leads_no_fitted_box_beyond_the_image(config):

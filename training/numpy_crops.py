@@ -33,7 +33,12 @@ class Draws(NamedTuple):
 
 
 def draw(
-    seed: np.ndarray, size: np.ndarray, crop_size: tuple[int, int], config: AugmentConfig, fit: bool
+    seed: np.ndarray,
+    size: np.ndarray,
+    crop_size: tuple[int, int],
+    config: AugmentConfig,
+    fit: bool,
+    zoom: float = 1.0,
 ) -> Draws:
     """Draw one set of augmentation parameters.
 
@@ -43,6 +48,7 @@ def draw(
         crop_size: height and width of the crop.
         config: what may change and how far.
         fit: the scale range is relative to the scale at which the image just fits into the crop.
+        zoom: magnification that the drawn scale comes on top of.
     """
     uniform = np.random.default_rng([int(part) for part in seed]).random(8, np.float32)
     low, high = config.scale_range
@@ -60,7 +66,7 @@ def draw(
     mirror_x = config.flip and uniform[5] < 0.5
     low, high = config.contrast
     return Draws(
-        scale=np.float32(scale),
+        scale=np.float32(scale * zoom),
         y=uniform[1],
         x=uniform[2],
         # Counter-clockwise turns as "transpose, then flip": 1 = (T, y), 2 = (y, x), 3 = (T, x).
@@ -89,7 +95,7 @@ def augment(
     """
     crop_size, fit = np.array(data.crop_size), data.resize == "fit"
     size = np.array(example["image"].shape[:2])
-    draws = draw(seed, size, data.crop_size, config, fit)
+    draws = draw(seed, size, data.crop_size, config, fit, data.zoom)
     start, wanted = crop_window(size, draws, crop_size, fit)
     scale = crop_size.astype(np.float32) / wanted.astype(np.float32)
     if fit:  # the part that the image fills is scaled on its own, to whole pixels

@@ -117,6 +117,7 @@ def resolve(config: Config, data: TrainingImages) -> Config:
             "the training data have boxes only, so no masks can be learned; "
             "add --set model.mask.enabled=false"
         )
+    check_zoom(config)
     if config.anchors.from_data and config.data.resize == "fit":
         raise UserError(
             "anchors.from_data measures cells in the pixels of their images, data.resize=fit scales those; "
@@ -126,8 +127,12 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         levels = tuple(range(config.model.min_level, config.model.max_level + 1))
         scale = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
         per_level = len(config.anchors.sizes[0]) if config.anchors.sizes else 2
-        anchors = suggest_anchors(data.cell_sizes, levels, per_level, scale_range=scale)
-        config = dataclasses.replace(config, anchors=anchors)
+        ratios = config.anchors.ratios if config.anchors.code == "sides" else None
+        sizes = data.cell_sizes * config.data.zoom
+        found = suggest_anchors(sizes, levels, per_level, ratios, scale)
+        config = config.replace(
+            anchors__sizes=found.sizes, anchors__ratios=found.ratios, anchors__from_data=False
+        )
     if data.max_cells > config.data.max_instances:
         print(
             f"data.max_instances raised from {config.data.max_instances} to {data.max_cells}, "
@@ -135,6 +140,21 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         )
         config = config.replace(data__max_instances=data.max_cells)
     return config
+
+
+def check_zoom(config: Config) -> None:
+    """Refuse a magnification that makes no sense.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    zoom = config.data.zoom
+    if config.data.resize == "fit" and zoom != 1:
+        raise UserError(
+            f"data.zoom {zoom}: with data.resize=fit every image is scaled to data.crop_size; leave it at 1"
+        )
+    if not 0.1 <= zoom <= 10:
+        raise UserError(f"data.zoom {zoom}: take 0.1 to 10")
 
 
 def open_run(config: Config, folder: Path) -> Config:

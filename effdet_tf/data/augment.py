@@ -48,6 +48,7 @@ def draw(
     crop_size: tuple[int, int],
     config: AugmentConfig,
     fitting: tf.Tensor | None = None,
+    zoom: float = 1.0,
 ) -> Draws:
     """Draw one set of augmentation parameters.
 
@@ -58,6 +59,7 @@ def draw(
         config: what may change and how far.
         fitting: scalar float32, the scale at which the image just fits into the crop, where the scale range
             is relative to that (`data.resize=fit`).
+        zoom: magnification that the drawn scale comes on top of.
 
     Returns:
         The draws; with a scale range the scale is log-uniform, so half and double are equally likely, but
@@ -76,6 +78,7 @@ def draw(
     else:
         low, high = tf.math.log(float(config.scale_range[0])), tf.math.log(float(config.scale_range[1]))
         scale = tf.exp(low + uniform[0] * (high - low))
+    scale = scale * zoom
     no = tf.constant(False)
     turns = tf.cast(uniform[3] * 4.0, tf.int32) if config.rot90 else tf.constant(0)
     if crop_size[0] != crop_size[1]:
@@ -118,7 +121,7 @@ def augment(
     crop_size, fit = data.crop_size, data.resize == "fit"
     size = tf.shape(example["image"])[:2]
     fitting = fit_scale(size, crop_size) if fit else None
-    draws = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config, fitting)
+    draws = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config, fitting, data.zoom)
     window = crop_window(size, draws, crop_size, fit)
     scale = tf.constant(crop_size, tf.float32) / tf.cast(window[2:], tf.float32)
     if fit:  # the part that the image fills is scaled on its own, to whole pixels

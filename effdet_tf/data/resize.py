@@ -38,6 +38,11 @@ def scaled_size(size: tf.Tensor, scale: tf.Tensor, frame: tuple[int, int]) -> tf
     return tf.clip_by_value(scaled, 1, tf.constant(frame))
 
 
+def zoomed_size(size: tf.Tensor, zoom: float) -> tf.Tensor:
+    """Return int32 `size [2]` times `zoom` in whole pixels, at least 1."""
+    return tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * zoom), tf.int32), 1)
+
+
 def pad(image: tf.Tensor, size: tf.Tensor, frame: Any, value: Any = 0.0) -> tf.Tensor:
     """Return `image [h, w, C]` of int32 `size [2]` at the top left of a frame of height and width `frame`."""
     room = tf.convert_to_tensor(frame, tf.int32) - size

@@ -339,6 +339,32 @@ def test_the_scale_of_a_fitted_image_is_uniform():
     assert np.median(native) == pytest.approx(0.2**0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("config", [plain(scale_range=(0.7, 1.4)), plain(short_sides=(48, 96))])
+def test_zoom_magnifies_every_crop(config):
+    for number in range(20):
+        one, two = (
+            float(augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), config, zoom=zoom).scale)
+            for zoom in (1.0, 1.5)
+        )
+        assert two == pytest.approx(1.5 * one)
+
+
+def test_boxes_follow_a_zoomed_image():
+    data = DataConfig(crop_size=(120, 120), zoom=1.5, normalization="fixed", mean=0.0, std=1.0)
+    config = straight(scale_range=(1.0, 1.0), min_visible=1.0)
+    seen = 0
+    for number in range(20):
+        result = augment_lib.augment(lit_example(60, 80, 20, 30), seed_of(number), config, data)
+        if len(result["boxes"]):
+            lit = np.argwhere(result["image"].numpy()[..., 0] > 100)
+            found = [*lit.min(0), *(lit.max(0) + 1)]
+            assert np.abs(result["boxes"][0] - found).max() <= 1.0
+            side = (result["boxes"][0, 2:] - result["boxes"][0, :2]).numpy()
+            np.testing.assert_allclose(side, [30, 45], atol=1e-3)
+            seen += 1
+    assert seen > 2
+
+
 def test_flips_can_be_left_and_right_alone():
     config = plain(rot90=False, flip_vertical=False)
     draws = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), config) for n in range(40)]

@@ -114,16 +114,20 @@ def test_an_image_without_cells_gives_a_crop_without_cells() -> None:
         AugmentConfig(short_sides=(40, 80, 120)),
         AugmentConfig(scale_range=(0.1, 2.0), flip_vertical=False, rot90=False),
         AugmentConfig(flip=False),
+        AugmentConfig(scale_range=(0.9, 1.1)),
     ],
-    ids=["range", "sides", "fitted", "turned only"],
+    ids=["range", "sides", "fitted", "turned only", "zoomed"],
 )
 def test_chance_is_spread_as_in_tensorflow(config: AugmentConfig) -> None:
     fit = config.scale_range[0] == 0.1
     size, crop = np.array(SIZE), (64, 64)
-    found = [numpy_crops.draw(np.int32([k, 5]), size, crop, config, fit) for k in range(4000)]
+    zoom = 1.5 if config.scale_range[0] == 0.9 else 1.0
+    found = [numpy_crops.draw(np.int32([k, 5]), size, crop, config, fit, zoom) for k in range(4000)]
     fitting = tf.constant(64 / 130) if fit else None
     seeds = tf.data.Dataset.from_tensor_slices(np.stack([np.arange(4000), np.full(4000, 5)], 1))
-    drawn = seeds.map(lambda s: tf_augment.draw(s, tf.constant(90.0), crop, config, fitting)).batch(4000)
+    drawn = seeds.map(lambda s: tf_augment.draw(s, tf.constant(90.0), crop, config, fitting, zoom)).batch(
+        4000
+    )
     (expected,) = drawn.as_numpy_iterator()
     for name in numpy_crops.Draws._fields:
         a = np.sort(np.array([getattr(draw, name) for draw in found], np.float64))

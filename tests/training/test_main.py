@@ -17,6 +17,7 @@ import effdet_tf
 from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
+from effdet_tf.errors import UserError
 from training import main as command
 from training.csv_log import CSV_FILE
 from training.demo import MINUTES
@@ -198,6 +199,21 @@ def test_anchors_come_from_the_data_where_the_preset_wants_it(
     assert resolve(config, store).anchors == config.anchors
     wanted = resolve(config.replace(anchors__from_data=True), store).anchors
     assert len(wanted.sizes) == 2 and wanted.sizes != config.anchors.sizes
+
+    zoomed = resolve(config.replace(anchors__from_data=True, data__zoom=2.0), store).anchors
+    assert zoomed.sizes[0][0] > 1.5 * wanted.sizes[0][0]
+    points = config.replace(anchors__from_data=True, anchors__code="sides", anchors__ratios=(1.0,))
+    points = resolve(points.replace(anchors__sizes=((8.0,), (16.0,))), store).anchors
+    assert points.code == "sides" and points.per_location == 1 and len(points.sizes) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [(["data.zoom=2", "data.resize=fit"], "leave it at 1"), (["data.zoom=0"], "take 0.1 to 10")],
+)
+def test_a_zoom_that_makes_no_sense_is_refused(train_data: Path, run_config: Path, settings, words) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(load_config(run_config).override(settings), RecordStore(train_data))
 
 
 def options(*given: str):
