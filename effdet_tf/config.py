@@ -118,6 +118,9 @@ class DataConfig:
     std: float | tuple[float, ...] = 11.58
     max_instances: int = 2000  # cells per image for loader, NMS, exports and metrics
     crops_per_image: int = 1
+    # 0: every image gives as many crops; .5: in proportion to the square root of its cells, so that the few
+    # dense images of a set are not drowned by many sparse ones.
+    balance: float = 0.0
     cache_mb: int = 2000  # decoded images are kept in memory up to this size
 
 
@@ -164,7 +167,11 @@ class PostprocessConfig:
 
     score_threshold: float = 0.05
     top_k: int = 5000  # candidates that reach NMS
+    # hard: a cell goes when a better one overlaps it by nms_iou. soft: its score falls with the overlap
+    # (Gaussian, Bodla et al., 2017), as the reference EfficientDet has it.
+    nms: Literal["hard", "soft"] = "hard"
     nms_iou: float = 0.5
+    soft_nms_sigma: float = 0.5
     class_agnostic: bool = True
     mask_scoring: bool = True  # score x mean probability inside the mask
     report_score: float = 0.5  # a cell needs it to be counted or drawn; tuned on validation data

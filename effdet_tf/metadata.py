@@ -35,6 +35,7 @@ def describe(config: Config, precision: str, size: tuple[int, int] | None = None
             "width": size[1] if size else None,
             "channels": config.data.channels,
             "resize": config.data.resize,
+            "zoom": config.data.zoom,  # images are magnified this much before they enter
             "normalization": config.data.normalization,
             # Of 8-bit pixels; "image" takes the mean and standard deviation of each image.
             "mean": config.data.mean if fixed else None,

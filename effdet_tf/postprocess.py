@@ -80,15 +80,16 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
     return Candidates(boxes, best, chosen, anchor)
 
 
-def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """Greedy non-maximum suppression.
+def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy non-maximum suppression, hard or soft.
 
     Args:
         config: IoU and score thresholds, `data.max_instances`.
         candidates: of one image.
 
     Returns:
-        Indices int32 `[max_instances]`, best first, padded with 0, and how many of them count.
+        Indices int32 `[max_instances]`, best first, padded with 0; their scores, which soft suppression has
+        lowered; and how many of them count.
     """
     import tensorflow as tf
 
@@ -97,16 +98,17 @@ def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor]:
         # Boxes of different classes are moved apart, so that they never meet.
         span = ops.max(boxes) + 1.0
         boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
-    chosen, _, count = tf.raw_ops.NonMaxSuppressionV5(
+    soft = config.postprocess.nms == "soft"
+    chosen, scores, count = tf.raw_ops.NonMaxSuppressionV5(
         boxes=boxes,
         scores=candidates.scores,
         max_output_size=config.data.max_instances,
-        iou_threshold=config.postprocess.nms_iou,
+        iou_threshold=1.0 if soft else config.postprocess.nms_iou,
         score_threshold=config.postprocess.score_threshold,
-        soft_nms_sigma=0.0,
+        soft_nms_sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
         pad_to_max_output_size=True,
     )
-    return chosen, count
+    return chosen, scores, count
 
 
 def mask_quality(probability: Tensor) -> Tensor:
@@ -147,12 +149,11 @@ def detect(
         empty batch crash under oneDNN); sorted by score before the mask quality comes in.
     """
     candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, frame)
-    chosen, count = suppress(config, candidates)
+    chosen, scores, count = suppress(config, candidates)
     chunks = ops.maximum((count + MASK_CHUNK - 1) // MASK_CHUNK, 1)
     room = -config.data.max_instances % MASK_CHUNK
-    chosen = ops.pad(chosen, ((0, room),))[: chunks * MASK_CHUNK]
+    chosen, scores = (ops.pad(part, ((0, room),))[: chunks * MASK_CHUNK] for part in (chosen, scores))
     boxes = ops.take(candidates.boxes, chosen, axis=0)
-    scores = ops.take(candidates.scores, chosen)
     classes = ops.take(candidates.classes, chosen)
     if head is None:
         return Detections(boxes, scores, classes, None, None, count)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effdet_tf.errors import UserError
+from effdet_tf.run_folder import find_run
 
 if TYPE_CHECKING:
     from effdet_tf.predict import Predictor
@@ -21,17 +22,18 @@ def load(
     """Open a trained network; all of them have `predict(image) -> Result`.
 
     Args:
-        source: the run folder that `python -m training.main --out RUN` wrote, of which the best weights by
-            validation AP are taken, or the last where nothing was validated; or what `python -m export.main`
-            made of it: a `.tflite` file, which needs no TensorFlow, or the folder of a SavedModel: one
-            version, or the folder of its versions, of which the highest is taken.
+        source: the name of a trained network that comes with the package, "cells"; the run folder that
+            `python -m training.main --out RUN` wrote, of which the best weights by validation AP are taken,
+            or the last where nothing was validated; or what `python -m export.main` made of it: a `.tflite`
+            file, which needs no TensorFlow, or the folder of a SavedModel: one version, or the folder of its
+            versions, of which the highest is taken.
         backbone: the Keras model that the network was built on, for a run with one of its own.
         settings: changes of a run's configuration, `section.key=value` each.
 
     Raises:
         UserError: when the source is missing or is none of these, or does not take what was given with it.
     """
-    path = Path(source)
+    path = find_run(source)
     settings = list(settings)
     version = None if path.suffix == ".tflite" else saved_model_version(path)
     if path.suffix != ".tflite" and version is None:

@@ -85,7 +85,10 @@ def _reference(name: str) -> Config:
 
 
 def _cells(name: str) -> Config:
-    """Presets for dense, tiny cells: a level at stride 4, anchors from the data, finer masks."""
+    """Presets for dense, tiny cells: magnified, a level at stride 4, no anchors, finer masks.
+
+    `benchmarks/ablations.md` holds the comparisons behind these choices.
+    """
     lite = name == "cells-lite0"
     return Config(
         preset=name,
@@ -104,18 +107,18 @@ def _cells(name: str) -> Config:
             batch_norm_momentum=0.95,
             mask=MaskConfig(stride=2),
         ),
+        # One point at each location; the sizes are where its box starts from.
         anchors=AnchorConfig(
-            ratios=(1.0, 2.0, 0.5),
-            sizes=((11.0, 18.0), (28.0, 40.0), (56.0, 80.0), (112.0, 160.0))
-            if lite
-            else ((11.0, 18.0), (28.0, 40.0), (56.0, 80.0), (112.0, 160.0), (224.0, 320.0)),
+            code="sides",
+            ratios=(1.0,),
+            sizes=((20.0,), (40.0,), (80.0,), (160.0,), (320.0,))[: 4 if lite else 5],
             from_data=True,
         ),
-        assign=AssignConfig(positive_iou=0.5, negative_iou=0.4),
+        assign=AssignConfig(method="task_aligned"),
         loss=LossConfig(
             class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0
         ),
-        data=DataConfig(crop_size=(256, 256) if lite else (512, 512)),
+        data=DataConfig(crop_size=(256, 256) if lite else (512, 512), zoom=1.5, balance=0.5),
         augment=AugmentConfig(),
         train=TrainConfig(learning_rate=1.5e-3, ema=0.995),
         # IoU-weighted class scores times mask quality run low; a validated run tunes this.

@@ -1,7 +1,8 @@
-"""The files of a run folder, by name."""
+"""The files of a run folder, by name, and the trained networks that come with the package."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from effdet_tf.errors import UserError
@@ -10,6 +11,25 @@ CONFIG_FILE = "config.yaml"
 BEST_FILE = "best.npz"
 LAST_FILE = "last.npz"
 PARTIAL_FILE = "partial.npz"  # a backbone's weights alone, imported: to start from, not to predict with
+
+MODELS = Path(__file__).resolve().parent / "models"  # a run folder each
+DEFAULT_MODEL = "cells"
+
+
+def model_names() -> list[str]:
+    """Names of the trained networks that come with the package."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
+
+
+def find_run(source: str | os.PathLike[str]) -> Path:
+    """A path as it is, or the folder of a trained network that comes with the package.
+
+    What exists under that path comes first: a name of the package's never hides a user's folder.
+    """
+    path = Path(source)
+    if not path.exists() and str(source) in model_names():
+        return MODELS / str(source)
+    return path
 
 
 def config_file(folder: Path) -> Path:
@@ -20,7 +40,8 @@ def config_file(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`"
+            f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`, or take "
+            f"one that comes with the package: {', '.join(model_names())}"
         )
     if (folder / PARTIAL_FILE).exists():
         raise UserError(

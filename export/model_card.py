@@ -53,7 +53,7 @@ def model_card(config: Config, licence: str, run: Path | None) -> str:
 
 
 def _pixels(config: Config) -> str:
-    size = "as they are"
+    size = "as they are" if config.data.zoom == 1 else f"magnified {config.data.zoom:g} times by the network"
     if config.data.resize == "fit":
         size = f"scaled to fit {config.data.crop_size[0]} x {config.data.crop_size[1]}"
     if config.data.normalization == "image":

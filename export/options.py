@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effdet_tf.command_line import positive
+from effdet_tf.run_folder import find_run
 
 FORMATS = {
     "saved_model": "saved_model",
@@ -30,7 +31,12 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained network")
+    parser.add_argument(
+        "--run",
+        type=find_run,
+        required=True,
+        help="folder of a trained network, or cells: the one that comes with the package",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the exports")
     parser.add_argument(
         "--formats",

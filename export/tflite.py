@@ -25,7 +25,7 @@ from effdet_tf.metadata import METADATA_FILE, describe
 from effdet_tf.model.efficientdet import Network
 from effdet_tf.postprocess import detect, ranked
 from effdet_tf.predict import Predictor
-from effdet_tf.tiling import Found, FramedPredictor, fitted_size, framed
+from effdet_tf.tiling import Found, FramedPredictor, fitted_size, framed, zoomed_size
 from export.flatbuffer_merge import custom_operators, merge
 
 Precision = Literal["float32", "float16", "int8"]
@@ -50,8 +50,9 @@ def convert(
 
     Args:
         predictor: the network and its configuration.
-        size: height, width in pixels of images that are predicted in one piece; rounded up to the network's
-            stride. With `data.resize=fit` it is `data.crop_size`.
+        size: height, width in pixels of images that are predicted in one piece; the input is that, magnified
+            by `data.zoom` and rounded up to the network's stride. With `data.resize=fit` it is
+            `data.crop_size`.
         precision: float16 halves the weights before the class and box heads; int8 also computes the network
             in whole numbers. Decoding, NMS and masks are float32 in every file.
         calibration: for int8: images as read, some 20 of the kind that will be predicted.
@@ -115,7 +116,8 @@ def input_frame(predictor: Predictor, size: tuple[int, int]) -> tuple[int, int]:
                 "leave the size out"
             )
         return int(size[0]), int(size[1])
-    return size[0] + -size[0] % stride, size[1] + -size[1] % stride
+    height, width = (int(side) for side in zoomed_size(np.array(size), data.zoom))
+    return height + -height % stride, width + -width % stride
 
 
 def keras_reference(predictor: Predictor, size: tuple[int, int]) -> FramedPredictor:
@@ -194,6 +196,8 @@ def _into_frame(image: np.ndarray, config: Config, frame: tuple[int, int]) -> np
     values = normalize(image, config)
     if config.data.resize == "fit":
         values = resize(values, fitted_size(np.array(values.shape[:2]), frame))
+    else:
+        values = resize(values, zoomed_size(np.array(values.shape[:2]), config.data.zoom))
     top, left = (max(0, have - room) // 2 for have, room in zip(values.shape, frame, strict=False))
     return framed(values[top:, left:], frame)[None]
 

@@ -36,7 +36,7 @@ def _same_start() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
-    """The cell preset cut down to what steps in a second: P2-P3, 8 channels, 64 px crops."""
+    """The cell preset cut down to what steps in a second: P2-P3, 8 channels, 64 px crops; with anchors."""
     return preset("cells-lite0").override(
         [
             "model.backbone_levels=[2, 3]",
@@ -46,10 +46,31 @@ def tiny_config() -> Config:
             "model.head_repeats=1",
             "model.mask.channels=8",
             "model.mask.samples=8",
+            "anchors.code=center",
+            "anchors.ratios=[1, 2, 0.5]",
             "anchors.sizes=[[9, 14], [20, 30]]",
             "anchors.from_data=false",
+            "assign.method=iou",
+            "assign.negative_iou=0.4",
             "data.crop_size=[64, 64]",
+            "data.zoom=1",
+            "data.balance=0",
             "data.max_instances=200",
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_points(tiny_config: Config) -> Config:
+    """The same without anchors, as the cell presets are: one point a location, task-aligned, magnified."""
+    return tiny_config.override(
+        [
+            "anchors.code=sides",
+            "anchors.ratios=[1]",
+            "anchors.sizes=[[12], [24]]",
+            "assign.method=task_aligned",
+            "data.zoom=1.5",
+            "data.balance=0.5",
         ]
     )
 

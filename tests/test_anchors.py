@@ -6,7 +6,6 @@ from keras import ops
 
 from effdet_tf.anchors import anchor_recall, at, feature_sizes, grid, shapes, suggest_anchors
 from effdet_tf.config import AnchorConfig
-from effdet_tf.presets import preset
 
 
 def all_anchors(*arguments):
@@ -75,7 +74,8 @@ def test_feature_sizes_are_those_of_halving_convolutions(height, width):
 
 
 def test_explicit_sizes_belong_to_their_level():
-    config = preset("cells-lite0").anchors
+    sizes = ((11.0, 18.0), (28.0, 40.0), (56.0, 80.0), (112.0, 160.0))
+    config = AnchorConfig(sizes=sizes, ratios=(1.0, 2.0, 0.5))
     assert shapes(config, 2, 2)[0].tolist() == [11, 11]
     assert shapes(config, 5, 2)[0].tolist() == [112, 112]
     # Size first, then ratio.

@@ -74,6 +74,19 @@ def random_cells(count, size, low, high, seed):
     return cells[((cells[:, 2:] - cells[:, :2]) >= 2).all(1)].astype(np.float32)
 
 
+def two_sizes(low, high):
+    """Two sizes and three ratios of anchors a location, with room between the thresholds."""
+    sizes = [[2.75 * 2**level, 4.5 * 2**level] for level in range(low, high + 1)]
+    return preset("d0").override(
+        [
+            f"anchors.sizes={sizes}",
+            "assign.negative_iou=0.4",
+            f"model.min_level={low}",
+            f"model.max_level={high}",
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("height", "width", "count", "low", "high"),
     [
@@ -86,9 +99,9 @@ def random_cells(count, size, low, high, seed):
         (128, 128, 80, 2, 5),  # smaller than the anchors
     ],
 )
-@pytest.mark.parametrize("name", ["cells-lite0", "cells-d0", "d0"])
+@pytest.mark.parametrize("name", ["two sizes", "two sizes, five levels", "d0"])
 def test_assignment_equals_the_full_matrix(name, height, width, count, low, high):
-    config = preset(name)
+    config = preset("d0") if name == "d0" else two_sizes(2, 6 if "five" in name else 5)
     positives = 0
     for seed in range(2):
         cells = random_cells(count, (height, width), low, high, seed)
@@ -163,7 +176,7 @@ def test_a_forced_anchor_beats_a_larger_overlap_of_another_cell():
 
 
 def test_images_of_a_batch_do_not_meet():
-    config = preset("cells-lite0")
+    config = two_sizes(2, 5)
     first, second = (random_cells(40, (64, 64), 8, 40, seed)[:20] for seed in (0, 1))
     rest = (config.anchors, config.assign, 2, 5)
     valid = np.ones((1, 20), bool)
@@ -175,7 +188,7 @@ def test_images_of_a_batch_do_not_meet():
 
 
 def test_padding_changes_nothing():
-    config = preset("cells-lite0")
+    config = two_sizes(2, 5)
     cells = random_cells(30, (64, 64), 8, 40, 0)
     rest = ((64, 64), config.anchors, config.assign, 2, 5)
     plain = assign(cells[None], np.ones((1, len(cells)), bool), *rest)
@@ -190,7 +203,7 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_padding_alone_gives_no_target(count):
-    config = preset("cells-lite0")
+    config = two_sizes(2, 5)
     cells = np.zeros((2, count, 4), np.float32)
     found = assign(cells, np.zeros((2, count), bool), (64, 64), config.anchors, config.assign, 2, 5)
     assert (array(found.state) == State.NEGATIVE).all()
@@ -198,7 +211,7 @@ def test_padding_alone_gives_no_target(count):
 
 
 def test_two_thousand_cells_need_no_full_matrix():
-    config = preset("cells-lite0")
+    config = two_sizes(2, 5)
     cells = random_cells(2100, (512, 512), 10, 30, 0)[:2000]
     assert len(cells) == 2000
 

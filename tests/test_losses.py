@@ -158,6 +158,55 @@ def test_empty_images_give_finite_losses_and_gradients(network, tiny_config, cel
         assert terms["total"] == pytest.approx(terms["class"])  # divided by 1, not by 0
 
 
+@pytest.fixture(scope="module")
+def points_network(tiny_points):
+    return build_network(tiny_points)
+
+
+@pytest.mark.parametrize("cells", [[[], []], [[], CELLS]], ids=["all padding", "one empty image"])
+@pytest.mark.parametrize("box_loss", ["giou", "ciou"])
+@pytest.mark.parametrize("method", ["task_aligned", "atss"])
+def test_empty_images_are_no_trouble_without_anchors(points_network, tiny_points, cells, box_loss, method):
+    config = tiny_points.override([f"loss.box_loss={box_loss}", f"assign.method={method}"])
+    sums, terms, gradients = run(points_network, config, make_batch(cells))
+    assert all(math.isfinite(v) for v in (*sums.values(), *terms.values()))
+    assert all(np.isfinite(g).all() for g in gradients)
+    if any(cells):
+        assert sums["positives"] > 0 and sums["box"] > 0 and sums["instances"] == len(CELLS)
+    else:
+        assert (sums["positives"], sums["instances"], sums["box"], sums["mask"]) == (0, 0, 0, 0)
+
+
+def test_aligned_positives_weigh_as_much_as_they_fit(tiny_points):
+    """Of two points in one cell, one with the right box: it counts with IoU 1, the other with its share."""
+    config = tiny_points.override(["model.mask.enabled=false", "assign.candidates=2"])
+    cell = [24, 24, 40, 40]  # holds the points 26, 30, 34, 38 of stride 4 along each axis
+    batch = make_batch([[cell]])
+    anchors = ops.concatenate(grid(SIZE, SIZE, config.anchors, 2, 3))
+    deltas = np.full((1, len(anchors), 4), -4.0, np.float32)  # all others see next to nothing
+    good, fair = 7 * 16 + 7, 7 * 16 + 8  # centres 30, 30 and 30, 34
+    deltas[0, good] = encode(ops.convert_to_tensor([cell], "float32"), anchors[good : good + 1], "sides")[0]
+    half = [[24, 28, 40, 40]]  # 12 of 16 columns: IoU .75
+    deltas[0, fair] = encode(ops.convert_to_tensor(half, "float32"), anchors[fair : fair + 1], "sides")[0]
+    logits = np.full((1, len(anchors), 1), -20.0, np.float32)
+    logits[0, [good, fair]] = 0.0
+    outputs = {"class_logits": tf.constant(logits), "box_deltas": tf.constant(deltas)}
+    sums = {k: value(v) for k, v in detection_losses(config, None, outputs, batch, 0).items()}
+    share = 0.75**6
+    assert sums["positives"] == pytest.approx(1 + share, rel=1e-3)
+    assert sums["box"] == pytest.approx(0.25 * share, rel=1e-3)
+    # Quality focal loss at p = .5: |t - .5|^2 x log 2.
+    assert sums["class"] == pytest.approx((0.25 + (share - 0.5) ** 2) * np.log(2), rel=1e-3)
+
+
+def test_dice_is_left_out_where_its_weight_is_0(network, tiny_config):
+    both, _, _ = run(network, tiny_config, make_batch([CELLS]))
+    entropy, _, _ = run(network, tiny_config.override(["loss.mask_dice=0"]), make_batch([CELLS]))
+    twice, _, _ = run(network, tiny_config.override(["loss.mask_dice=2"]), make_batch([CELLS]))
+    assert 0 < entropy["mask"] < both["mask"]
+    assert twice["mask"] - both["mask"] == pytest.approx(both["mask"] - entropy["mask"], rel=1e-3)
+
+
 def test_an_empty_image_adds_background_only(network, tiny_config):
     both = make_batch([CELLS, []])
     full, empty = ({k: v[j : j + 1] for k, v in both.items()} for j in (0, 1))

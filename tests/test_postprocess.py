@@ -119,6 +119,24 @@ def test_classes_compete_only_where_asked(config, anchors):
     np.testing.assert_allclose(apart[0], [box, box], atol=1e-3)  # moved apart for NMS only
 
 
+def test_soft_suppression_lowers_scores_by_hand(config):
+    config = config.override(["postprocess.nms=soft", "postprocess.score_threshold=0.3"])
+    boxes = tf.constant([[0.0, 0, 10, 10], [0, 5, 10, 15], [0, 0, 10, 11], [30, 30, 40, 40]])
+    scores = tf.constant([0.9, 0.8, 0.7, 0.6])
+    candidates = Candidates(boxes, scores, tf.zeros(4, tf.int32), tf.range(4))
+    chosen, found, count = suppress(config, candidates)
+    # IoU with the first: 1/3 and 10/11; of the third with the second: 60 / 200.
+    second = 0.8 * np.exp(-((1 / 3) ** 2))
+    third = 0.7 * np.exp(-((10 / 11) ** 2)) * np.exp(-((6 / 15) ** 2))
+    assert third < 0.3
+    assert int(count) == 3
+    assert chosen.numpy()[:3].tolist() == [0, 1, 3]
+    np.testing.assert_allclose(found.numpy()[:3], [0.9, second, 0.6], rtol=1e-5)
+    hard, kept, count = suppress(config.override(["postprocess.nms=hard"]), candidates)
+    assert hard.numpy()[: int(count)].tolist() == [0, 1, 3]
+    np.testing.assert_array_equal(kept.numpy()[:3], [np.float32(v) for v in (0.9, 0.8, 0.6)])
+
+
 def test_no_more_than_max_instances(config):
     rng = np.random.default_rng(0)
     corner = np.arange(300, dtype=np.float32)[:, None] * 20
@@ -127,7 +145,7 @@ def test_no_more_than_max_instances(config):
     candidates = Candidates(
         *(tf.constant(v) for v in (boxes, scores, np.zeros(300, np.int32), np.arange(300)))
     )
-    chosen, count = suppress(config, candidates)  # max_instances 200
+    chosen, _, count = suppress(config, candidates)  # max_instances 200
     assert int(count) == 200 == chosen.shape[0]
     np.testing.assert_array_equal(array(chosen), np.argsort(-scores)[:200])
 

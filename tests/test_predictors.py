@@ -41,6 +41,7 @@ def test_metadata_gives_the_configuration_back(tiny_config):
         "normalization": "fixed",
         "mean": 3.0,
         "std": 11.58,
+        "zoom": 1.0,
     }
     assert found["precision"] == "int8" and found["mask_size"] == config.model.mask.size
 

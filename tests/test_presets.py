@@ -121,7 +121,9 @@ def test_cell_presets_are_made_for_tiny_cells(name):
     config = preset(name)
     assert config.data.channels == 1
     assert 2**config.model.min_level == 4
-    assert min(map(min, config.anchors.sizes)) < 13  # BV2 cells are 13 px wide
+    # BV2 cells are 13 px wide: they must hold a point of the finest level wherever they lie.
+    assert 4 / config.data.zoom < 13 and config.anchors.per_location == 1
+    assert (config.anchors.code, config.assign.method) == ("sides", "task_aligned")
     assert config.anchors.from_data
     assert config.postprocess.class_agnostic
     assert config.data.max_instances == 2000

@@ -266,7 +266,7 @@ def test_fitted_images_are_scaled_and_results_scaled_back(config):
 
 @pytest.mark.parametrize("zoom", [0.5, 2.0])
 def test_zoomed_images_are_tiled_and_results_scaled_back(config, zoom):
-    boxes = [(20, 40, 40, 64), (40, 120, 60, 160), (100, 90, 130, 120)]
+    boxes = [(20, 40, 30, 52), (40, 120, 50, 134), (100, 90, 110, 100)]
     calls = []
 
     def run(image, shown):

@@ -55,7 +55,7 @@ def training_batches(
     def plans() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         number, first = epoch, done
         while True:
-            numbers, seeds = epoch_plan(data.images, data_config.crops_per_image, seed, number)
+            numbers, seeds = epoch_plan(data, data_config, seed, number)
             for step in range(first, steps):
                 part = slice(step * batch_size, (step + 1) * batch_size)
                 yield numbers[part], seeds[part]

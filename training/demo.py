@@ -31,7 +31,7 @@ def run_demo(options: argparse.Namespace) -> None:
     """
     from effdet_tf.data.manifest import MANIFEST_NAME
     from training.main import train
-    from training.options import wanted_config
+    from training.options import DEFAULT_PRESET, wanted_config
 
     wanted_config(options)  # a wrong setting must not come to light after the data are made
     source, data = options.out / "images", options.out / "data"
@@ -50,7 +50,8 @@ def run_demo(options: argparse.Namespace) -> None:
         )
         for split in ("train", "val"):
             _command("convert", "livecell", source, data / split, "--split", split, "--overwrite", "--quiet")
-    _command("check", data / "train", "--preset", options.preset, "--out", options.out / "check.png")
+    chosen = options.preset or DEFAULT_PRESET
+    _command("check", data / "train", "--preset", chosen, "--out", options.out / "check.png")
     options.data, options.val = [data / "train"], data / "val"
     if options.minutes is None and options.epochs is None:
         options.minutes = MINUTES

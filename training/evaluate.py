@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.command_line import exit_code, positive
+from effdet_tf.commands.predict import add_view_options, with_views
 from effdet_tf.data.record import iterate_records, read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.evaluation import evaluate_run, truth_of
 from effdet_tf.files import write_json
 from effdet_tf.metrics.report import format_table, summarise
+from effdet_tf.run_folder import MODELS, find_run
+
+BEST = "best"
 
 
 def evaluate_file(
@@ -66,17 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
-    if options.predictions is None:
+    run = None if options.run is None else find_run(options.run)
+    if run is not None:
         import effdet_tf
 
-        report, predictions = evaluate_run(effdet_tf.load(options.run), options.data, **settings)
+        predictor = effdet_tf.load(run)
+        if options.score is None:
+            settings["score_threshold"] = predictor.config.postprocess.report_score
+        elif options.score == BEST:
+            settings["score_threshold"] = None
+        report, predictions = evaluate_run(with_views(predictor, options), options.data, **settings)
     else:
+        settings["score_threshold"] = None if options.score == BEST else options.score
         report, predictions = evaluate_file(options.predictions, options.data, **settings)
     print(format_table(report))
     out = options.out
-    if out is None and options.run is not None:
+    if out is None and run is not None and not run.is_relative_to(MODELS):
         # Named after the data: a second set must not replace the figures of the first.
-        out = options.run / f"evaluation-{options.data.resolve().name}.json"
+        out = run / f"evaluation-{options.data.resolve().name}.json"
     if out is None:
         return
     report["evaluated"] = {
@@ -92,26 +103,46 @@ def _run(options: argparse.Namespace) -> None:
         print(f"written: {found}")
 
 
+def _score(text: str) -> float | str:
+    return BEST if text == BEST else float(text)
+
+
+_score.__name__ = "number"  # what argparse calls it in its message
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="folder of a trained network")
+    what.add_argument(
+        "--run", help="folder of a trained network, or cells: the network that comes with the package"
+    )
     what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
     parser.add_argument("--data", type=Path, required=True, help="folder of converted, annotated images")
     parser.add_argument(
         "--out",
         type=Path,
-        help="report, JSON (RUN/evaluation-DATA.json); a network's predictions go beside it",
+        help="report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
+        "network's predictions go beside it",
     )
     parser.add_argument("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
-    parser.add_argument("--score", type=float, help="least score of a cell (the best on these images)")
+    parser.add_argument(
+        "--score",
+        type=_score,
+        metavar="X",
+        help="least score of a cell, or best: the one that is best on these very images, an upper bound "
+        "(default: the one that the network was saved with; best for --predictions)",
+    )
     parser.add_argument(
         "--coco",
         action=argparse.BooleanOptionalAction,
         help="score by COCO's own protocol, class by class, too (default: for a network that tells classes "
         "apart)",
     )
-    return parser.parse_args(arguments)
+    add_view_options(parser)
+    options = parser.parse_args(arguments)
+    if options.predictions is not None and (options.tta or tuple(options.tta_scales) != (1.0,)):
+        parser.error("--tta and --tta-scales go with --run: predictions are as they are")
+    return options
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from effdet_tf.command_line import exit_code, positive
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.presets import PRESETS, preset
+from effdet_tf.run_folder import CONFIG_FILE, find_run
 
+DEFAULT_PRESET = "cells-lite0"
 # Settings that a resumed run may change: they do not touch what was learned so far.
 FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes")
 
@@ -46,7 +48,9 @@ def add_options(parser: argparse.ArgumentParser, default_out: str) -> None:
     """
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
-        "--preset", default="cells-lite0", help=f"one of {', '.join(PRESETS)} (default: %(default)s)"
+        "--preset",
+        help=f"one of {', '.join(PRESETS)} (default: the network of the run that --init names, else "
+        f"{DEFAULT_PRESET})",
     )
     network.add_argument("--config", type=Path, help="YAML file in place of a preset")
     length = parser.add_mutually_exclusive_group()
@@ -88,7 +92,7 @@ def wanted_config(options: argparse.Namespace) -> Config:
     Raises:
         UserError: for an unknown preset, key or value.
     """
-    config = load_config(options.config) if options.config else preset(options.preset)
+    config = _starting_point(options)
     quick: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "minutes", "batch", "init")}
     quick = {key: value for key, value in quick.items() if value is not None}
     if options.epochs is not None:
@@ -101,6 +105,24 @@ def wanted_config(options: argparse.Namespace) -> Config:
         given = f"train.batch {config.train.batch}, train.epochs {config.train.epochs}"
         raise UserError(f"{given}: both must be 1 or more")
     return config
+
+
+def _starting_point(options: argparse.Namespace) -> Config:
+    """The configuration before any setting: of a file, a preset, or the run that is to be trained on.
+
+    Raises:
+        UserError: for an unknown preset, or a file that holds no configuration.
+    """
+    if options.config:
+        return load_config(options.config)
+    run = find_run(options.init) if options.init and options.preset is None else None
+    if run is None or not (run / CONFIG_FILE).is_file() or any(run.glob("*.index")):
+        return preset(options.preset or DEFAULT_PRESET)
+    # Another network would not take its weights, another way to look at pixels would not suit them. How it
+    # was trained was a matter of its own data.
+    config = load_config(run / CONFIG_FILE)
+    known = config.preset if config.preset in PRESETS else DEFAULT_PRESET
+    return dataclasses.replace(config, train=preset(known).train)
 
 
 def resolve(config: Config, data: TrainingImages) -> Config:
@@ -164,7 +186,6 @@ def open_run(config: Config, folder: Path) -> Config:
         UserError: when the folder cannot be made, or holds a run with other settings; names the first
             differences.
     """
-    from effdet_tf.run_folder import CONFIG_FILE
     from training.state import STATE_FILE
 
     try:

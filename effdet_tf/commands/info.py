@@ -7,20 +7,26 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from effdet_tf.run_folder import find_run, model_names
+
 PACKAGES = ("keras", "numpy", "opencv-python-headless", "pycocotools", "faster-coco-eval")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Add the verb `info` to the command line."""
-    parser = subparsers.add_parser("info", help="versions, devices, presets; or what a run folder holds")
-    parser.add_argument("run_folder", nargs="?", type=Path, metavar="RUN", help="run folder to describe")
+    parser = subparsers.add_parser(
+        "info", help="versions, devices, presets, trained networks; or what a run folder holds"
+    )
+    parser.add_argument(
+        "run_folder", nargs="?", metavar="RUN", help="run folder, or network of the package, to describe"
+    )
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
-    print("\n".join(_describe_run(args.run_folder) if args.run_folder else _describe_machine()))
+    print("\n".join(_describe_run(find_run(args.run_folder)) if args.run_folder else _describe_machine()))
     return 0
 
 
@@ -40,6 +46,7 @@ def _describe_machine() -> list[str]:
     devices = [device.device_type for device in tf.config.list_physical_devices()]
     lines.append("devices: " + ", ".join(f"{devices.count(kind)} {kind}" for kind in sorted(set(devices))))
     lines.append("presets: " + ", ".join(PRESETS))
+    lines.append("trained networks: " + ", ".join(model_names()))
     return lines
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.run_folder import DEFAULT_MODEL
+
 FILES = """\
   NAME.labels.tif   label image: 0 is background, cell k has the value k (uint16, uint32 above 65,535 cells)
   NAME.cells.csv    one row per cell (columns below)
@@ -48,14 +50,41 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--run",
         dest="run_folder",
-        type=Path,
-        required=True,
+        default=DEFAULT_MODEL,
         metavar="RUN",
-        help="trained run, or an export of one: the folder of a SavedModel or a .tflite file",
+        help="trained run, or an export of one: the folder of a SavedModel or a .tflite file (default: the "
+        "network that comes with the package, %(default)s)",
     )
+    add_view_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of test-time augmentation."""
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="look at every image in its eight mirrored and turned views and merge what they show: somewhat "
+        "more accurate, eight times as slow",
+    )
+    parser.add_argument(
+        "--tta-scales",
+        type=_scale,
+        nargs="+",
+        default=(1.0,),
+        metavar="X",
+        help="look at every image at these magnifications, too, for example 0.8 1 1.25",
+    )
+
+
+def with_views(predictor: Any, args: argparse.Namespace) -> Any:
+    """The predictor, with the views that the options of `add_view_options` ask for."""
+    from effdet_tf.augmented_predictor import AugmentedPredictor, make_views
+
+    views = make_views(args.tta, args.tta_scales)
+    return predictor if len(views) == 1 and views[0].scale == 1 else AugmentedPredictor(predictor, views)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +110,14 @@ def _share(text: str) -> float:
     return value
 
 
-_share.__name__ = "number"  # what argparse calls it in its message
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
+    return value
+
+
+_share.__name__ = _scale.__name__ = "number"  # what argparse calls it in its message
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf
 
-    return predict_images(effdet_tf.load(args.run_folder), args)
+    return predict_images(with_views(effdet_tf.load(args.run_folder), args), args)
 
 
 def predict_images(predictor: Any, args: argparse.Namespace) -> int:

@@ -124,15 +124,41 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
         height, width = config.data.crop_size
         scaled = f", cells as in images fitted into {width} x {height} px"
         sizes = sizes * (np.array(config.data.crop_size) / report.frames).min(1, keepdims=True)
+    elif config.data.zoom != 1:
+        scaled = f", cells as in images magnified {config.data.zoom:g} times"
+        sizes = sizes * config.data.zoom
     sizes = sizes[:: -(-len(sizes) // _SAMPLE)]
+    strides = f"{2 ** levels[0]}-{2 ** levels[-1]}"
+    lines = [f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px){scaled}:"]
+    lines += _points(sizes, 2 ** levels[0]) if config.anchors.code == "sides" else _fit(sizes, config, levels)
+    most, places = int(report.counts.max()), config.data.max_instances
+    lines.append(
+        f"  max_instances: {report.max_instances} would do for these images, the preset has {places}"
+    )
+    if most > places:
+        lines.append(
+            f"  suggested: --set data.max_instances={report.max_instances}, the fullest has {most} cells"
+        )
+    return lines
+
+
+def _points(sizes: np.ndarray, stride: int) -> list[str]:
+    """What there is to say of cells of `sizes [N, 2]` px where every location is a point."""
+    held = float(np.minimum(sizes / stride, 1.0).prod(1).mean())
+    return [
+        "  one point at every location: there are no anchors to fit",
+        f"  cells that hold a point of the finest level: {held:.1%}; to the others the nearest one belongs",
+    ]
+
+
+def _fit(sizes: np.ndarray, config: Config, levels: tuple[int, ...]) -> list[str]:
+    """How the anchors of a preset, and suggested ones, fit cells of `sizes [N, 2]` px."""
     # As training does where a preset takes its anchors from the data.
     per_level = len(config.anchors.sizes[0]) if config.anchors.sizes else 2
     scales = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
     suggested = anchors.suggest_anchors(sizes, levels, per_level, scale_range=scales)
-    strides = f"{2 ** levels[0]}-{2 ** levels[-1]}"
     header = "".join(f"{f'IoU {t:.1f}':>9}" for t in IOU_THRESHOLDS)
     lines = [
-        f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px){scaled}:",
         f"  {'cells that an anchor reaches':<30}{header}",
     ]
     reached = {}
@@ -147,14 +173,6 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     if theirs > ours and not config.anchors.from_data:
         lines.append(f"  suggested: --set 'anchors.sizes={json.dumps(suggested.sizes)}'")
         lines.append(f"             --set 'anchors.ratios={json.dumps(suggested.ratios)}'")
-    most, places = int(report.counts.max()), config.data.max_instances
-    lines.append(
-        f"  max_instances: {report.max_instances} would do for these images, the preset has {places}"
-    )
-    if most > places:
-        lines.append(
-            f"  suggested: --set data.max_instances={report.max_instances}, the fullest has {most} cells"
-        )
     return lines
 
 

@@ -70,6 +70,11 @@ class PackedSet:
         return len(self.arrays["size"])
 
     @property
+    def cells(self) -> np.ndarray:
+        """int64 `[images]`, cells of each image."""
+        return self.arrays["count"]
+
+    @property
     def max_cells(self) -> int:
         """Cells in the fullest image."""
         return int(self.arrays["count"].max())

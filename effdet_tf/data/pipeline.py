@@ -51,9 +51,7 @@ def training_dataset(
     """
     store = data if isinstance(data, RecordStore) else RecordStore(data, data_config.cache_mb)
     steps = steps_per_epoch(store, data_config, batch_size)
-    plans = [
-        epoch_plan(store.images, data_config.crops_per_image, seed, e) for e in range(epoch, epoch + epochs)
-    ]
+    plans = [epoch_plan(store, data_config, seed, e) for e in range(epoch, epoch + epochs)]
     numbers = np.concatenate([order[: steps * batch_size] for order, _ in plans])
     seeds = np.concatenate([seeds[: steps * batch_size] for _, seeds in plans])
 

@@ -13,9 +13,15 @@ PADDING_CLASS = -1
 
 
 class Images(Protocol):
-    """Training data, as far as a plan needs to know them; `images` is their number."""
+    """Training data, as far as a plan needs to know them.
+
+    Attributes:
+        images: their number.
+        cells: int64 `[images]`, cells of each.
+    """
 
     images: int
+    cells: np.ndarray
 
 
 def steps_per_epoch(store: Images, data_config: DataConfig, batch_size: int) -> int:
@@ -33,10 +39,25 @@ def steps_per_epoch(store: Images, data_config: DataConfig, batch_size: int) -> 
     return crops // batch_size
 
 
-def epoch_plan(images: int, crops_per_image: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image number int64 `[n]` and the augmentation seed int32 `[n, 2]` of each crop."""
+def epoch_plan(
+    store: Images, data_config: DataConfig, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image number int64 `[n]` and the augmentation seed int32 `[n, 2]` of each crop.
+
+    With `data.balance` 0 every image gives as many crops as any other; with p it gives them in proportion to
+    the p-th power of its cells, rounded up or down at random, so that n does not change.
+    """
+    images, per_image = store.images, data_config.crops_per_image
     generator = np.random.default_rng([seed % 2**32, epoch])
-    crops = images * crops_per_image
+    crops = images * per_image
     seeds = generator.integers(0, 2**31 - 1, (crops, 2), dtype=np.int32)
     order = generator.permutation(crops)
-    return (order // crops_per_image).astype(np.int64), seeds[order]
+    if data_config.balance == 0:
+        return (order // per_image).astype(np.int64), seeds[order]
+    weight = np.maximum(store.cells, 1).astype(np.float64) ** data_config.balance
+    edges = np.cumsum(weight) * (crops / weight.sum())
+    edges[-1] = crops  # not a rounding error less
+    edges = np.floor(edges + generator.random()).astype(np.int64)
+    edges[-1] = crops
+    numbers = np.repeat(np.arange(images), np.diff(edges, prepend=0))
+    return numbers[order].astype(np.int64), seeds[order]

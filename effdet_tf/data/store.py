@@ -62,6 +62,7 @@ class RecordStore:
 
     Attributes:
         images: number of images.
+        cells: int64 `[images]`, cells of each.
         fingerprint: of the contents of all shards, hexadecimal.
         class_names: names of the classes.
         category_ids: their ids in the source.
@@ -113,7 +114,8 @@ class RecordStore:
         self.images = len(self._index.length)
         if self.images == 0:
             raise UserError(f"{', '.join(map(str, folders))}: no images; convert a source that has some")
-        self.max_cells = int(self._index.count.max())
+        self.cells = self._index.count
+        self.max_cells = int(self.cells.max())
         self.decoded_mb = self._index.decoded_bytes / _MEGABYTE
         self.cached = self.decoded_mb <= cache_mb
         with tf.device("CPU:0"):

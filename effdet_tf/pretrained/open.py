@@ -11,13 +11,14 @@ from effdet_tf.model.weights import read_arrays
 from effdet_tf.pretrained.imagenet import from_keras_applications, from_lite, imagenet
 from effdet_tf.pretrained.source import Pretrained
 from effdet_tf.pretrained.torch_file import read_state_dict
-from effdet_tf.run_folder import CONFIG_FILE, PARTIAL_FILE, weights_file
+from effdet_tf.run_folder import CONFIG_FILE, PARTIAL_FILE, find_run, weights_file
 
 IMAGENET = "imagenet"
 ABOUT_FILE = "import.json"
 SOURCES = (
-    "`imagenet` (or `imagenet:BACKBONE`), a run folder, what `weights import` wrote, an EfficientDet "
-    "TensorFlow checkpoint (folder, .tar.gz, .h5), or a PyTorch state dict (.pth, .pt, .bin)"
+    "`imagenet` (or `imagenet:BACKBONE`), `cells` (the network that comes with the package), a run folder, "
+    "what `weights import` wrote, an EfficientDet TensorFlow checkpoint (folder, .tar.gz, .h5), or a PyTorch "
+    "state dict (.pth, .pt, .bin)"
 )
 
 
@@ -25,7 +26,7 @@ def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> P
     """Read weights of any known kind.
 
     Args:
-        text: `imagenet`, `imagenet:BACKBONE`, or a file or folder.
+        text: `imagenet`, `imagenet:BACKBONE`, the name of a network of the package, or a file or folder.
         backbone: which one plain `imagenet` means.
         advprop: whether an EfficientDet checkpoint was trained with AdvProp; None reads it off its path.
 
@@ -39,7 +40,7 @@ def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> P
                 "`imagenet` does not say which backbone; write imagenet:efficientnet-b0, for example"
             )
         return imagenet(name)
-    path = Path(text)
+    path = find_run(text)
     if path.is_dir() and (run := _run_weights(path)) is not None:
         return run
     if path.suffix.lower() == ".npz":

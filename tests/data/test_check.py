@@ -111,6 +111,15 @@ def test_preset_lines_give_recall_and_settings(data_dir):
         check.describe_preset(dataclasses.replace(report, sizes=np.zeros((0, 2), np.float32)), few)
 
 
+def test_points_need_no_anchors_but_a_place_in_the_cell(data_dir):
+    report = check.read_report(data_dir)
+    sizes = report.sizes * 1.5  # the preset magnifies
+    text = "\n".join(check.describe_preset(report, preset("cells-lite0")))
+    assert "cells as in images magnified 1.5 times" in text and "anchors.sizes" not in text
+    held = float(re.search(r"point of the finest level: ([\d.]+)%", text)[1])
+    assert held == pytest.approx(100 * np.minimum(sizes / 4, 1).prod(1).mean(), abs=0.06)
+
+
 def test_a_preset_that_fits_images_is_judged_at_that_scale(data_dir):
     report = check.read_report(data_dir)
     # 100 px become 512: the smallest cell has 25.6 px, 655 of the 1,024 px^2 of the smallest anchor.
@@ -150,7 +159,11 @@ def test_command_line(data_dir, tmp_path):
 
     done = command(data_dir, "--preset", "cells-lite0", "--out", tmp_path / "over.png")
     assert done.returncode == 0, done.stderr
-    assert "150 cells" in done.stdout and "suggested" in done.stdout and (tmp_path / "over.png").is_file()
+    assert (
+        "150 cells" in done.stdout
+        and "no anchors to fit" in done.stdout
+        and (tmp_path / "over.png").is_file()
+    )
     missing = command(tmp_path / "nowhere")
     assert missing.returncode == 1 and missing.stdout == ""
     # TensorFlow's GPU build says that it found no GPU before anything of ours runs.

@@ -14,6 +14,7 @@ from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
 from effdet_tf.metrics.report import format_table
+from effdet_tf.presets import preset
 from effdet_tf.results import Result
 from training import evaluate
 
@@ -61,6 +62,7 @@ class PerfectPredictor:
     """Finds every cell whose corner is lit, in reading order, with classes in turn."""
 
     per_class = False
+    config = preset("cells-lite0").replace(postprocess__report_score=0.85)
 
     def __init__(self, class_names=("round", "thin"), seen=None):
         self.class_names = class_names
@@ -176,6 +178,28 @@ def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeyp
     assert report["evaluated"] == {"data": str(data), "of": str(tmp_path), "limit": 2}
     assert len(json.loads((tmp_path / f"evaluation-{data.name}.predictions.json").read_text())) == 5
     assert "A172" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("score", "used", "chosen"), [((), 0.85, "given"), (("--score", "best"), 0.05, "best here")]
+)
+def test_cells_are_judged_at_the_score_of_the_run(data, tmp_path, monkeypatch, score, used, chosen):
+    import effdet_tf
+
+    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    assert evaluate.main(["--run", str(tmp_path), "--data", str(data), *score]) == 0
+    cells = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())["cells"]
+    assert (cells["score_threshold"], cells["chosen"]) == (used, chosen)
+    assert (cells["all"]["recall"] == 1) == (used == 0.05)
+
+
+def test_views_go_with_a_network(data, tmp_path):
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    for views in (["--tta"], ["--tta-scales", "2"]):
+        with pytest.raises(SystemExit) as caught:
+            evaluate.main(["--predictions", str(found), "--data", str(data), *views])
+        assert caught.value.code == 2
 
 
 def test_predictions_of_images_beyond_the_limit_are_left_out(data, tmp_path):

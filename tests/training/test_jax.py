@@ -26,7 +26,7 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf import cli
-from effdet_tf.config import Config, load_config
+from effdet_tf.config import Config, DataConfig, load_config
 from effdet_tf.data.packed import PackedSet, load_packed, save_packed
 from effdet_tf.data.plan import epoch_plan
 from effdet_tf.data.store import RecordStore
@@ -210,6 +210,16 @@ def test_mixed_precision_trains_from_the_weights_of_another_run(
 
 VARIANTS = {
     "cells": ["train.optimizer=sgd", "train.clip_norm=0.5"],
+    "points": [
+        "anchors.code=sides",
+        "anchors.ratios=[1]",
+        "anchors.sizes=[[12], [24]]",
+        "assign.method=task_aligned",
+        "loss.box_loss=ciou",
+        "data.zoom=1.5",
+        "train.optimizer=sgd",
+        "train.clip_norm=0.5",
+    ],
     "published": [
         "model.backbone=efficientnet-b0",
         "model.fusion=fast",
@@ -332,7 +342,7 @@ def test_a_stopped_run_ends_as_one_in_one_go(
 def late_meeting(data: PackedSet, image_id: int, per_image: int) -> tuple[int, list[int], int]:
     """A seed with which an image comes late, two in a batch: (number of the step, its image ids, seed)."""
     for seed in range(1000):
-        numbers, _ = epoch_plan(data.images, per_image, seed, 0)
+        numbers, _ = epoch_plan(data, DataConfig(crops_per_image=per_image), seed, 0)
         ids = data.arrays["image_id"][numbers].reshape(-1, 2)
         number = int((ids == image_id).any(1).argmax())
         if number >= 4:

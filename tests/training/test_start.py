@@ -14,6 +14,7 @@ from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
 from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE
 from training import main as command
 from training import trainer as trainer_lib
+from training.options import wanted_config
 from training.start import TABLE_FILE
 
 
@@ -107,3 +108,17 @@ def test_a_resumed_run_keeps_its_state_and_refuses_another_start(arguments, earl
     assert not (tmp_path / "run" / TABLE_FILE).exists()
     assert command.main([*arguments, "--init", "imagenet"]) == 1
     assert "train.init was" in capsys.readouterr().err
+
+
+def test_without_a_preset_the_network_is_that_of_the_run(earlier, tmp_path):
+    def wanted(*given: str) -> Config:
+        return wanted_config(command._parse(["--data", "x", *given]))
+
+    config = load_config(earlier / CONFIG_FILE)
+    found = wanted("--init", str(earlier), "--minutes", "5")
+    assert (found.model, found.anchors, found.data) == (config.model, config.anchors, config.data)
+    assert found.train.minutes == 5 and found.train.init == str(earlier)
+    assert wanted("--init", str(earlier), "--preset", "cells-d0").preset == "cells-d0"
+    assert wanted("--init", str(earlier), "--preset", "cells-lite0").data.channels == 1
+    for start in ("imagenet", str(tmp_path), "no such place"):
+        assert wanted("--init", start).model == wanted().model

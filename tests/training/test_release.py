@@ -1,0 +1,83 @@
+"""The network that comes with the package: how it is packed, what its card says, and that it works."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from effdet_tf.config import Config, load_config
+from effdet_tf.errors import UserError
+from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
+from effdet_tf.predict import load_run
+from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, LAST_FILE
+from training import release
+
+
+@pytest.fixture
+def earlier_run(tiny_points: Config, tmp_path: Path) -> Path:
+    """A run that finds something: the class bias is lifted."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tiny_points.replace(postprocess__report_score=0.2).save(folder / CONFIG_FILE)
+    network = build_network(tiny_points)
+    layer = network.dense.get_layer("class_predict")
+    layer.bias.assign(layer.bias + 4)
+    save_arrays(folder / LAST_FILE, to_arrays(network))
+    return folder
+
+
+def test_kernels_are_halved_and_nothing_else_changes(earlier_run, tmp_path):
+    release.pack(earlier_run, tmp_path / "model")
+    before, after = read_arrays(earlier_run / LAST_FILE), read_arrays(tmp_path / "model" / BEST_FILE)
+    assert set(before) == set(after)
+    for name, value in before.items():
+        assert after[name].dtype == (np.float16 if value.ndim > 1 else np.float32), name
+        np.testing.assert_allclose(after[name], value, rtol=1e-3, atol=1e-6)
+    assert (tmp_path / "model" / BEST_FILE).stat().st_size < 0.7 * (earlier_run / LAST_FILE).stat().st_size
+    assert load_config(tmp_path / "model" / CONFIG_FILE) == load_config(earlier_run / CONFIG_FILE)
+    image = np.random.default_rng(0).integers(0, 255, (80, 96), dtype=np.uint8)
+    whole, half = load_run(earlier_run).predict(image), load_run(tmp_path / "model").predict(image)
+    assert len(whole) > 0 and abs(len(half) - len(whole)) <= 0.1 * len(whole) + 1
+
+
+def test_what_float16_cannot_hold_is_refused(earlier_run, tmp_path):
+    arrays = read_arrays(earlier_run / LAST_FILE)
+    name = next(name for name, value in arrays.items() if value.ndim == 4)
+    arrays[name].flat[0] = 1e6
+    save_arrays(earlier_run / LAST_FILE, arrays)
+    with pytest.raises(UserError, match=name.replace("/", ".")):
+        release.pack(earlier_run, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name, folder in (("train", train_data), ("val", val_data)):
+        shutil.copytree(folder, out / "data" / name)
+    source = tmp_path / "source" / "sartorius"
+    source.mkdir(parents=True)
+    (source / "val_ids.txt").write_text("0140b3c8f445\n")
+    words = [str(source.parent), "--out", str(out), "--run", str(earlier_run), "--minutes", "7"]
+    assert release.main(words) == 0, capsys.readouterr().err
+    card = (out / "model" / "MODEL_CARD.md").read_text()
+    parameters = sum(
+        np.prod(v.shape) for v in build_network(load_config(earlier_run / CONFIG_FILE)).trainable_variables
+    )
+    assert f"{parameters:,} parameters" in card
+    assert "python -m training.release DATA --out release --minutes 7" in card
+    assert "Trained on the 4 annotated images" in card and "2 images," in card and "score 0.20" in card
+    assert "zero-shot" not in card.split("## Figures")[1].split("## Limits")[0]  # not there, not judged
+    assert sorted(p.name for p in (out / "model").iterdir()) == [
+        "MODEL_CARD.md", "best.npz", "config.yaml", "metrics.json",
+    ]  # fmt: skip
+
+
+def test_data_without_the_held_out_names_are_refused(tmp_path, capsys):
+    (tmp_path / "sartorius").mkdir()
+    assert release.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "val_ids.txt" in error and error.count("\n") == 1

@@ -1,0 +1,245 @@
+"""Train the network that comes with the package, and pack it: `python -m training.release DATA --out OUT`.
+
+DATA holds `sartorius/` and, to be judged on alone, `livecell/` and `usiigaci/`, as their publishers lay them
+out. OUT gets the converted data, the run, and `model/`: what lies in `effdet_tf/models/cells`. Each step that
+was done before is left as it is, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effdet_tf import cli
+from effdet_tf.command_line import exit_code, positive
+from effdet_tf.config import load_config
+from effdet_tf.data.manifest import MANIFEST_NAME
+from effdet_tf.data.record import read_manifest
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write, write_json
+from effdet_tf.model.weights import read_arrays, save_arrays
+from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, config_file, weights_file
+from training import main as training_main
+
+CARD_FILE = "MODEL_CARD.md"
+FIGURES_FILE = "metrics.json"
+# What the shipped network was trained with beside its preset.
+TRAINING = ("--preset", "cells-lite0", "--init", "imagenet", "--batch", "4")
+_JUDGED = {  # folder of the converted data -> title in the card
+    "val": "Sartorius validation images, never trained on",
+    "livecell": "LIVECell, zero-shot",
+    "usiigaci": "Usiigaci (T98G, 16 bit), zero-shot",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    options = _parse(arguments)
+    return exit_code(lambda: _run(options), on_os_error="; what was done before is unharmed")
+
+
+def _run(options: argparse.Namespace) -> None:
+    out = options.out
+    _convert(options.data, out / "data")
+    if options.run is None:
+        options.run = out / "run"
+        data = ("--data", out / "data" / "train", "--val", out / "data" / "val")
+        limit = ("--minutes", options.minutes, "--set", "train.evaluate_every=1000000")
+        words = [*data, *TRAINING, *limit, "--out", options.run, *options.settings]
+        _step("training.main", training_main.main, words)
+    pack(options.run, out / "model")
+    from effdet_tf.evaluation import evaluate_run
+    from effdet_tf.predict import load_run
+
+    predictor = load_run(out / "model")
+    score = predictor.config.postprocess.report_score
+    reports = {}
+    for name in _JUDGED:
+        if (out / "data" / name / MANIFEST_NAME).exists():
+            print(f"\njudging on {name}, cells of score {score:.2f} and more", flush=True)
+            reports[name], _ = evaluate_run(predictor, out / "data" / name, score_threshold=score)
+    if "val" in reports:
+        write_json(out / "model" / FIGURES_FILE, reports["val"])
+    card = model_card(out / "model", reports, _command(options), read_manifest(out / "data" / "train").images)
+    with atomic_write(out / "model" / CARD_FILE) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    print(f"\n{card}\nwritten: {out / 'model'}")
+
+
+def _convert(source: Path, data: Path) -> None:
+    """Convert the three data sets, those that are there and not converted yet.
+
+    Raises:
+        UserError: when there are no Sartorius images, or a set cannot be converted.
+    """
+    sartorius, held_out = source / "sartorius", source / "sartorius" / "val_ids.txt"
+    if not held_out.is_file():
+        raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
+    wanted: dict[str, list[object]] = {
+        "train": ["sartorius", sartorius, "--classes", "one", "--exclude-ids", held_out],
+        "val": ["sartorius", sartorius, "--classes", "one", "--ids", held_out],
+        "livecell": ["livecell", source / "livecell", "--split", "val"],
+        "usiigaci": ["labelmaps", source / "usiigaci"],
+    }
+    for name, (kind, folder, *rest) in wanted.items():
+        if (data / name / MANIFEST_NAME).exists() or not Path(str(folder)).is_dir():
+            continue
+        words = ["convert", kind, folder, data / name, *rest, "--quiet", "--overwrite"]
+        _step("effdet_tf", cli.main, words)
+
+
+def _step(module: str, command: Any, words: Sequence[object]) -> None:
+    """Print and run a command.
+
+    Raises:
+        UserError: when it fails.
+    """
+    arguments = [str(word) for word in words]
+    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
+    if command(arguments) != 0:
+        raise UserError(f"stopped at `python -m {module} {arguments[0]}`; its message stands above")
+
+
+def pack(run: Path, out: Path) -> None:
+    """Copy a run's configuration and its best weights, kernels in float16.
+
+    Biases and batch normalisation stay float32: they are small, and variances may leave float16's range.
+
+    Args:
+        run: a trained run.
+        out: folder to write.
+
+    Raises:
+        UserError: when the run holds no weights, or a kernel does not fit into float16.
+    """
+    config = load_config(config_file(run))
+    arrays = read_arrays(weights_file(run))
+    packed = {}
+    for name, value in arrays.items():
+        packed[name] = value.astype(np.float16) if value.ndim > 1 else value.astype(np.float32)
+        if not np.isfinite(packed[name]).all():
+            raise UserError(f"{run}: {name} holds values that float16 cannot; train it again")
+    out.mkdir(parents=True, exist_ok=True)
+    config.save(out / CONFIG_FILE)
+    save_arrays(out / BEST_FILE, packed)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that makes this network again."""
+    words = ["DATA", "--out", "release", "--minutes", f"{options.minutes:g}", *options.settings]
+    return f"python -m training.release {shlex.join(words)}"
+
+
+def model_card(model: Path, reports: dict[str, dict[str, Any]], command: str, images: int) -> str:
+    """The card of a packed network, Markdown.
+
+    Args:
+        model: its folder.
+        reports: of `evaluate_run` by name of the data set.
+        command: that makes it again.
+        images: that it was trained on.
+    """
+    config = load_config(model / CONFIG_FILE)
+    arrays = read_arrays(model / BEST_FILE)
+    parameters = sum(v.size for name, v in arrays.items() if "moving_" not in name)
+    megabytes = (model / BEST_FILE).stat().st_size / 1e6
+    rows = []
+    for name, report in reports.items():
+        groups = report["livecell"]["all"]
+        box, mask, cells = groups["bbox"], groups["segm"], report["cells"]
+        kinds = ", ".join(f"{kind} {figures['sartorius']:.3f}" for kind, figures in cells["by"].items())
+        rows.append(
+            f"| {_JUDGED[name]}: {groups['images']} images, {groups['cells']:,} cells "
+            f"| {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} "
+            f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
+            f"| {100 * mask['AFNR']:.1f} % | {cells['all']['sartorius']:.3f}{f' ({kinds})' if kinds else ''} "
+            f"| {cells['all']['f1']:.3f} "
+            f"| {cells['all']['count_mean_error']:.1f} of {cells['all']['count_mean_true']:.0f} |"
+        )
+    return _CARD.format(
+        parameters=f"{parameters:,}",
+        megabytes=f"{megabytes:.1f}",
+        preset=config.preset,
+        zoom=config.data.zoom,
+        command=command,
+        images=images,
+        score=f"{config.postprocess.report_score:.2f}",
+        rows="\n".join(rows),
+    )
+
+
+_CARD = """\
+# cells
+
+Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.load("cells")`, or
+`python -m effdet_tf predict images/ --out found`.
+
+{preset}, {parameters} parameters, {megabytes} MB (kernels in float16); one class, `cell`; gray images, 8 or
+16 bit, normalised by their own mean and standard deviation and magnified {zoom:g} times inside the network.
+
+## Data and licence
+
+Trained on the {images} annotated images of the Kaggle competition "Sartorius - Cell Instance Segmentation"
+(2021) that were not kept for validation: SH-SY5Y neuroblastoma, astrocytes and cortical neurons, phase
+contrast, 704 x 520 px. They are competition data for non-commercial research, and so are these weights. The
+backbone started from the ImageNet weights of EfficientNet-Lite0 (Apache-2.0). No LIVECell and no Usiigaci
+image was trained on.
+
+## Command
+
+```
+{command}
+```
+
+## Figures
+
+| evaluated on | box AP / AP50 | mask AP / AP50 / AP75 | AFNR (mask) | Sartorius metric | F1 | count error |
+|---|---|---|---|---|---|---|
+{rows}
+
+AP and AFNR by the LIVECell protocol, %. The last three at score {score}, which is saved with the network and
+was chosen on the Sartorius validation images: on those it is the best of a grid, an upper bound; on the
+others it is not. The weights are those of the last step; none were chosen by these images.
+
+## Limits
+
+- It knows cells of about 10-100 px at 10x magnification or similar, in phase contrast. Fluorescence,
+  histology and bright-field images are foreign to it.
+- Cells of 60 px and more in confluent sheets, thin processes, and the densest neighbourhoods are its weak
+  points: look at the overlays before you rely on counts. `training.main --init cells` fine-tunes it on cells
+  of your own.
+"""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of the real images")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to work in")
+    parser.add_argument("--minutes", type=positive(float), default=90.0, help="of training (%(default)g)")
+    parser.add_argument("--run", type=Path, help="a trained run to pack in place of training one")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="extend",
+        nargs=1,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of the training",
+    )
+    options = parser.parse_args(arguments)
+    options.settings = [word for setting in options.settings for word in ("--set", setting)]
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
