@@ -27,10 +27,14 @@ PLAIN = [
 ]
 
 
-@pytest.fixture(scope="module", params=["cells", "plain"])
-def pair(request, tiny_config, tmp_path_factory):
-    """A network and its SavedModel, opened: cells with masks, or two classes of boxes in colour images."""
-    config = tiny_config.override(["postprocess.score_threshold=0.0", "data.max_instances=40"])
+@pytest.fixture(scope="module", params=["cells", "points", "plain"])
+def pair(request, tiny_config, tiny_points, tmp_path_factory):
+    """A network and its SavedModel, opened.
+
+    Cells with masks, by anchors or by points in magnified images, or two classes of boxes in colour images.
+    """
+    config = tiny_points if request.param == "points" else tiny_config
+    config = config.override(["postprocess.score_threshold=0.0", "data.max_instances=40"])
     config = config.override(PLAIN if request.param == "plain" else [])
     predictor = Predictor(build_network(config), config)
     folder = tmp_path_factory.mktemp(request.param) / "saved_model"

@@ -82,6 +82,25 @@ def test_the_file_finds_the_cells_of_the_keras_network(
         assert np.abs(expected.masks - masks)[near].mean() < (2 if name.startswith("float") else 20)
 
 
+@pytest.mark.parametrize("nms", ["hard", "soft"])
+def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_path, nms):
+    predictor = lively(tiny_points.override(["postprocess.score_threshold=0.15", f"postprocess.nms={nms}"]))
+    found = opened(convert(predictor, SIZE, "float32"), tmp_path)
+    reference = keras_reference(predictor, SIZE)
+    assert reference.frame == found.frame == (96, 136)  # 90 x 135, rounded up to the stride of 8
+    assert found.metadata["input"]["zoom"] == 1.5
+    for image in (images[0], images[1][: SIZE[0], : SIZE[1]]):  # in tiles, and in one piece
+        expected, result = reference.predict(image), found.predict(image)
+        assert len(expected) > 10 and len(result) == len(expected)
+        distance = np.abs(expected.boxes[:, None] - result.boxes[None]).max(-1)
+        assert distance.min(1).max() < 0.1
+        assert np.abs(expected.scores - result.scores[distance.argmin(1)]).max() <= 1e-4
+    whole = predictor.predict(images[1][: SIZE[0], : SIZE[1]])
+    assert 0.8 < len(whole) / len(expected) < 1.25  # Keras itself pads as much, and is not tiled
+    int8 = opened(convert(predictor, SIZE, "int8", images), tmp_path)
+    assert len(int8.predict(images[0])) > 5
+
+
 def test_the_reference_is_the_predictor_where_nothing_is_padded(predictor, images):
     image = images[0][:64, :96]
     expected, result = predictor.predict(image), keras_reference(predictor, (64, 96)).predict(image)

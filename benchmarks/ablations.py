@@ -1,0 +1,94 @@
+"""Equal trainings that differ in one choice, judged on the same images, as a Markdown table.
+
+    python benchmarks/ablations.py data/train data/val --out runs/ablations [--only "rate 4e-3; CIoU"]
+
+A variant that is done already is only read. The table has the figures of `benchmarks/ablations.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ANCHORS = [
+    "anchors.code=center",
+    "anchors.ratios=[1,2,0.5]",
+    "anchors.sizes=[[11,18],[28,40],[56,80],[112,160]]",
+]
+IOU = ["assign.method=iou", "assign.negative_iou=0.4"]
+SLOW = ["train.learning_rate=1.2e-3"]
+# name -> settings on top of the preset and of BASE
+VARIANTS: dict[str, list[str]] = {
+    "anchors, IoU": [*ANCHORS, *IOU, *SLOW, "data.zoom=1"],
+    "points, ATSS": ["assign.method=atss", "assign.candidates=9", *SLOW, "data.zoom=1"],
+    "points, task-aligned": [*SLOW, "data.zoom=1"],
+    "CIoU": ["loss.box_loss=ciou", *SLOW, "data.zoom=1"],
+    "rate 2.5e-3, zoom 1": ["train.learning_rate=2.5e-3", "data.zoom=1"],
+    "rate 4e-3, zoom 1": ["data.zoom=1"],
+    "rate 1.2e-3": SLOW,
+    "rate 2.5e-3": ["train.learning_rate=2.5e-3"],
+    "rate 4e-3": [],
+    "rate 8e-3": ["train.learning_rate=8e-3"],
+    "balance .5": [*SLOW, "data.balance=0.5"],
+    "zoom 2, balance .5": [*SLOW, "data.balance=0.5", "data.zoom=2"],
+    "mask 32 channels, 16 hidden": ["model.mask.channels=32", "model.mask.hidden=16"],
+    "crops of 384, two a step": ["data.crop_size=[384,384]", "train.batch=2"],
+}
+BASE = ["train.batch=4", "train.learning_rate=4e-3", "data.balance=0", "train.evaluate_every=1000000"]
+
+
+def train(name: str, options: argparse.Namespace) -> Path:
+    """Train one variant, unless that is done; returns its report."""
+    folder = options.out / f"{name.replace(' ', '_').replace(',', '')}-seed{options.seed}"
+    report = folder / "metrics.json"
+    if report.exists():
+        return report
+    settings = [*BASE, *VARIANTS[name], f"train.seed={options.seed}"]
+    halved = "train.batch=2" in settings  # twice as many steps an epoch
+    command = [sys.executable, "-m", "training.main", "--data", options.train, "--val", options.val]
+    command += ["--preset", "cells-lite0", "--init", "imagenet", "--out", folder]
+    command += ["--epochs", str(options.epochs // 2 if halved else options.epochs)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    subprocess.run(list(map(str, command)), check=True)
+    return report
+
+
+def row(name: str, report: dict) -> str:
+    """One line of the table."""
+    group, cells = report["livecell"]["all"], report["cells"]
+    box, mask = group["bbox"], group["segm"]
+    kinds = ", ".join(f"{figures['sartorius']:.3f}" for figures in cells["by"].values())
+    return (
+        f"| {name} | {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} / {100 * box['AP75']:.1f} "
+        f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
+        f"| {100 * mask['AFNR']:.1f} | {cells['all']['sartorius']:.3f} ({kinds}) |"
+    )
+
+
+def main() -> None:
+    """Train what is asked for and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("train", type=Path, help="converted training images")
+    parser.add_argument("val", type=Path, help="converted validation images")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", help="names of variants, with semicolons between them (default: all)")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    names = [name.strip() for name in options.only.split(";")] if options.only else list(VARIANTS)
+    unknown = sorted(set(names) - set(VARIANTS))
+    if unknown:
+        parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(VARIANTS)}")
+    rows = [row(name, json.loads(train(name, options).read_text())) for name in names]
+    print("| | box AP / AP50 / AP75 | mask AP / AP50 / AP75 | AFNR, mask | Sartorius metric (by kind) |")
+    print("|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
