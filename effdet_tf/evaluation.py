@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
+from effdet_tf.data.manifest import refuse_pseudo
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.report import summarise
@@ -90,6 +91,7 @@ def evaluate_run(
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
     """
     manifest = read_manifest(data_dir)
+    refuse_pseudo(data_dir, manifest, "judge on annotated images")
     cells = FoundCells(predictor.class_names, manifest.categories, data_dir)
     if cells.strangers:
         if coco:

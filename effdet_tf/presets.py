@@ -118,9 +118,9 @@ def _cells(name: str) -> Config:
         loss=LossConfig(
             class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0
         ),
-        data=DataConfig(crop_size=(256, 256) if lite else (512, 512), zoom=1.5, balance=0.5),
+        data=DataConfig(crop_size=(256, 256) if lite else (512, 512), zoom=1.5),
         augment=AugmentConfig(),
-        train=TrainConfig(learning_rate=1.5e-3, ema=0.995),
+        train=TrainConfig(learning_rate=4e-3 if lite else 1.5e-3, ema=0.998),
         # IoU-weighted class scores times mask quality run low; a validated run tunes this.
         # Dense cells fill 5,000 candidates, a cell has dozens of them, before its neighbours come up.
         postprocess=PostprocessConfig(report_score=0.3, top_k=20_000),

@@ -39,12 +39,15 @@ def train(options: argparse.Namespace) -> None:
         UserError: for unusable data or settings.
     """
     config = wanted_config(options)
-    from effdet_tf.data.record import shard_paths
+    from effdet_tf.data.manifest import refuse_pseudo
+    from effdet_tf.data.record import read_manifest, shard_paths
     from effdet_tf.data.store import RecordStore
 
     if options.val:
-        shard_paths(options.val)  # a wrong folder must not come to light after the first epoch
-    store = RecordStore(options.data, config.data.cache_mb)
+        # A wrong folder must not come to light after the first epoch.
+        shard_paths(options.val)
+        refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
+    store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
     folder = options.out
     config = open_run(resolve(config, store), folder)
     import tensorflow as tf
@@ -73,11 +76,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--minutes 30 --out runs/first",
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
+    parser.add_argument(
+        "--pseudo",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="images that `python -m effdet_tf pseudo` labelled, to train on as well",
+    )
     parser.add_argument("--val", type=Path, help="converted data to validate on")
     add_options(parser, default_out="runs/train; runs/demo without --data")
     options = parser.parse_args(arguments)
-    if options.val and not options.data:
-        parser.error("--val needs --data: without it the demo makes data of its own")
+    if (options.val or options.pseudo) and not options.data:
+        parser.error("--val and --pseudo need --data: without it the demo makes data of its own")
     return options
 
 

@@ -93,7 +93,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--score",
-        type=_share,
+        type=share,
         metavar="X",
         help="keep cells with this score or more, 0 to 1 (default: the best on the run's validation images)",
     )
@@ -103,7 +103,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the predictions that DIR holds")
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """A number from 0 to 1 of the command line."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -117,7 +118,7 @@ def _scale(text: str) -> float:
     return value
 
 
-_share.__name__ = _scale.__name__ = "number"  # what argparse calls it in its message
+share.__name__ = _scale.__name__ = "number"  # what argparse calls it in its message
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ class Manifest:
         notes: the same for faults that were survived.
         mask_size: side of the box-aligned bitmaps.
         masks: False when the cells are annotated by boxes alone: the bitmaps are full, and no mask is judged.
+        pseudo: what a network labelled the images with ({"network", "score", ...}); empty when people did.
         format: version of this layout.
     """
 
@@ -54,6 +55,7 @@ class Manifest:
     notes: dict[str, dict[str, Any]]
     mask_size: int
     masks: bool = True  # sets from before it was written down have masks
+    pseudo: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -79,7 +81,8 @@ class Manifest:
             ValueError: when a key is missing, unknown or of another type.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        optional = ("masks", "pseudo", "format")
+        needed = fields.keys() - set(optional)
         missing, unknown = sorted(needed - values.keys()), sorted(values.keys() - fields.keys())
         if missing or unknown:
             raise ValueError(f"keys missing: {missing}, unknown: {unknown}")
@@ -118,3 +121,14 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         return Manifest.from_dict(values)
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); convert the data again") from error
+
+
+def refuse_pseudo(directory: str | os.PathLike[str], manifest: Manifest, advice: str) -> None:
+    """Refuse a data set that a network labelled where people's annotations are wanted.
+
+    Raises:
+        UserError: with the advice, what to do instead.
+    """
+    if manifest.pseudo:
+        network = manifest.pseudo.get("network", "a network")
+        raise UserError(f"{directory}: was labelled by {network}, not by people; {advice}")

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from effdet_tf.data import record as record_lib
+from effdet_tf.data.manifest import refuse_pseudo
 from effdet_tf.errors import UserError
 
 _MEGABYTE = 1 << 20
@@ -74,23 +75,37 @@ class RecordStore:
         decoded_mb: what they take, or would take, there.
     """
 
-    def __init__(self, directories: str | Path | Sequence[str | Path], cache_mb: int = 2000) -> None:
+    def __init__(
+        self,
+        directories: str | Path | Sequence[str | Path],
+        cache_mb: int = 2000,
+        pseudo: Sequence[str | Path] = (),
+    ) -> None:
         """Open data sets that `convert` wrote.
 
         Args:
-            directories: one folder or several, with the same classes.
+            directories: one folder or several, with the same classes, annotated by people.
             cache_mb: decoded images up to this size are kept in memory; 0 keeps none. While they are
                 loaded, up to twice that is in use.
+            pseudo: folders of images that a network labelled, likewise.
 
         Raises:
-            UserError: for a folder without manifest, a missing or damaged shard, no images, or data
-                sets that differ in their classes or in the size of their masks.
+            UserError: for a folder without manifest, a missing or damaged shard, no images, data sets that
+                differ in their classes or in the size of their masks, or labels of a network among those of
+                people, or the other way round.
         """
         one = isinstance(directories, (str, Path))
         folders = [Path(directories)] if one else [Path(folder) for folder in directories]
         if not folders:
             raise UserError("no data set was named; give a folder that `convert` wrote")
+        annotated = len(folders)
+        folders += [Path(folder) for folder in pseudo]
         manifests = [record_lib.read_manifest(folder) for folder in folders]
+        for place, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+            if place < annotated:
+                refuse_pseudo(folder, manifest, "to train on it, give it with --pseudo")
+            elif not manifest.pseudo:
+                raise UserError(f"{folder}: was annotated by people; give it as data, not as pseudo-labels")
         for folder, manifest in zip(folders, manifests, strict=True):
             if manifest.class_names != manifests[0].class_names:
                 raise UserError(

@@ -71,6 +71,7 @@ class Tally:
             notes=dict(sorted(self.faults.notes.items())),
             mask_size=mask_size,
             masks=source.masks,
+            pseudo=source.pseudo,
         )
 
     def _image_statistics(self) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Source:
         tasks: the images by rising file name.
         faults: what was wrong before any image was read.
         masks: False when the cells are annotated by boxes alone.
+        pseudo: what a network labelled the images with; empty when people did.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Source:
     tasks: list[ImageTask]
     faults: Faults = field(default_factory=Faults)
     masks: bool = True
+    pseudo: dict[str, Any] = field(default_factory=dict)
 
 
 class ImageFinder:

@@ -1,0 +1,75 @@
+"""`python -m effdet_tf pseudo IMAGES... --out DIR`: label images with a network, to train on them as well."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from effdet_tf.commands.convert import report
+from effdet_tf.commands.predict import add_view_options, share, with_views
+from effdet_tf.run_folder import DEFAULT_MODEL
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the verb `pseudo` to the command line."""
+    parser = subparsers.add_parser(
+        "pseudo",
+        help="label images without annotation by a network, to train on them beside annotated ones",
+        description="Label images by a trained network and write them as a data set for "
+        "`python -m training.main --data DATA --pseudo DIR`. Its manifest says that no person annotated it: "
+        "it is refused as --data and --val.",
+        epilog="example: python -m effdet_tf pseudo unlabelled/ --out data/pseudo --run runs/mine --tta",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--run",
+        dest="run_folder",
+        default=DEFAULT_MODEL,
+        metavar="RUN",
+        help="trained network (default: the one that comes with the package, %(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        type=share,
+        metavar="X",
+        help="label cells with this score or more (default: the one that the network was saved with)",
+    )
+    add_view_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that lies in DIR")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Label, report, and return the exit code."""
+    from effdet_tf.inputs import find_images
+
+    jobs = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
+    import effdet_tf
+    from effdet_tf.data.sources.pseudo import open_pseudo
+    from effdet_tf.data.writer import WriteOptions, prepare_output, write_records
+
+    predictor = with_views(effdet_tf.load(args.run_folder), args)
+    score = predictor.config.postprocess.report_score if args.score is None else args.score
+
+    def label(path: Path) -> Any:
+        found = predictor.predict(path).filter(score)
+        labels, kept = found.label_image()
+        return labels, found.classes[kept]
+
+    pairs = zip(predictor.category_ids, predictor.class_names, strict=True)
+    categories = [{"id": int(identity), "name": name} for identity, name in pairs]
+    about = {
+        "network": str(args.run_folder),
+        "score": score,
+        "flips": args.tta,
+        "scales": list(args.tta_scales),
+    }
+    source = open_pseudo([(job.path, job.name + job.path.suffix) for job in jobs], label, categories, about)
+    with prepare_output(args.out, args.overwrite):
+        manifest = write_records(source, args.out, WriteOptions(workers=1))
+    print(report(args.out, manifest))
+    print(f"labelled by {args.run_folder} from score {score:.2f} on; train with --pseudo {args.out}")
+    return 0

@@ -1,0 +1,113 @@
+"""Images that a network labels: a data set like any other to train on, and none to be judged by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from effdet_tf import cli
+from effdet_tf.data.manifest import load_manifest
+from effdet_tf.data.record import iterate_records
+from effdet_tf.data.store import RecordStore
+from effdet_tf.errors import UserError
+from effdet_tf.evaluation import evaluate_run
+from effdet_tf.presets import preset
+from effdet_tf.results import Result
+from training import main as training_main
+
+
+class Squares:
+    """Finds bright squares; their score is their brightness."""
+
+    class_names, category_ids, per_class = ("cell",), (5,), False
+    config = preset("cells-lite0").replace(postprocess__report_score=0.5)
+
+    def predict(self, image):
+        pixels = cv2.imread(str(image), cv2.IMREAD_UNCHANGED) if isinstance(image, Path) else image[..., 0]
+        pixels = np.asarray(pixels)
+        count, _, stats, _ = cv2.connectedComponentsWithStats((pixels > 60).astype(np.uint8))
+        boxes = np.array([[y, x, y + h, x + w] for x, y, w, h, _ in stats[1:count]], np.float32)
+        boxes = boxes.reshape(-1, 4)
+        scores = np.array([pixels[int(y), int(x)] / 255 for y, x, _, _ in boxes], np.float32)
+        order = np.argsort(-scores, kind="stable")
+        masks = np.full((len(boxes), 28, 28), 255, np.uint8)
+        classes = np.zeros(len(boxes), np.int32)
+        found = boxes[order]
+        return Result(found, scores[order], classes, masks, found.copy(), *pixels.shape, ("cell",))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    for name, levels in (("a.png", (250, 200, 100)), ("deep/b.png", (240,)), ("empty.png", ())):
+        pixels = np.full((64, 96), 20, np.uint8)
+        for k, level in enumerate(levels):
+            pixels[10 : 20 + k, 5 + 30 * k : 17 + 30 * k] = level
+        cv2.imwrite(str(folder / name), pixels)
+    return folder
+
+
+@pytest.fixture
+def labelled(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import effdet_tf
+
+    monkeypatch.setattr(effdet_tf, "load", lambda path: Squares(), raising=False)
+    out = tmp_path / "pseudo"
+    assert cli.main(["pseudo", str(images), "--out", str(out), "--run", "mine"]) == 0
+    return out
+
+
+def test_the_set_holds_what_the_network_found(labelled: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = load_manifest(labelled)
+    assert manifest.pseudo == {"network": "mine", "score": 0.5, "flips": False, "scales": [1.0]}
+    assert (manifest.source, manifest.images, manifest.cells) == ("pseudo", 3, 3)  # 100 / 255 is below .5
+    assert (manifest.class_names, manifest.category_ids) == (("cell",), (5,))
+    records = {record.file_name: record for record in iterate_records(labelled)}
+    assert set(records) == {"a.png", "deep/b.png", "empty.png"}
+    assert records["a.png"].boxes.tolist() == [[10, 5, 20, 17], [10, 35, 21, 47]]
+    assert len(records["empty.png"].boxes) == 0 and records["deep/b.png"].masks.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(("words", "cells"), [(["--score", "0.9"], 2), (["--score", "0"], 4), (["--tta"], 3)])
+def test_score_and_views_are_the_users_choice(images, tmp_path, monkeypatch, words, cells):
+    import effdet_tf
+
+    monkeypatch.setattr(effdet_tf, "load", lambda path: Squares(), raising=False)
+    assert cli.main(["pseudo", str(images), "--out", str(tmp_path / "out"), *words]) == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.cells == cells
+    assert manifest.pseudo["network"] == "cells" and manifest.pseudo["flips"] == (words == ["--tta"])
+
+
+def test_people_and_networks_are_kept_apart(labelled: Path, train_data: Path):
+    both = RecordStore(train_data, pseudo=[labelled])
+    alone = RecordStore(train_data)
+    assert both.images == alone.images + 3 and both.fingerprint != alone.fingerprint
+    assert both.cells.tolist() == [*alone.cells.tolist(), 2, 1, 0]
+    with pytest.raises(UserError, match="labelled by mine, not by people; .*--pseudo"):
+        RecordStore([train_data, labelled])
+    with pytest.raises(UserError, match="annotated by people"):
+        RecordStore(train_data, pseudo=[train_data])
+
+
+def test_no_network_is_judged_by_another(labelled: Path):
+    with pytest.raises(UserError, match="judge on annotated images"):
+        evaluate_run(Squares(), labelled, progress=False)
+
+
+def test_training_takes_them_beside_annotated_images(labelled, train_data, run_config, tmp_path, capsys):
+    words = ["--data", str(train_data), "--config", str(run_config), "--epochs", "1"]
+    run = tmp_path / "run"
+    assert training_main.main([*words, "--pseudo", str(labelled), "--out", str(run)]) == 0
+    assert "7 images, 3 steps an epoch" in capsys.readouterr().out
+    assert training_main.main([*words, "--val", str(labelled), "--out", str(tmp_path / "other")]) == 1
+    assert "validate on annotated images" in capsys.readouterr().err
+
+
+def test_a_wrong_name_is_told_before_the_network_loads(tmp_path, capsys):
+    assert cli.main(["pseudo", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 1
+    assert "does not exist" in capsys.readouterr().err
