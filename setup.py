@@ -33,6 +33,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
+    # A trained network, with its card: what `effdet_tf.load("cells")` opens.
+    package_data={"effdet_tf": ["models/*/*"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

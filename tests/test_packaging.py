@@ -57,6 +57,13 @@ def test_wheel_holds_every_module(wheel):
     assert shipped == written
 
 
+def test_wheel_holds_the_trained_network(wheel):
+    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/models/")}
+    folder = ROOT / "effdet_tf" / "models"
+    assert held == {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()}
+    assert "effdet_tf/models/cells/best.npz" in held
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()

@@ -1,0 +1,107 @@
+"""The network that comes with the package: it is there, opens by its name, and finds real cells."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import effdet_tf
+from effdet_tf import cli
+from effdet_tf.config import load_config
+from effdet_tf.data.phase_contrast import render_image
+from effdet_tf.evaluation import evaluate_run
+from effdet_tf.model.efficientdet import build_network
+from effdet_tf.pretrained.fit import start_from
+from effdet_tf.pretrained.open import open_source
+from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, MODELS, find_run, model_names, weights_file
+
+MODEL = MODELS / "cells"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return effdet_tf.load("cells")
+
+
+def test_it_is_small_and_says_what_it_is():
+    assert model_names() == ["cells"]
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 25e6
+    card = (MODEL / "MODEL_CARD.md").read_text()
+    for words in ("non-commercial", "Sartorius", "python -m training.release", "## Figures", "## Limits"):
+        assert words in card
+    assert load_config(MODEL / CONFIG_FILE).class_names == ("cell",)
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    assert find_run("cells") == MODEL
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MODEL, tmp_path / "cells")
+    assert find_run("cells") == Path("cells")
+    assert find_run("other") == Path("other")
+
+
+def test_it_opens_by_name_and_takes_any_image(cells):
+    image = render_image(np.random.default_rng(0), 96, 128, 12, "Round")[0]
+    for pixels in (image, image.astype(np.uint16) * 200, np.repeat(image[..., None], 3, axis=-1)):
+        result = cells.predict(pixels)
+        assert (result.height, result.width) == image.shape
+        assert result.masks is not None and result.class_names == ("cell",)
+    assert (result.scores <= 1).all()
+
+
+def test_predict_needs_no_run(tmp_path, capsys):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "one.png"), render_image(np.random.default_rng(1), 96, 128, 12, "Round")[0])
+    assert cli.main(["predict", str(tmp_path / "one.png"), "--out", str(tmp_path / "out")]) == 0
+    assert "1 images" in capsys.readouterr().out
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["error"] == "" and int(row["cells"]) >= 0
+    assert (tmp_path / "out" / "one.labels.tif").is_file()
+
+
+def test_info_describes_it(capsys):
+    assert cli.main(["info", "cells"]) == 0
+    assert "preset cells-lite0" in capsys.readouterr().out
+    assert cli.main(["info"]) == 0
+    assert "trained networks: cells" in capsys.readouterr().out
+
+
+def test_training_can_start_from_all_of_it():
+    network = build_network(load_config(MODEL / CONFIG_FILE))
+    rows = start_from(network, open_source("cells"), strict=True)
+    assert {row.outcome for row in rows} == {"loaded"}
+    assert weights_file(MODEL).name == BEST_FILE
+
+
+CHOSEN = {"cort": 2, "shsy5y": 2, "astro": 2}  # of the held-out images, the first of each type by id
+
+
+@pytest.mark.real_data
+def test_it_finds_the_cells_of_images_it_never_saw(cells, real_data: Path, tmp_path: Path):
+    root = real_data / "sartorius"
+    held_out = set((root / "val_ids.txt").read_text().split())
+    with open(root / "train.csv", newline="") as file:
+        types = {row["id"]: row["cell_type"] for row in csv.DictReader(file) if row["id"] in held_out}
+    chosen = [
+        identity
+        for kind, count in CHOSEN.items()
+        for identity in sorted(i for i, own in types.items() if own == kind)[:count]
+    ]
+    (tmp_path / "ids.txt").write_text("\n".join(chosen) + "\n")
+    data = tmp_path / "data"
+    words = ["convert", "sartorius", root, data, "--classes", "one", "--ids", tmp_path / "ids.txt", "--quiet"]
+    assert cli.main(list(map(str, words))) == 0
+    score = cells.config.postprocess.report_score
+    report, _ = evaluate_run(cells, data, progress=False, score_threshold=score)
+    mask = report["livecell"]["all"]["segm"]
+    assert report["livecell"]["all"]["images"] == 6
+    # The whole validation set is in the model card; these six are of all its kinds.
+    assert mask["AP"] > 0.15 and mask["AP50"] > 0.45
+    assert report["cells"]["by"]["cort"]["sartorius"] > 0.3
+    assert report["cells"]["all"]["f1"] > 0.5
