@@ -18,6 +18,7 @@ import jax
 import keras
 import numpy as np
 
+from effdet_tf.assignment import Predictions, assign
 from effdet_tf.config import load_config
 from effdet_tf.data.packed import load_packed
 from effdet_tf.model.efficientdet import build_network
@@ -66,6 +67,23 @@ def learn(config: str, weights: str, batch: str, out: str) -> None:
     np.savez(out, **{name: np.asarray(value) for name, value in result.items()})
 
 
+def assigned(config: str, arrays: str, out: str) -> None:
+    """Write the assignment of made-up cells by made-up predictions, in an image of 96 x 96 px."""
+    settings, given = load_config(config), read_arrays(arrays)
+    seen = Predictions(given["boxes"], given["scores"], given["classes"])
+    levels = (settings.model.min_level, settings.model.max_level)
+    found = assign(
+        given["cells"],
+        given["classes"] >= 0,
+        (96, 96),
+        settings.anchors,
+        settings.assign,
+        *levels,
+        predictions=seen,
+    )
+    np.savez(out, **{name: np.asarray(value) for name, value in found._asdict().items()})
+
+
 def stop(config: str, data: str, folder: str) -> None:
     """Train in one go into `folder/whole`, and with a Ctrl-C during a step into `folder/stopped`."""
     settings, packed = load_config(config), load_packed(data)
@@ -99,4 +117,4 @@ def stop(config: str, data: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"outputs": outputs, "learn": learn, "stop": stop}[sys.argv[1]](*sys.argv[2:])
+    {"outputs": outputs, "learn": learn, "assigned": assigned, "stop": stop}[sys.argv[1]](*sys.argv[2:])

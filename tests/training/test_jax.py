@@ -26,6 +26,8 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf import cli
+from effdet_tf.anchors import grid
+from effdet_tf.assignment import Predictions, State, assign
 from effdet_tf.config import Config, DataConfig, load_config
 from effdet_tf.data.packed import PackedSet, load_packed, save_packed
 from effdet_tf.data.plan import epoch_plan
@@ -214,7 +216,9 @@ VARIANTS = {
         "anchors.code=sides",
         "anchors.ratios=[1]",
         "anchors.sizes=[[12], [24]]",
-        "assign.method=task_aligned",
+        # By place alone: what task-aligned assignment picks hangs on the last digits of the outputs. It is
+        # compared on equal outputs below.
+        "assign.method=atss",
         "loss.box_loss=ciou",
         "data.zoom=1.5",
         "train.optimizer=sgd",
@@ -230,6 +234,9 @@ VARIANTS = {
         "train.weight_decay=0.1",
     ],
 }
+# The few positives of points hang on single ReLUs and poolings: an image changed by 1e-6 moves their
+# gradients by up to 1.5 % under TensorFlow alone, those of anchors by .01 %.
+POINTS_SLACK = 10
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -271,6 +278,10 @@ def assert_near(found: np.ndarray, expected: np.ndarray, share: float, name: str
     assert gap <= share * np.linalg.norm(expected) + 1e-7, f"{name}: {gap} of {np.linalg.norm(expected)}"
 
 
+def slack(config: Config) -> int:
+    return POINTS_SLACK if config.anchors.code == "sides" else 1
+
+
 def test_losses_and_gradients_are_those_of_tensorflow(learned) -> None:
     config, weights, batch, found = learned
     network = started(config, weights)
@@ -286,7 +297,8 @@ def test_losses_and_gradients_are_those_of_tensorflow(learned) -> None:
     for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
         value = np.asarray(gradient)
         if np.linalg.norm(value) > 1e-4 * total:  # below it, sums that cancel are rounding alone
-            assert_near(found[f"gradient/{variable.path}"], value, 2e-3, variable.path)
+            share = 2e-3 * slack(config)
+            assert_near(found[f"gradient/{variable.path}"], value, share, variable.path)
     everything = [
         np.concatenate([np.ravel(g) for g in kind])
         for kind in (
@@ -294,7 +306,7 @@ def test_losses_and_gradients_are_those_of_tensorflow(learned) -> None:
             [np.asarray(g) for g in gradients],
         )
     ]
-    assert_near(*everything, 1e-3, "all gradients")
+    assert_near(*everything, 1e-3 * slack(config), "all gradients")
 
 
 def test_two_steps_lead_where_those_of_tensorflow_lead(learned) -> None:
@@ -312,15 +324,38 @@ def test_two_steps_lead_where_those_of_tensorflow_lead(learned) -> None:
             tf.constant(number),
             tf.constant(0.1 / (1 + number)),
         )
-    np.testing.assert_allclose(found["last"], figures, rtol=5e-3)
+    np.testing.assert_allclose(found["last"], figures, rtol=5e-3 * slack(config))
     start = read_arrays(weights)
     for (name, variable), mean in zip(named_variables(network).items(), average, strict=True):
         # TensorFlow's fused kernel keeps the variance with Bessel's correction, Keras under JAX without.
-        share = 0.05 if "moving_variance" in name else 5e-3
+        share = 0.05 if "moving_variance" in name else 5e-3 * slack(config)
         for kind, value in (("after", np.asarray(variable)), ("average", np.asarray(mean))):
             moved = np.linalg.norm(value - start[name])
             gap = np.linalg.norm(found[f"{kind}/{name}"] - value)
             assert gap <= share * moved + 1e-5, f"{kind} {name}: {gap}, moved by {moved}"
+
+
+def test_task_aligned_assignment_is_that_of_tensorflow(jax: Jax, tiny_points: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    low = rng.uniform(0, 80, (2, 30, 2))
+    cells = np.concatenate([low, np.minimum(low + rng.uniform(4, 40, (2, 30, 2)), 96)], -1).astype(np.float32)
+    classes = np.where(np.arange(30) < [[30], [17]], 0, -1).astype(np.int32)
+    levels = (tiny_points.model.min_level, tiny_points.model.max_level)
+    anchors = np.concatenate([np.asarray(a) for a in grid(96, 96, tiny_points.anchors, *levels)])
+    boxes = (anchors + rng.normal(0, 3, (2, *anchors.shape))).astype(np.float32)
+    scores = rng.uniform(0.01, 0.9, (2, len(anchors), 1)).astype(np.float32)
+    tiny_points.save(tmp_path / "config.yaml")
+    np.savez(tmp_path / "in.npz", cells=cells, classes=classes, boxes=boxes, scores=scores)
+    jax(PROBE, "assigned", *(tmp_path / name for name in ("config.yaml", "in.npz", "out.npz")))
+    found = read_arrays(tmp_path / "out.npz")
+    seen = Predictions(boxes, scores, classes)
+    expected = assign(
+        cells, classes >= 0, (96, 96), tiny_points.anchors, tiny_points.assign, *levels, predictions=seen
+    )
+    assert int(np.sum(np.asarray(expected.state) == State.POSITIVE)) > 100
+    np.testing.assert_array_equal(found["state"], expected.state)
+    np.testing.assert_array_equal(found["matched"], expected.matched)
+    np.testing.assert_allclose(found["alignment"], expected.alignment, rtol=1e-4, atol=1e-7)
 
 
 def test_a_stopped_run_ends_as_one_in_one_go(
