@@ -3,9 +3,9 @@
     python benchmarks/gallery.py cells data/val --out gallery [--outlines gallery.png]
 
 Writes one picture an image into --out (the image, the true cells, the found ones), and with --outlines one
-small picture of outlines alone, which shows no pixel of the images. Green: found, IoU .5 or more with a true
-cell; red: found, but no true cell; yellow: true, but missed; gray: true. By the Sartorius metric at the score
-saved with the network.
+small picture of what was found alone, which shows neither images nor annotations. Green: found, IoU .5 or more
+with a true cell; red: found, but no true cell; yellow: true, but missed (a dot in the small picture). By the
+Sartorius metric at the score saved with the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from effdet_tf.masks import Patch, rle_to_patch
 from effdet_tf.metrics.cells import sartorius
 from effdet_tf.metrics.matching import match_image, tally
 
-GREEN, RED, YELLOW, GRAY = (60, 190, 60), (50, 50, 230), (0, 200, 240), (120, 120, 120)  # BGR
+GREEN, RED, YELLOW = (60, 190, 60), (50, 50, 230), (0, 200, 240)  # BGR
 
 
 class Judged(NamedTuple):
@@ -69,11 +69,17 @@ def outline(canvas: np.ndarray, patch: Patch, colour: tuple[int, int, int], thic
     cv2.drawContours(canvas, contours, -1, colour, thickness, offset=(patch.x, patch.y))
 
 
-def draw(judged: Judged, canvas: np.ndarray) -> np.ndarray:
-    """Draw what was found, and what was missed."""
-    hit = {f for _, f in judged.matched}
+def draw(judged: Judged, canvas: np.ndarray, dots: bool = False) -> np.ndarray:
+    """Draw what was found, and what was missed: its outline or a dot."""
+    seen, hit = {t for t, _ in judged.matched}, {f for _, f in judged.matched}
     for number, patch in enumerate(judged.true):
-        if number not in {t for t, _ in judged.matched}:
+        if number in seen:
+            continue
+        if dots:
+            rows, columns = np.nonzero(patch.mask)
+            middle = (patch.x + int(columns.mean()), patch.y + int(rows.mean()))
+            cv2.circle(canvas, middle, 3, YELLOW, cv2.FILLED)
+        else:
             outline(canvas, patch, YELLOW)
     for number, patch in enumerate(judged.found):
         outline(canvas, patch, GREEN if number in hit else RED)
@@ -113,9 +119,7 @@ def main() -> None:
             pictures = np.concatenate([gray, truth, draw(one, gray.copy())], axis=1)
             cv2.imwrite(str(options.out / f"{kind}-{what}.png"), caption(pictures, text))
             blank = np.full_like(gray, 255)
-            for patch in one.true:
-                outline(blank, patch, GRAY)
-            row.append(caption(draw(one, blank), text))
+            row.append(caption(draw(one, blank, dots=True), text))
         rows.append(np.concatenate(row, axis=1))
     if options.outlines:
         width = max(row.shape[1] for row in rows)
