@@ -3,7 +3,7 @@
     python benchmarks/gallery.py cells data/val --out gallery [--outlines gallery.png]
 
 Writes one picture an image into --out (the image, the true cells, the found ones), and with --outlines one
-small picture of what was found alone, which shows neither images nor annotations. Green: found, IoU .5 or more
+small picture of what was found alone, which shows neither image nor annotation. Green: found, IoU .5 or more
 with a true cell; red: found, but no true cell; yellow: true, but missed (a dot in the small picture). By the
 Sartorius metric at the score saved with the network.
 """

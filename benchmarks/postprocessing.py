@@ -30,7 +30,7 @@ SETTINGS: dict[str, list[str]] = {
     "score without mask quality": ["postprocess.mask_scoring=false"],
     "5,000 candidates": ["postprocess.top_k=5000"],
     "masks of 14 x 14": ["model.mask.size=14"],
-    "zoom 1.25": ["data.zoom=1.25"],
+    "zoom 1.3": ["data.zoom=1.3"],
     "zoom 1.75": ["data.zoom=1.75"],
     "eight views": [],
     "scales .85, 1, 1.2": [],
