@@ -56,15 +56,15 @@ def train(name: str, options: argparse.Namespace) -> Path:
     return report
 
 
-def row(name: str, report: dict) -> str:
-    """One line of the table."""
+def figures(report: dict) -> str:
+    """The cells of the table that every report fills: APs, AFNR and the Sartorius metric."""
     group, cells = report["livecell"]["all"], report["cells"]
     box, mask = group["bbox"], group["segm"]
-    kinds = ", ".join(f"{figures['sartorius']:.3f}" for figures in cells["by"].values())
+    kinds = ", ".join(f"{own['sartorius']:.3f}" for own in cells["by"].values())
     return (
-        f"| {name} | {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} / {100 * box['AP75']:.1f} "
+        f"{100 * box['AP']:.1f} / {100 * box['AP50']:.1f} / {100 * box['AP75']:.1f} "
         f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
-        f"| {100 * mask['AFNR']:.1f} | {cells['all']['sartorius']:.3f} ({kinds}) |"
+        f"| {100 * mask['AFNR']:.1f} | {cells['all']['sartorius']:.3f} ({kinds})"
     )
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:
         parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(VARIANTS)}")
-    rows = [row(name, json.loads(train(name, options).read_text())) for name in names]
+    rows = [f"| {name} | {figures(json.loads(train(name, options).read_text()))} |" for name in names]
     print("| | box AP / AP50 / AP75 | mask AP / AP50 / AP75 | AFNR, mask | Sartorius metric (by kind) |")
     print("|---|---|---|---|---|")
     print("\n".join(rows))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from ablations import figures
 
 from effdet_tf import postprocess
 from effdet_tf.augmented_predictor import AugmentedPredictor, make_views
@@ -60,19 +61,6 @@ def matrix_suppress(
     return tf.pad(chosen, padding), tf.pad(best, padding), count
 
 
-def row(name: str, report: dict[str, Any]) -> str:
-    """One line of the table."""
-    group, cells = report["livecell"]["all"], report["cells"]
-    box, mask = group["bbox"], group["segm"]
-    kinds = ", ".join(f"{figures['sartorius']:.3f}" for figures in cells["by"].values())
-    return (
-        f"| {name} | {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} / {100 * box['AP75']:.1f} "
-        f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
-        f"| {100 * mask['AFNR']:.1f} | {cells['all']['sartorius']:.3f} ({kinds}) "
-        f"| {cells['score_threshold']:.2f} | {cells['all']['count_bias']:+.1f} |"
-    )
-
-
 def main() -> None:
     """Evaluate every setting that is asked for."""
     shape = argparse.RawDescriptionHelpFormatter
@@ -94,7 +82,9 @@ def main() -> None:
         elif name.startswith("scales"):
             predictor = AugmentedPredictor(predictor, make_views(False, (0.85, 1.0, 1.2)))
         report, _ = evaluate_run(predictor, options.data, options.limit, progress=False)
-        print(row(name, report), flush=True)
+        cells = report["cells"]
+        last = f"{cells['score_threshold']:.2f} | {cells['all']['count_bias']:+.1f}"
+        print(f"| {name} | {figures(report)} | {last} |", flush=True)
 
 
 if __name__ == "__main__":
