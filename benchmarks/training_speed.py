@@ -149,18 +149,9 @@ def parts(trace: Path) -> dict[str, float]:
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name.split(":")[-1]
-                kernel = name[:1].isupper() or name.startswith("_Mkl")
-                if kernel and name not in (
-                    "Process",
-                    "EagerExecute",
-                    "EagerKernelExecute",
-                    "Run",
-                    "ParallelFor",
-                ):
-                    part = next(
-                        (title for title, words in PARTS if any(w in name for w in words)), "all else"
-                    )
-                    spent[part] += event.duration_ps / 1e9 / 2
+                if name not in FRAMES and (name[:1].isupper() or name.startswith("_Mkl")):
+                    found = (title for title, words in PARTS if any(word in name for word in words))
+                    spent[next(found, "all else")] += event.duration_ps / 1e9 / 2
     return {title: spent[title] for title in (*(title for title, _ in PARTS), "all else")}
 
 
