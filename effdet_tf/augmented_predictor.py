@@ -186,7 +186,10 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
 
 
 def _resample(bitmaps: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Bitmaps `[N, m, m]` over `boxes`, bilinear over `targets`: float32; 0 outside their box."""
+    """Bitmaps `[N, m, m]` over `boxes`, bilinear over `targets`: float32; 0 outside their box.
+
+    As `targets.mask_targets` does it, in numpy: TFLite files are predicted where there is no Keras.
+    """
     size = bitmaps.shape[-1]
     steps = (np.arange(size, dtype=np.float32) + 0.5) / size
     index = np.arange(size, dtype=np.float32)

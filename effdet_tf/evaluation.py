@@ -91,7 +91,6 @@ def evaluate_run(
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
     """
     manifest = read_manifest(data_dir)
-    refuse_pseudo(data_dir, manifest, "judge on annotated images")
     cells = FoundCells(predictor.class_names, manifest.categories, data_dir)
     if cells.strangers:
         if coco:
@@ -119,8 +118,9 @@ def truth_of(
     """The annotations of records as a COCO dict; see `build_ground_truth`.
 
     Raises:
-        UserError: when there is no record, or two images have the same id.
+        UserError: when a network labelled the images, there is no record, or two images have the same id.
     """
+    refuse_pseudo(data_dir, read_manifest(data_dir), "judge on annotated images")
     truth = build_ground_truth(records, categories)
     if not truth["images"]:
         raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")

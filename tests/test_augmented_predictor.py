@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from effdet_tf.augmented_predictor import AugmentedPredictor, View, make_views, merge
+from effdet_tf.augmented_predictor import AugmentedPredictor, View, _resample, make_views, merge
 from effdet_tf.errors import UserError
 from effdet_tf.presets import preset
 from effdet_tf.results import Result
@@ -133,3 +133,14 @@ def test_boxes_without_masks():
 def test_what_is_no_image_is_refused():
     with pytest.raises(UserError, match="an image is"):
         AugmentedPredictor(BlobFinder(), make_views()).predict(np.zeros((2, 3, 4, 5)))
+
+
+def test_bitmaps_move_as_the_targets_of_the_mask_head_do():
+    from effdet_tf.targets import mask_targets
+
+    rng = np.random.default_rng(0)
+    bitmaps = rng.integers(0, 256, (5, 12, 12), dtype=np.uint8)
+    boxes = rng.uniform(0, 20, (5, 4)).astype(np.float32) + np.float32([0, 0, 20, 20])
+    targets = boxes + rng.uniform(-4, 4, (5, 4)).astype(np.float32)
+    expected = np.asarray(mask_targets(bitmaps[None], boxes[None], targets[None], 12))[0] * 255
+    np.testing.assert_allclose(_resample(bitmaps, boxes, targets), expected, atol=0.01)

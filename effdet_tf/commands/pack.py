@@ -19,6 +19,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="folders that `convert` wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .npz")
+    parser.add_argument(
+        "--pseudo",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="images that `python -m effdet_tf pseudo` labelled, to train on as well",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file OUT")
     parser.set_defaults(run=run)
     return parser
@@ -35,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out}: exists already; name another file, or add --overwrite")
     from effdet_tf.data.store import RecordStore
 
-    store = RecordStore(args.data, cache_mb=sys.maxsize)
+    store = RecordStore(args.data, sys.maxsize, args.pseudo)
     packed = PackedSet(
         store.to_arrays(), store.class_names, store.category_ids, store.fingerprint, store.masks
     )

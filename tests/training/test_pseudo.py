@@ -10,6 +10,7 @@ import pytest
 
 from effdet_tf import cli
 from effdet_tf.data.manifest import load_manifest
+from effdet_tf.data.packed import load_packed
 from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
@@ -17,6 +18,7 @@ from effdet_tf.evaluation import evaluate_run
 from effdet_tf.presets import preset
 from effdet_tf.results import Result
 from training import main as training_main
+from training.evaluate import evaluate_file
 
 
 class Squares:
@@ -94,9 +96,20 @@ def test_people_and_networks_are_kept_apart(labelled: Path, train_data: Path):
         RecordStore(train_data, pseudo=[train_data])
 
 
-def test_no_network_is_judged_by_another(labelled: Path):
+def test_no_network_is_judged_by_another(labelled: Path, tmp_path: Path):
     with pytest.raises(UserError, match="judge on annotated images"):
         evaluate_run(Squares(), labelled, progress=False)
+    (tmp_path / "found.json").write_text("[]")
+    with pytest.raises(UserError, match="judge on annotated images"):
+        evaluate_file(tmp_path / "found.json", labelled)
+
+
+def test_they_are_packed_beside_annotated_images(labelled: Path, train_data: Path, tmp_path: Path, capsys):
+    out = str(tmp_path / "both.npz")
+    assert cli.main(["pack", str(train_data), out, "--pseudo", str(labelled)]) == 0
+    assert load_packed(out).cells.tolist() == RecordStore(train_data, pseudo=[labelled]).cells.tolist()
+    assert cli.main(["pack", str(train_data), str(labelled), str(tmp_path / "no.npz")]) == 1
+    assert "not by people" in capsys.readouterr().err
 
 
 def test_training_takes_them_beside_annotated_images(labelled, train_data, run_config, tmp_path, capsys):
