@@ -36,8 +36,24 @@ VARIANTS: dict[str, list[str]] = {
     "zoom 2, balance .5": [*SLOW, "data.balance=0.5", "data.zoom=2"],
     "mask 32 channels, 16 hidden": ["model.mask.channels=32", "model.mask.hidden=16"],
     "crops of 384, two a step": ["data.crop_size=[384,384]", "train.batch=2"],
+    "Lite2": ["model.backbone=efficientnet-lite2"],
+    "BiFPN and heads of 96 x 3": ["model.fpn_channels=96", "model.fpn_repeats=3", "model.head_repeats=3"],
 }
-BASE = ["train.batch=4", "train.learning_rate=4e-3", "data.balance=0", "train.evaluate_every=1000000"]
+# The same, but from the network of the package on.
+CONTINUED: dict[str, list[str]] = {
+    "continued": [],
+    "continued, balance .5": ["data.balance=0.5"],
+    "continued, never mirrored or turned": [
+        "augment.flip=false",
+        "augment.flip_vertical=false",
+        "augment.rot90=false",
+    ],
+}
+START = ["--preset", "cells-lite0", "--init", "imagenet", "--epochs", "8"]
+AGAIN = ["--preset", "cells-lite0", "--init", "cells", "--epochs", "20"]
+AGAIN += ["--set", "train.learning_rate=2e-3", "--set", "train.ema=0.998"]
+BASE = ["train.batch=4", "train.ema=0.995", "data.balance=0", "train.evaluate_every=1000000"]
+BASE += ["postprocess.vote_iou=0"]
 
 
 def train(name: str, options: argparse.Namespace) -> Path:
@@ -46,12 +62,13 @@ def train(name: str, options: argparse.Namespace) -> Path:
     report = folder / "metrics.json"
     if report.exists():
         return report
-    settings = [*BASE, *VARIANTS[name], f"train.seed={options.seed}"]
-    halved = "train.batch=2" in settings  # twice as many steps an epoch
+    settings = [*BASE, *VARIANTS.get(name, CONTINUED.get(name, [])), f"train.seed={options.seed}"]
     command = [sys.executable, "-m", "training.main", "--data", options.train, "--val", options.val]
-    command += ["--preset", "cells-lite0", "--init", "imagenet", "--out", folder]
-    command += ["--epochs", str(options.epochs // 2 if halved else options.epochs)]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--out", folder, *[word for setting in settings for word in ("--set", setting)]]
+    command += START if name in VARIANTS else AGAIN
+    if "train.batch=2" in settings:  # twice as many steps an epoch
+        command += ["--epochs", "4"]
+    command += options.more
     subprocess.run(list(map(str, command)), check=True)
     return report
 
@@ -77,13 +94,16 @@ def main() -> None:
     parser.add_argument("val", type=Path, help="converted validation images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--only", help="names of variants, with semicolons between them (default: all)")
-    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--more", nargs=argparse.REMAINDER, default=[], help="further words for training.main"
+    )
     options = parser.parse_args()
-    names = [name.strip() for name in options.only.split(";")] if options.only else list(VARIANTS)
-    unknown = sorted(set(names) - set(VARIANTS))
+    known = [*VARIANTS, *CONTINUED]
+    names = [name.strip() for name in options.only.split(";")] if options.only else known
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(VARIANTS)}")
+        parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(known)}")
     rows = [f"| {name} | {figures(json.loads(train(name, options).read_text()))} |" for name in names]
     print("| | box AP / AP50 / AP75 | mask AP / AP50 / AP75 | AFNR, mask | Sartorius metric (by kind) |")
     print("|---|---|---|---|---|")

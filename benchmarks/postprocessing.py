@@ -23,6 +23,9 @@ from effdet_tf.run_folder import find_run
 # name -> settings of the run
 SETTINGS: dict[str, list[str]] = {
     "as it is": [],
+    "no votes": ["postprocess.vote_iou=0"],
+    "votes from IoU .5 on": ["postprocess.vote_iou=0.5"],
+    "votes from IoU .8 on": ["postprocess.vote_iou=0.8"],
     "hard NMS at IoU .4": ["postprocess.nms_iou=0.4"],
     "hard NMS at IoU .6": ["postprocess.nms_iou=0.6"],
     "hard NMS at IoU .7": ["postprocess.nms_iou=0.7"],

@@ -172,6 +172,8 @@ class PostprocessConfig:
     nms: Literal["hard", "soft"] = "hard"
     nms_iou: float = 0.5
     soft_nms_sigma: float = 0.5
+    # A kept box becomes the mean of the candidates that overlap it by this IoU; 0 leaves it as it is.
+    vote_iou: float = 0.0
     class_agnostic: bool = True
     mask_scoring: bool = True  # score x mean probability inside the mask
     report_score: float = 0.5  # a cell needs it to be counted or drawn; tuned on validation data

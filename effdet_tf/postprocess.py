@@ -17,7 +17,7 @@ from effdet_tf.model.mask_head import MaskHead
 
 Tensor = Any
 
-MASK_CHUNK = 128  # instances whose masks are computed at once: bounds the memory
+MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
 
 
 class Candidates(NamedTuple):
@@ -111,6 +111,45 @@ def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Te
     return chosen, scores, count
 
 
+def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor) -> Tensor:
+    """Move kept boxes to the mean of what suppression threw away around them, weighted by score.
+
+    Box voting (Gidaris and Komodakis, ICCV 2015): a cell has dozens of candidates, whose errors differ.
+
+    Args:
+        config: `postprocess.vote_iou`, the IoU from which a candidate has a vote.
+        candidates: of one image; those below `postprocess.score_threshold` have none.
+        boxes: `[K, 4]` the kept ones, K a multiple of `MASK_CHUNK`.
+        classes: `[K]` int32 of them; where classes compete apart, they vote apart.
+
+    Returns:
+        `[K, 4]`.
+    """
+    import tensorflow as tf
+
+    options = config.postprocess
+    voters = ops.sum(ops.cast(candidates.scores >= options.score_threshold, "int32"))  # they are sorted
+    others, scores = candidates.boxes[:voters], candidates.scores[:voters]
+    kinds = candidates.classes[:voters]
+
+    def mean(part: tuple[Tensor, Tensor]) -> Tensor:
+        own, kind = part
+        near = box_ops.iou(own[:, None], others[None]) >= options.vote_iou
+        if not options.class_agnostic:
+            near = near & (kind[:, None] == kinds[None])
+        weight = ops.where(near, scores[None], 0.0)  # [MASK_CHUNK, voters]
+        total = ops.sum(weight, axis=-1, keepdims=True)
+        return ops.where(total > 0, ops.matmul(weight, others) / ops.maximum(total, 1e-9), own)
+
+    voted = tf.map_fn(
+        mean,
+        (ops.reshape(boxes, (-1, MASK_CHUNK, 4)), ops.reshape(classes, (-1, MASK_CHUNK))),
+        fn_output_signature=tf.TensorSpec((MASK_CHUNK, 4), tf.float32),
+        parallel_iterations=1,
+    )
+    return ops.reshape(voted, (-1, 4))
+
+
 def mask_quality(probability: Tensor) -> Tensor:
     """Mean probability inside each mask (as in SOLOv2): `[K, m, m]` to `[K]`, 0 for an empty mask."""
     inside = ops.cast(probability > 0.5, "float32")
@@ -155,6 +194,8 @@ def detect(
     chosen, scores = (ops.pad(part, ((0, room),))[: chunks * MASK_CHUNK] for part in (chosen, scores))
     boxes = ops.take(candidates.boxes, chosen, axis=0)
     classes = ops.take(candidates.classes, chosen)
+    if config.postprocess.vote_iou:
+        boxes = vote(config, candidates, boxes, classes)
     if head is None:
         return Detections(boxes, scores, classes, None, None, count)
     location = ops.take(candidates.anchors, chosen) // config.anchors.per_location

@@ -56,6 +56,7 @@ def tiny_config() -> Config:
             "data.zoom=1",
             "data.balance=0",
             "data.max_instances=200",
+            "postprocess.vote_iou=0",
         ]
     )
 
@@ -71,6 +72,7 @@ def tiny_points(tiny_config: Config) -> Config:
             "assign.method=task_aligned",
             "data.zoom=1.5",
             "data.balance=0.5",
+            "postprocess.vote_iou=0.65",
         ]
     )
 

@@ -11,7 +11,7 @@ from keras import ops
 from effdet_tf.anchors import grid
 from effdet_tf.boxes import encode
 from effdet_tf.model.mask_head import MaskHead
-from effdet_tf.postprocess import MASK_CHUNK, Candidates, detect, mask_quality, select, suppress
+from effdet_tf.postprocess import MASK_CHUNK, Candidates, detect, mask_quality, select, suppress, vote
 
 SIZE = (64, 64)
 NONE = -9.0  # a logit that no threshold lets through
@@ -135,6 +135,47 @@ def test_soft_suppression_lowers_scores_by_hand(config):
     hard, kept, count = suppress(config.override(["postprocess.nms=hard"]), candidates)
     assert hard.numpy()[: int(count)].tolist() == [0, 1, 3]
     np.testing.assert_array_equal(kept.numpy()[:3], [np.float32(v) for v in (0.9, 0.8, 0.6)])
+
+
+def test_votes_move_a_box_by_hand(config, anchors):
+    config = config.override(["postprocess.vote_iou=0.6", "postprocess.score_threshold=0.2"])
+    box, near, half = [10, 10, 30, 30], [10, 10, 30, 26], [10, 20, 30, 40]  # IoU .8 and 1/3
+    weak = [10, 10, 30, 28]  # IoU .9, but below the score threshold
+    boxes = {300: near, 310: box, 320: half, 330: weak}
+    out = outputs(anchors, {300: 0.6, 310: 0.9, 320: 0.5, 330: 0.1}, boxes)
+    moved = [10, 10, 30, (0.9 * 30 + 0.6 * 26) / 1.5]
+    got, scores = found(config, out)[:2]
+    np.testing.assert_allclose(got, [moved, half], atol=1e-3)
+    assert scores == pytest.approx([0.9, 0.5], abs=1e-5)
+    still = found(config.override(["postprocess.vote_iou=0.85"]), out)[0]
+    np.testing.assert_allclose(still, [box, half], atol=1e-3)
+
+
+def test_classes_that_compete_apart_vote_apart(config):
+    config = config.override(["postprocess.vote_iou=0.6", "postprocess.class_agnostic=false"])
+    box = tf.constant([[0.0, 0, 20, 20], [0, 0, 20, 16]])
+    candidates = Candidates(box, tf.constant([0.9, 0.6]), tf.constant([0, 1]), tf.range(2))
+    kept, kinds = tf.repeat(box[:1], MASK_CHUNK, 0), tf.zeros(MASK_CHUNK, tf.int32)
+    np.testing.assert_array_equal(array(vote(config, candidates, kept, kinds))[0], [0, 0, 20, 20])
+    together = config.override(["postprocess.class_agnostic=true"])
+    assert array(vote(together, candidates, kept, kinds))[0] == pytest.approx([0, 0, 20, 18.4])
+
+
+def test_votes_come_from_as_many_candidates_as_there_are(config):
+    config = config.override(["postprocess.vote_iou=0.5"])
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 200, (3000, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(15, 25, (3000, 2))], 1).astype(np.float32)
+    scores = np.sort(rng.uniform(0.1, 1, 3000))[::-1].astype(np.float32)
+    candidates = Candidates(tf.constant(boxes), tf.constant(scores), tf.zeros(3000, tf.int32), tf.range(3000))
+    kept = boxes[: 2 * MASK_CHUNK]
+    got = array(vote(config, candidates, tf.constant(kept), tf.zeros(len(kept), tf.int32)))
+    low = np.maximum(kept[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(kept[:, None, 2:], boxes[None, :, 2:])
+    inner = np.prod(np.maximum(high - low, 0), -1)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], -1)
+    weight = np.where(inner / (area[: len(kept), None] + area - inner) >= 0.5, scores, 0)
+    np.testing.assert_allclose(got, weight @ boxes / weight.sum(1, keepdims=True), rtol=1e-4)
 
 
 def test_no_more_than_max_instances(config):

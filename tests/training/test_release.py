@@ -13,6 +13,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import build_network
 from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
 from effdet_tf.predict import load_run
+from effdet_tf.presets import preset
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, LAST_FILE
 from training import release
 
@@ -62,18 +63,51 @@ def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data,
     source.mkdir(parents=True)
     (source / "val_ids.txt").write_text("0140b3c8f445\n")
     words = [str(source.parent), "--out", str(out), "--run", str(earlier_run), "--minutes", "7"]
+    words += ["--upright", "5"]
     assert release.main(words) == 0, capsys.readouterr().err
     card = (out / "model" / "MODEL_CARD.md").read_text()
     parameters = sum(
         np.prod(v.shape) for v in build_network(load_config(earlier_run / CONFIG_FILE)).trainable_variables
     )
     assert f"{parameters:,} parameters" in card
-    assert "python -m training.release DATA --out release --minutes 7" in card
+    assert "python -m training.release DATA --out release --minutes 7 --upright 5" in card
     assert "Trained on the 4 annotated images" in card and "2 images," in card and "score 0.20" in card
     assert "zero-shot" not in card.split("## Figures")[1].split("## Limits")[0]  # not there, not judged
     assert sorted(p.name for p in (out / "model").iterdir()) == [
         "MODEL_CARD.md", "best.npz", "config.yaml", "metrics.json",
     ]  # fmt: skip
+
+
+def test_it_trains_in_two_parts(earlier_run, train_data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    for name in ("train", "val"):
+        shutil.copytree(train_data, out / "data" / name)
+    source = tmp_path / "source" / "sartorius"
+    source.mkdir(parents=True)
+    (source / "val_ids.txt").write_text("0140b3c8f445\n")
+    parts = []
+
+    def train(words):
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        settings = [value for flag, value in zip(words[::2], words[1::2], strict=True) if flag == "--set"]
+        parts.append((given, preset(given["--preset"]).override(settings)))
+        shutil.copytree(earlier_run, given["--out"])
+        return 0
+
+    monkeypatch.setattr(release.training_main, "main", train)
+    words = [str(source.parent), "--out", str(out), "--minutes", "7", "--upright", "5"]
+    assert release.main([*words, "--set", "train.ema=0.9"]) == 0
+    (first, before), (second, after) = parts
+    assert (first["--init"], first["--minutes"]) == ("imagenet", "7.0")
+    assert (second["--init"], second["--minutes"]) == (first["--out"], "5.0")
+    assert before.augment.rot90 and before.augment.flip_vertical and after.augment.flip
+    assert not after.augment.rot90 and not after.augment.flip_vertical
+    assert before.train.ema == after.train.ema == 0.9
+    np.testing.assert_allclose(  # what is packed is the second part
+        next(iter(read_arrays(out / "model" / BEST_FILE).values())),
+        next(iter(read_arrays(Path(second["--out"]) / LAST_FILE).values())),
+        rtol=1e-3,
+    )
 
 
 def test_data_without_the_held_out_names_are_refused(tmp_path, capsys):
