@@ -93,13 +93,13 @@ def crops(data: Path, preset: str, side: int, settings: list[str]):
     from effdet_tf.data.store import RecordStore
     from effdet_tf.presets import preset as named
     from training.options import resolve
+    from training.run import FED
 
     config = named(preset).override([*settings, f"data.crop_size=[{side},{side}]", f"train.batch={BATCH}"])
     store = RecordStore(data, config.data.cache_mb)
     config = resolve(config, store)
     batches = training_dataset(store, config.data, config.augment, BATCH, 0)
-    names = ("image", "boxes", "classes", "masks")
-    return config, store, [{name: batch[name] for name in names} for batch in islice(batches, BATCHES)]
+    return config, store, [{name: batch[name] for name in FED} for batch in islice(batches, BATCHES)]
 
 
 def measure(data: Path, title: str) -> None:
@@ -190,7 +190,8 @@ def peer(data: Path, python: str) -> tuple[float, float]:
     arrays = {f"{name}{k}": value.numpy() for k, batch in enumerate(batches) for name, value in batch.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "crops.npz")
-        np.savez(file, batches=len(batches), **{k: v for k, v in arrays.items() if not k.startswith("masks")})
+        given = {k: v for k, v in arrays.items() if not k.startswith(("masks", "ignored"))}
+        np.savez(file, batches=len(batches), **given)
         threads = str(len(os.sched_getaffinity(0)))
         command = [python, "-c", PEER, str(file), threads, str(STEPS)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -228,6 +228,37 @@ class _Claims:
         return ops.where(self.taken, ops.maximum(self._scatter(values), 0.0), 0.0)
 
 
+def leave_out(
+    state: Tensor, regions: Tensor, input_size: Any, anchors: AnchorConfig, min_level: int, max_level: int
+) -> Tensor:
+    """Ignore the background anchors whose location lies in a region that is neither cell nor background.
+
+    Args:
+        state: `[B, A]` int32.
+        regions: `[B, R, 4]` yxyx, px; empty ones are padding.
+        input_size: height, width of the input, px.
+        anchors: their number at a location counts.
+        min_level: first level.
+        max_level: last level.
+
+    Returns:
+        `[B, A]` int32. Memory grows with R x (rows + columns), not with R x A.
+    """
+    levels = []
+    for rows, columns in anchor_ops.feature_sizes(*input_size, min_level, max_level):
+        spans = []
+        for axis, count in enumerate((rows, columns)):
+            step = anchor_ops.stride(input_size[axis], count)
+            middle = (ops.cast(ops.arange(count), "float32") + 0.5) * step
+            low, high = regions[..., axis, None], regions[..., axis + 2, None]
+            spans.append(ops.cast((middle >= low) & (middle < high), "float32"))
+        hits = ops.matmul(ops.swapaxes(spans[0], -1, -2), spans[1])  # [B, rows, columns]
+        hits = ops.reshape(hits, (ops.shape(hits)[0], -1))
+        levels.append(ops.repeat(hits, anchors.per_location, axis=1))
+    inside = ops.concatenate(levels, axis=1) > 0
+    return ops.where(inside & (state == int(State.NEGATIVE)), int(State.IGNORE), state)
+
+
 def assign(
     cells: Tensor,
     valid: Tensor,

@@ -137,7 +137,7 @@ class AugmentConfig:
     rot90: bool = True
     brightness: float = 0.2  # added, in units of the image's standard deviation
     contrast: tuple[float, float] = (0.7, 1.4)
-    min_visible: float = 0.25  # a cell cut to less of its box than this is dropped
+    min_visible: float = 0.25  # a cell cut to less of its box than this is neither cell nor background
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from keras import ops
 
 from effdet_tf import anchors as anchor_ops
 from effdet_tf import boxes as box_ops
-from effdet_tf.assignment import Predictions, State, assign
+from effdet_tf.assignment import Predictions, State, assign, leave_out
 from effdet_tf.config import Config
 from effdet_tf.model.mask_head import MaskHead
 from effdet_tf.targets import mask_targets, sample_instances
@@ -131,7 +131,7 @@ def detection_losses(
         head: the mask head, or None.
         outputs: of the dense network.
         batch: `image` `[B, H, W, C]`, `boxes` `[B, M, 4]`, `classes` `[B, M]` (-1 = padding),
-            `masks` `[B, M, m, m]` uint8.
+            `masks` `[B, M, m, m]` uint8, and `ignored` `[B, R, 4]`, where nothing is background.
         step: int32 scalar; varies what is sampled.
 
     Returns:
@@ -177,7 +177,8 @@ def detection_losses(
         class_loss = quality_focal(one_hot * quality[..., None], logits, config.loss.gamma)
     else:
         class_loss = focal(one_hot, logits, config.loss.alpha, config.loss.gamma)
-    counted = ops.cast(assignment.state != int(State.IGNORE), "float32")
+    state = leave_out(assignment.state, ops.cast(batch["ignored"], "float32"), size, config.anchors, *levels)
+    counted = ops.cast(state != int(State.IGNORE), "float32")
     result = {
         "class": ops.sum(class_loss * counted[..., None]),
         "box": ops.sum(box_loss * weight),

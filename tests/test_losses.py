@@ -121,7 +121,8 @@ def make_batch(cells, count=6, seed=0):
         for j, cell in enumerate(image_cells):
             boxes[k, j], classes[k, j], masks[k, j] = cell, 0, 255
     images = rng.normal(size=(len(cells), SIZE, SIZE, 1)).astype(np.float32)
-    arrays = {"image": images, "boxes": boxes, "classes": classes, "masks": masks}
+    ignored = np.zeros((len(cells), 2, 4), np.float32)  # padding alone
+    arrays = {"image": images, "boxes": boxes, "classes": classes, "masks": masks, "ignored": ignored}
     return {name: tf.constant(v) for name, v in arrays.items()}
 
 
@@ -302,7 +303,8 @@ def test_any_number_of_cells_that_the_configuration_allows(tiny_config):
 
     @tf.function(input_signature=[signature])
     def run(cells):
-        return detection_losses(config, None, outputs, {**cells, "image": batch["image"]}, tf.constant(0))
+        own = {name: batch[name] for name in ("image", "ignored")}
+        return detection_losses(config, None, outputs, {**cells, **own}, tf.constant(0))
 
     for cells in (batch, filled):
         sums = run({k: cells[k] for k in names})
@@ -319,3 +321,48 @@ def test_ignored_anchors_carry_no_class_loss(tiny_config):
     outputs = perfect_outputs(config, batch)
     outputs["class_logits"] = outputs["class_logits"] * (1 - ignored) + 30 * ignored
     assert value(detection_losses(config, None, outputs, batch, 0)["class"]) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["anchors", "points"])
+def test_a_region_that_is_neither_cell_nor_background_carries_no_class_loss(tiny_config, tiny_points, kind):
+    config = (tiny_config if kind == "anchors" else tiny_points).override(
+        ["model.mask.enabled=false", "loss.class_loss=quality_focal"]
+    )
+    batch = make_batch([CELLS])
+    region = np.float32([0, 36, 28, 64])  # no cell lies in it, in part or whole
+    batch["boxes"] = tf.where(batch["boxes"][..., 1:2] == 8, 0.0, batch["boxes"])
+    batch["classes"] = tf.where(tf.range(6)[None] == 1, -1, batch["classes"])
+    anchors = np.concatenate([np.asarray(a) for a in grid(SIZE, SIZE, config.anchors, 2, 3)])
+    middle = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside = ((middle >= region[:2]) & (middle < region[2:])).all(1)
+    assert 0 < inside.sum() < len(anchors) / 2
+    logits = np.where(inside, 10.0, -20.0).astype(np.float32)[None, :, None]
+    outputs = {
+        "class_logits": tf.constant(logits),
+        "box_deltas": tf.zeros((1, len(anchors), 4)),
+    }
+
+    def loss(regions):
+        found = {**batch, "ignored": tf.constant([regions], tf.float32)}
+        return value(detection_losses(config, None, outputs, found, 0)["class"])
+
+    nothing = [0.0] * 4
+    without, whole = loss([nothing]), loss([nothing, region])
+    # Quality focal loss of a background location that is sure of a cell: about the logit.
+    assert without - whole == pytest.approx(10 * inside.sum(), rel=0.01)
+    half = [region[0], region[1], region[2] / 2, region[3]]
+    part = ((middle >= half[:2]) & (middle < half[2:])).all(1)
+    assert without - loss([half]) == pytest.approx(10 * part.sum(), rel=0.01)
+
+
+def test_a_cell_in_such_a_region_is_learned_all_the_same(tiny_points):
+    config = tiny_points.override(["model.mask.enabled=false"])
+    batch = make_batch([CELLS])
+    count = sum(r * r for r in (SIZE // 4, SIZE // 8))
+    outputs = {"class_logits": tf.zeros((1, count, 1)), "box_deltas": tf.zeros((1, count, 4))}
+    plain = detection_losses(config, None, outputs, batch, 0)
+    everything = {**batch, "ignored": tf.constant([[[0.0, 0, SIZE, SIZE]]])}
+    covered = detection_losses(config, None, outputs, everything, 0)
+    assert value(plain["positives"]) == value(covered["positives"]) > 0
+    assert value(plain["box"]) == value(covered["box"])
+    assert 0 < value(covered["class"]) < value(plain["class"])

@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.packed import PackedSet
-from effdet_tf.data.plan import PADDING_CLASS, epoch_plan, steps_per_epoch
+from effdet_tf.data.plan import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
 from training.numpy_crops import augment
 
 LEAST_CELLS = 64  # places for cells in a batch, doubled as often as needed: each shape is compiled once
@@ -89,7 +89,8 @@ def stack(crops: list[dict[str, Any]], max_instances: int) -> dict[str, np.ndarr
 
     Returns:
         `image [B, H, W, C]`, `boxes [B, M, 4]`, `classes [B, M]` (-1 = padding), `masks [B, M, m, m]`,
-        `scale [B, 2]`, `image_id [B]` and int32 `dropped [B]`, the cells that had no place.
+        `ignored [B, R, 4]`, `scale [B, 2]`, `image_id [B]` and int32 `dropped [B]`, the cells that had no
+        place.
     """
     counts = [len(crop["classes"]) for crop in crops]
     places = LEAST_CELLS
@@ -100,6 +101,7 @@ def stack(crops: list[dict[str, Any]], max_instances: int) -> dict[str, np.ndarr
     for name, padding in (("boxes", 0), ("classes", PADDING_CLASS), ("masks", 0)):
         one = crops[0][name]
         batch[name] = np.full((len(crops), places, *one.shape[1:]), padding, one.dtype)
+    batch["ignored"] = np.zeros((len(crops), IGNORED_REGIONS, 4), np.float32)
     for place, crop in enumerate(crops):
         chosen = slice(None)
         if counts[place] > max_instances:
@@ -108,5 +110,8 @@ def stack(crops: list[dict[str, Any]], max_instances: int) -> dict[str, np.ndarr
         for name in ("boxes", "classes", "masks"):
             kept = crop[name][chosen]
             batch[name][place, : len(kept)] = kept
+        regions = crop["ignored"]
+        largest = np.argsort(-(regions[:, 2:] - regions[:, :2]).prod(-1), kind="stable")[:IGNORED_REGIONS]
+        batch["ignored"][place, : len(largest)] = regions[largest]
     batch["dropped"] = np.maximum(np.int32(counts) - np.int32(max_instances), 0)
     return batch

@@ -17,7 +17,7 @@ from effdet_tf.losses import combine, detection_losses
 from effdet_tf.model.efficientdet import Network
 from effdet_tf.model.weights import named_variables
 from training.arrays import training_batches
-from training.run import TERMS, Run
+from training.run import FED, TERMS, Run
 
 State = dict[str, list[jax.Array]]
 
@@ -150,7 +150,7 @@ class JaxTrainer(Run):
         )
 
     def _train(self, batch: dict[str, np.ndarray], number: int, rate: float) -> jax.Array:
-        fed = {name: batch[name] for name in ("image", "boxes", "classes", "masks")}
+        fed = {name: batch[name] for name in FED}
         self._state, figures = self.step_function(self._state, fed, np.int32(number), np.float32(rate))
         return figures
 

@@ -91,7 +91,7 @@ def augment(
 
     Returns:
         `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
-        `masks [K, m, m]` uint8, `scale [2]` float32, `image_id` int64.
+        `masks [K, m, m]` uint8, `ignored [R, 4]` float32, `scale [2]` float32, `image_id` int64.
     """
     crop_size, fit = np.array(data.crop_size), data.resize == "fit"
     size = np.array(example["image"].shape[:2])
@@ -102,13 +102,13 @@ def augment(
         part = np.minimum(wanted, size - start).astype(np.float32)
         scale = np.clip(np.rint(part * scale), 1, crop_size).astype(np.float32) / part
     image = crop_image(example, start, wanted, scale, draws, data)
-    boxes, classes, masks = crop_cells(example, start, scale, crop_size, config.min_visible)
-    boxes, masks = orient_cells(boxes, masks, draws, crop_size)
+    boxes, classes, masks, ignored = crop_cells(example, start, scale, crop_size, config.min_visible)
     return {
         "image": orient(image, draws, (0, 1)),
-        "boxes": boxes,
+        "boxes": orient_boxes(boxes, draws, crop_size),
         "classes": classes,
-        "masks": masks,
+        "masks": orient(masks, draws, (1, 2)),
+        "ignored": orient_boxes(ignored, draws, crop_size),
         "scale": scale[::-1] if draws.transpose else scale,
         "image_id": example["image_id"],
     }
@@ -166,8 +166,8 @@ def crop_cells(
     scale: np.ndarray,
     crop_size: np.ndarray,
     min_visible: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes `[K, 4]`, classes `[K]` and masks `[K, m, m]` of the cells that the crop shows.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes `[K, 4]`, classes `[K]` and masks `[K, m, m]` of cells in the crop, and `ignored [R, 4]`.
 
     Args:
         example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`, `iscrowd [N]`.
@@ -181,7 +181,8 @@ def crop_cells(
     clipped = np.clip(whole, 0, frame)
     sides = clipped[:, 2:] - clipped[:, :2]
     visible = sides.prod(-1) >= np.float32(min_visible) * (whole[:, 2:] - whole[:, :2]).prod(-1)
-    index = np.flatnonzero((example["iscrowd"] == 0) & visible & (sides >= _MIN_SIDE).all(-1))
+    shown, cell = (sides >= _MIN_SIDE).all(-1), (example["iscrowd"] == 0) & visible
+    index, ignored = np.flatnonzero(cell & shown), clipped[shown & ~cell]
     whole, boxes = whole[index], clipped[index]
     classes, masks = example["classes"][index], example["masks"][index]
     cut = np.flatnonzero((whole != boxes).any(-1))
@@ -190,7 +191,7 @@ def crop_cells(
         tight = tighten(resample(bitmaps, outer, inner), inner)
         boxes[cut], masks[cut] = tight, np.rint(resample(bitmaps, outer, tight)).astype(np.uint8)
     left = (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(-1)
-    return boxes[left], classes[left], masks[left]
+    return boxes[left], classes[left], masks[left], ignored
 
 
 def resample(bitmaps: np.ndarray, boxes: np.ndarray, inner: np.ndarray) -> np.ndarray:
@@ -224,10 +225,8 @@ def orient(array: np.ndarray, draws: Draws, axes: tuple[int, int]) -> np.ndarray
     return np.flip(array, axes[1]) if draws.flip_x else array
 
 
-def orient_cells(
-    boxes: np.ndarray, masks: np.ndarray, draws: Draws, crop_size: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Transpose and flip boxes `[N, 4]` and bitmaps `[N, m, m]` as `orient` does the crop."""
+def orient_boxes(boxes: np.ndarray, draws: Draws, crop_size: np.ndarray) -> np.ndarray:
+    """Transpose and flip boxes `[N, 4]` as `orient` does the crop."""
     boxes = boxes[:, [1, 0, 3, 2]] if draws.transpose else boxes
     y1, x1, y2, x2 = boxes.T
     height, width = crop_size.astype(np.float32)
@@ -235,7 +234,7 @@ def orient_cells(
         y1, y2 = height - y2, height - y1
     if draws.flip_x:
         x1, x2 = width - x2, width - x1
-    return np.stack([y1, x1, y2, x2], 1), orient(masks, draws, (1, 2))
+    return np.stack([y1, x1, y2, x2], 1)
 
 
 def _first_crossing(profiles: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from training.schedule import learning_rate
 from training.start import start_weights
 from training.state import STATE_FILE, load_state, save_state
 
+FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")

@@ -20,7 +20,7 @@ from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.predict import Predictor
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
 from training.callbacks import RunLog
-from training.run import TERMS, Run
+from training.run import FED, TERMS, Run
 
 # Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
 EPOCHS_AHEAD = 20
@@ -46,6 +46,7 @@ def make_step(config: Config, network: Network, average: list[Any], optimizer: A
         "boxes": tf.TensorSpec((None, None, 4), tf.float32),
         "classes": tf.TensorSpec((None, None), tf.int32),
         "masks": tf.TensorSpec((None, None, mask_size, mask_size), tf.uint8),
+        "ignored": tf.TensorSpec((None, None, 4), tf.float32),
     }
     scalar = [tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.float32)]
 
@@ -53,7 +54,7 @@ def make_step(config: Config, network: Network, average: list[Any], optimizer: A
     def step(batch: dict[str, tf.Tensor], number: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         # Most crops hold far fewer cells than the fullest image: what is padding for all is cut.
         used = tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(batch["classes"] >= 0, tf.int32), 1)), 1)
-        batch = {k: v if k == "image" else v[:, :used] for k, v in batch.items()}
+        batch = {k: v[:, :used] if k in ("boxes", "classes", "masks") else v for k, v in batch.items()}
         with tf.GradientTape() as tape:
             outputs = network.dense(batch["image"], training=True)
             sums = detection_losses(config, network.mask_head, outputs, batch, number)
@@ -119,7 +120,7 @@ class Trainer(Run):
             epoch, done = epoch + epochs, 0
 
     def _train(self, batch: dict[str, tf.Tensor], number: int, rate: float) -> tf.Tensor:
-        fed = {name: batch[name] for name in ("image", "boxes", "classes", "masks")}
+        fed = {name: batch[name] for name in FED}
         return self.step_function(fed, tf.constant(number), tf.constant(rate, tf.float32))
 
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:

@@ -115,8 +115,9 @@ def augment(
 
     Returns:
         `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
-        `masks [K, m, m]` uint8, `scale [2]` float32 (crop pixels per source pixel, y and x, after a
-        transpose: of the crop's own axes), `image_id` int64. K counts the cells that are left.
+        `masks [K, m, m]` uint8, `ignored [R, 4]` float32, `scale [2]` float32 (crop pixels per source
+        pixel, y and x, after a transpose: of the crop's own axes), `image_id` int64. K counts the cells that
+        are left.
     """
     crop_size, fit = data.crop_size, data.resize == "fit"
     size = tf.shape(example["image"])[:2]
@@ -131,12 +132,12 @@ def augment(
     keep = tf.equal(example["iscrowd"], 0)
     cells = crop_cells(example, keep, window, scale, crop_size, config.min_visible)
     image = orient_image(image, draws)
-    boxes, masks = orient_cells(cells["boxes"], cells["masks"], draws, crop_size)
     return {
         "image": tf.ensure_shape(image, [*crop_size, data.channels]),
-        "boxes": boxes,
+        "boxes": orient_boxes(cells["boxes"], draws, crop_size),
         "classes": cells["classes"],
-        "masks": masks,
+        "masks": orient_masks(cells["masks"], draws),
+        "ignored": orient_boxes(cells["ignored"], draws, crop_size),
         "scale": tf.where(draws.transpose, scale[::-1], scale),
         "image_id": example["image_id"],
     }
@@ -206,10 +207,11 @@ def crop_cells(
     crop_size: tuple[int, int],
     min_visible: float,
 ) -> dict[str, tf.Tensor]:
-    """Return boxes, classes and masks of the cells that the crop shows.
+    """Return boxes, classes and masks of the cells that the crop shows, and the regions to ignore.
 
     A cell that the crop cuts gets its mask resampled to the rest of its box, and the box drawn tight
     around that mask; one with less than `min_visible` of its box area, or without mask, is left out.
+    What is left of the former is `ignored [R, 4]`, as crowds are: too little to be a cell, and no background.
 
     Args:
         example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`.
@@ -225,7 +227,9 @@ def crop_cells(
     sides = clipped[:, 2:] - clipped[:, :2]
     full_area = tf.reduce_prod(whole[:, 2:] - whole[:, :2], -1)
     visible = tf.reduce_prod(sides, -1) >= min_visible * full_area
-    index = tf.where(keep & visible & tf.reduce_all(sides >= _MIN_SIDE, -1))[:, 0]
+    shown = tf.reduce_all(sides >= _MIN_SIDE, -1)
+    ignored = tf.boolean_mask(clipped, shown & ~(keep & visible))
+    index = tf.where(keep & visible & shown)[:, 0]
     whole, clipped = tf.gather(whole, index), tf.gather(clipped, index)
     masks, classes = tf.gather(example["masks"], index), tf.gather(example["classes"], index)
     cut = tf.where(tf.reduce_any(whole != clipped, -1))
@@ -243,6 +247,7 @@ def crop_cells(
         "boxes": tf.boolean_mask(boxes, left),
         "classes": tf.boolean_mask(classes, left),
         "masks": tf.boolean_mask(masks, left),
+        "ignored": ignored,
     }
 
 
@@ -296,18 +301,20 @@ def orient_image(image: tf.Tensor, draws: Draws) -> tf.Tensor:
     return tf.cond(draws.flip_x, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def orient_cells(
-    boxes: tf.Tensor, masks: tf.Tensor, draws: Draws, crop_size: tuple[int, int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Transpose and flip boxes `[N, 4]` and bitmaps `[N, m, m]` as `orient_image` does the crop."""
+def orient_masks(masks: tf.Tensor, draws: Draws) -> tf.Tensor:
+    """Transpose and flip bitmaps `[N, m, m]` as `orient_image` does the crop."""
     masks = tf.cond(draws.transpose, lambda: tf.transpose(masks, [0, 2, 1]), lambda: masks)
     masks = tf.cond(draws.flip_y, lambda: tf.reverse(masks, [1]), lambda: masks)
-    masks = tf.cond(draws.flip_x, lambda: tf.reverse(masks, [2]), lambda: masks)
+    return tf.cond(draws.flip_x, lambda: tf.reverse(masks, [2]), lambda: masks)
+
+
+def orient_boxes(boxes: tf.Tensor, draws: Draws, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Transpose and flip boxes `[N, 4]` as `orient_image` does the crop."""
     boxes = tf.where(draws.transpose, tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
     y1, x1, y2, x2 = tf.unstack(boxes, axis=1)
     y1, y2 = tf.where(draws.flip_y, crop_size[0] - y2, y1), tf.where(draws.flip_y, crop_size[0] - y1, y2)
     x1, x2 = tf.where(draws.flip_x, crop_size[1] - x2, x1), tf.where(draws.flip_x, crop_size[1] - x1, x2)
-    return tf.stack([y1, x1, y2, x2], 1), masks
+    return tf.stack([y1, x1, y2, x2], 1)
 
 
 def _first_crossing(profiles: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.augment import augment
-from effdet_tf.data.plan import PADDING_CLASS, epoch_plan, steps_per_epoch
+from effdet_tf.data.plan import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
 from effdet_tf.data.store import RecordStore
 
 
@@ -42,7 +42,8 @@ def training_dataset(
 
     Returns:
         Batches of `image [B, H, W, C]` float32, `boxes [B, M, 4]` float32 yxyx in crop pixels,
-        `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `scale [B, 2]` float32 (crop
+        `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `ignored [B, R, 4]` float32
+        (regions that are neither cell nor background; padding is empty), `scale [B, 2]` float32 (crop
         pixels per source pixel), `image_id [B]` int64, and `dropped [B]` int32: how many cells a crop
         had beyond M = max_instances. The largest M stay, so the lost ones cover the fewest pixels.
 
@@ -70,15 +71,19 @@ def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf
     """Pad the cells of an example to `max_instances`, or keep as many of the largest.
 
     Args:
-        example: `boxes [K, 4]`, `classes [K]`, `masks [K, m, m]` and others, which pass through.
+        example: `boxes [K, 4]`, `classes [K]`, `masks [K, m, m]`, `ignored [R, 4]` and others, which pass
+            through.
         max_instances: M.
 
     Returns:
-        The example with `boxes [M, 4]`, `classes [M]` (-1 = padding), `masks [M, m, m]` and the scalar
-        int32 `dropped`, the number of cells that had no place.
+        The example with `boxes [M, 4]`, `classes [M]` (-1 = padding), `masks [M, m, m]`, `ignored
+        [IGNORED_REGIONS, 4]` (the largest, beyond that) and the scalar int32 `dropped`, the number of cells
+        that had no place.
     """
     boxes, classes, masks = example["boxes"], example["classes"], example["masks"]
     count = tf.shape(classes)[0]
+    regions = tf.pad(example["ignored"], [[0, IGNORED_REGIONS], [0, 0]])
+    chosen = tf.math.top_k(tf.reduce_prod(regions[:, 2:] - regions[:, :2], -1), IGNORED_REGIONS).indices
 
     def largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], -1)
@@ -99,5 +104,6 @@ def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf
         "boxes": tf.ensure_shape(boxes, [max_instances, 4]),
         "classes": tf.ensure_shape(classes, [max_instances]),
         "masks": tf.ensure_shape(masks, [max_instances, masks.shape[1], masks.shape[2]]),
+        "ignored": tf.gather(regions, chosen),
         "dropped": tf.maximum(count - max_instances, 0),
     }

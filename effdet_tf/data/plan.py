@@ -10,6 +10,7 @@ from effdet_tf.config import DataConfig
 from effdet_tf.errors import UserError
 
 PADDING_CLASS = -1
+IGNORED_REGIONS = 128  # places for them in a batch; a crop has a few dozen at most
 
 
 class Images(Protocol):

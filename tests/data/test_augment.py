@@ -240,6 +240,28 @@ def test_crowds_are_left_out_and_scale_is_crop_per_source_pixel():
     np.testing.assert_allclose(
         result["boxes"][:, 2:] - result["boxes"][:, :2], (source[:, 2:] - source[:, :2]) / 2, atol=1e-3
     )
+    # They are no background either.
+    moved = np.tile(result["boxes"][0, :2] - source[0, :2] / 2, 2)
+    crowds = example["boxes"].numpy()[[1, 4]] / 2 + moved
+    np.testing.assert_allclose(result["ignored"], crowds, atol=1e-3)
+
+
+def test_what_is_left_of_a_cell_that_is_cut_too_far_is_neither_cell_nor_background():
+    example = {
+        "boxes": tf.constant([[0.0, 0, 20, 20], [18, 5, 38, 15], [0, 19.5, 20, 40], [40, 40, 50, 50]]),
+        "classes": tf.range(4),
+        "masks": tf.fill((4, 28, 28), tf.constant(255, tf.uint8)),
+    }
+    window, scale = tf.constant([0, 0, 20, 20]), tf.constant([2.0, 2.0])
+    found = augment_lib.crop_cells(example, tf.fill(4, True), window, scale, (40, 40), 0.25)
+    assert found["classes"].numpy().tolist() == [0]
+    # A tenth of the second and a fortieth of the third are seen; the third is a pixel wide, magnified.
+    np.testing.assert_allclose(found["ignored"], [[36, 10, 40, 30], [0, 39, 40, 40]], atol=1e-4)
+    draws = augment_lib.Draws(
+        *(tf.constant(v) for v in (1.0, 0.0, 0.0)), *(tf.constant(v) for v in (True, False, True)), 1.0, 0.0
+    )
+    turned = augment_lib.orient_boxes(found["ignored"], draws, (40, 40))
+    np.testing.assert_allclose(turned, [[10, 0, 30, 4], [39, 0, 40, 40]], atol=1e-4)
 
 
 def test_a_cell_without_mask_in_the_rest_of_its_box_is_dropped():

@@ -17,7 +17,7 @@ from effdet_tf.data.packed import PackedSet
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from training import numpy_crops
-from training.arrays import LEAST_CELLS, training_batches
+from training.arrays import LEAST_CELLS, stack, training_batches
 
 SIZE = (90, 130)
 CELLS = 25
@@ -93,6 +93,7 @@ def test_the_same_draws_give_the_crop_that_tensorflow_gives(name: str, monkeypat
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-3)
     difference = np.abs(found["masks"].astype(int) - expected["masks"])
     assert difference.max() <= 1 and found["masks"].max() == 255
+    np.testing.assert_allclose(found["ignored"], expected["ignored"], atol=1e-3)
     np.testing.assert_allclose(found["scale"], expected["scale"], rtol=1e-6)
     assert found["image_id"] == 3
     for key, value in expected.items():
@@ -218,6 +219,17 @@ def test_padding_grows_by_steps_and_the_largest_cells_stay() -> None:
     data = DataConfig(crop_size=SIZE, max_instances=30)
     (batch,) = batches(one, 1, data_config=data, **settings)
     assert batch["classes"].tolist() == [list(range(many - 30, many))] and batch["dropped"] == [many - 30]
+    assert batch["ignored"].shape == (1, 128, 4) and not batch["ignored"].any()
+
+
+def test_the_largest_regions_to_ignore_stay() -> None:
+    crop = numpy_crops.augment(example(), np.int32([1, 2]), AugmentConfig(), DataConfig(crop_size=(32, 32)))
+    sides = np.arange(200, dtype=np.float32)[:, None]
+    crop["ignored"] = np.concatenate([sides * 0, sides * 0, sides, sides], 1)
+    few = crop | {"ignored": crop["ignored"][5:7]}
+    batch = stack([crop, few], 2000)
+    assert batch["ignored"][0, :, 2].tolist() == list(range(199, 71, -1))
+    assert batch["ignored"][1, :3, 2].tolist() == [6, 5, 0]
 
 
 def test_too_few_crops_are_refused(packed: PackedSet) -> None:

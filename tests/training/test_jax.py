@@ -38,7 +38,7 @@ from effdet_tf.model.weights import assign_arrays, named_variables, read_arrays,
 from training import jax_main
 from training.arrays import training_batches
 from training.optimizer import make_optimizer
-from training.run import TERMS
+from training.run import FED, TERMS
 from training.trainer import Trainer, make_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +257,8 @@ def learned(
     arrays |= {name: np.abs(value) + 0.1 for name, value in arrays.items() if "moving_variance" in name}
     data = load_packed(packed)
     (batch,) = islice(training_batches(data, config.data, config.augment, 3, seed=2), 1)
-    batch = {name: batch[name] for name in ("image", "boxes", "classes", "masks")}
+    batch = {name: batch[name] for name in FED}
+    assert batch["ignored"].any()
     config.save(folder / "config.yaml")
     save_arrays(folder / "weights.npz", arrays)
     save_arrays(folder / "batch.npz", batch)
