@@ -221,6 +221,7 @@ others it is not. The weights are those of the last step; none were chosen by th
 
 - It knows cells of about 10-100 px at 10x magnification or similar, in phase contrast. Fluorescence,
   histology and bright-field images are foreign to it.
+- Its outlines follow the annotation of the Sartorius images, which lies half a pixel above the cells.
 - Cells of 60 px and more in confluent sheets, thin processes, and the densest neighbourhoods are its weak
   points: look at the overlays before you rely on counts. `training.main --init cells` fine-tunes it on cells
   of your own.
