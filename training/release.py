@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         ):
             words = [*data, *TRAINING, *own, "--out", folder, *options.settings]
             _step("training.main", training_main.main, words)
-    pack(options.run, out / "model")
+    pack(options.run, out / "model", options.score)
     from effdet_tf.evaluation import evaluate_run
     from effdet_tf.predict import load_run
 
@@ -115,7 +115,7 @@ def _step(module: str, command: Any, words: Sequence[object]) -> None:
         raise UserError(f"stopped at `python -m {module} {arguments[0]}`; its message stands above")
 
 
-def pack(run: Path, out: Path) -> None:
+def pack(run: Path, out: Path, score: float | None = None) -> None:
     """Copy a run's configuration and its best weights, kernels in float16.
 
     Biases and batch normalisation stay float32: they are small, and variances may leave float16's range.
@@ -123,11 +123,14 @@ def pack(run: Path, out: Path) -> None:
     Args:
         run: a trained run.
         out: folder to write.
+        score: least score of a cell, in place of the run's.
 
     Raises:
         UserError: when the run holds no weights, or a kernel does not fit into float16.
     """
     config = load_config(config_file(run))
+    if score is not None:
+        config = config.replace(postprocess__report_score=score)
     arrays = read_arrays(weights_file(run))
     packed = {}
     for name, value in arrays.items():
@@ -142,7 +145,8 @@ def pack(run: Path, out: Path) -> None:
 def _command(options: argparse.Namespace) -> str:
     """The command that makes this network again."""
     minutes = ["--minutes", f"{options.minutes:g}", "--upright", f"{options.upright:g}"]
-    words = ["DATA", "--out", "release", *minutes, *options.settings]
+    score = [] if options.score is None else ["--score", f"{options.score:g}"]
+    words = ["DATA", "--out", "release", *minutes, *score, *options.settings]
     return f"python -m training.release {shlex.join(words)}"
 
 
@@ -214,8 +218,8 @@ image was trained on.
 {rows}
 
 AP and AFNR by the LIVECell protocol, %. The last three at score {score}, which is saved with the network and
-was chosen on the Sartorius validation images: on those it is the best of a grid, an upper bound; on the
-others it is not. The weights are those of the last step; none were chosen by these images.
+was chosen from a grid on the Sartorius validation images: there it flatters a little, on the others it does
+not. The weights are those of the last step; none were chosen by these images.
 
 ## Limits
 
@@ -245,6 +249,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=70.0,
         metavar="MINUTES",
         help="of its second part, which goes on without images that are turned over (%(default)g)",
+    )
+    parser.add_argument(
+        "--score",
+        type=positive(float),
+        metavar="X",
+        help="least score of a cell (default: the one of the best Sartorius metric on the validation images)",
     )
     parser.add_argument("--run", type=Path, help="a trained run to pack in place of training one")
     parser.add_argument(

@@ -63,15 +63,15 @@ def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data,
     source.mkdir(parents=True)
     (source / "val_ids.txt").write_text("0140b3c8f445\n")
     words = [str(source.parent), "--out", str(out), "--run", str(earlier_run), "--minutes", "7"]
-    words += ["--upright", "5"]
+    words += ["--upright", "5", "--score", "0.15"]
     assert release.main(words) == 0, capsys.readouterr().err
     card = (out / "model" / "MODEL_CARD.md").read_text()
     parameters = sum(
         np.prod(v.shape) for v in build_network(load_config(earlier_run / CONFIG_FILE)).trainable_variables
     )
     assert f"{parameters:,} parameters" in card
-    assert "python -m training.release DATA --out release --minutes 7 --upright 5" in card
-    assert "Trained on the 4 annotated images" in card and "2 images," in card and "score 0.20" in card
+    assert "python -m training.release DATA --out release --minutes 7 --upright 5 --score 0.15" in card
+    assert "Trained on the 4 annotated images" in card and "2 images," in card and "at score 0.15," in card
     assert "zero-shot" not in card.split("## Figures")[1].split("## Limits")[0]  # not there, not judged
     assert sorted(p.name for p in (out / "model").iterdir()) == [
         "MODEL_CARD.md", "best.npz", "config.yaml", "metrics.json",
