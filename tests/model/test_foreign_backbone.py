@@ -74,6 +74,7 @@ def one_step(network: Network, config: Config) -> np.ndarray:
         "boxes": tf.constant([[[8.0, 8.0, 24.0, 24.0]], [[20.0, 30.0, 40.0, 44.0]]]),
         "classes": tf.zeros((2, 1), tf.int32),
         "masks": tf.fill((2, 1, 28, 28), tf.constant(255, tf.uint8)),
+        "ignored": tf.zeros((2, 1, 4)),
     }
     return np.array(step(batch, tf.constant(0), tf.constant(0.01)))
 
