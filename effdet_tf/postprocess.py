@@ -128,7 +128,9 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     import tensorflow as tf
 
     options = config.postprocess
-    voters = ops.sum(ops.cast(candidates.scores >= options.score_threshold, "int32"))  # they are sorted
+    # Sorted, but for those outside the frame, which `select` has lowered to -1 where they stood.
+    rank = ops.arange(1, ops.shape(candidates.scores)[0] + 1, dtype="int32")
+    voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 0))
     others, scores = candidates.boxes[:voters], candidates.scores[:voters]
     kinds = candidates.classes[:voters]
 

@@ -151,6 +151,15 @@ def test_votes_move_a_box_by_hand(config, anchors):
     np.testing.assert_allclose(still, [box, half], atol=1e-3)
 
 
+def test_candidates_outside_the_frame_take_no_vote_from_others(config):
+    config = config.override(["postprocess.vote_iou=0.6", "postprocess.score_threshold=0.2"])
+    boxes = tf.constant([[0.0, 0, 20, 20], [20, 20, 20, 20], [20, 20, 20, 20], [0, 0, 20, 16]])
+    candidates = Candidates(boxes, tf.constant([0.9, -1, -1, 0.6]), tf.zeros(4, tf.int32), tf.range(4))
+    kept = tf.repeat(boxes[:1], MASK_CHUNK, 0)
+    moved = array(vote(config, candidates, kept, tf.zeros(MASK_CHUNK, tf.int32)))[0]
+    assert moved == pytest.approx([0, 0, 20, 18.4])
+
+
 def test_classes_that_compete_apart_vote_apart(config):
     config = config.override(["postprocess.vote_iou=0.6", "postprocess.class_agnostic=false"])
     box = tf.constant([[0.0, 0, 20, 20], [0, 0, 20, 16]])
