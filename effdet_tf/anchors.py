@@ -72,6 +72,16 @@ def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> li
     return sizes
 
 
+def centers(count: Any, step: Any) -> Tensor:
+    """Where a level's locations lie along one axis: `[count]` float32, px.
+
+    Args:
+        count: rows or columns of the level.
+        step: px between them.
+    """
+    return (ops.cast(ops.arange(count), "float32") + 0.5) * step
+
+
 def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int) -> list[Tensor]:
     """All anchors of an input, level by level; location row-major, then size, then ratio.
 
@@ -93,11 +103,10 @@ def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_leve
     for level, (rows, columns) in zip(range(min_level, max_level + 1), sizes, strict=True):
         strides = (stride(height, rows), stride(width, columns))
         half = sides(config, level, min_level, strides) / 2
-        y = (ops.cast(ops.arange(rows), "float32") + 0.5) * strides[0]
-        x = (ops.cast(ops.arange(columns), "float32") + 0.5) * strides[1]
-        cy, cx = ops.meshgrid(y, x, indexing="ij")
-        centers = ops.reshape(ops.stack([cy, cx], axis=-1), (-1, 1, 2))
-        boxes = ops.concatenate([centers - half[None], centers + half[None]], axis=-1)
+        y, x = centers(rows, strides[0]), centers(columns, strides[1])
+        middle = ops.stack(ops.meshgrid(y, x, indexing="ij"), axis=-1)
+        middle = ops.reshape(middle, (-1, 1, 2))
+        boxes = ops.concatenate([middle - half[None], middle + half[None]], axis=-1)
         levels.append(ops.reshape(boxes, (-1, 4)))
     return levels
 

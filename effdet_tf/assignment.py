@@ -248,8 +248,7 @@ def leave_out(
     for rows, columns in anchor_ops.feature_sizes(*input_size, min_level, max_level):
         spans = []
         for axis, count in enumerate((rows, columns)):
-            step = anchor_ops.stride(input_size[axis], count)
-            middle = (ops.cast(ops.arange(count), "float32") + 0.5) * step
+            middle = anchor_ops.centers(count, anchor_ops.stride(input_size[axis], count))
             low, high = regions[..., axis, None], regions[..., axis + 2, None]
             spans.append(ops.cast((middle >= low) & (middle < high), "float32"))
         hits = ops.matmul(ops.swapaxes(spans[0], -1, -2), spans[1])  # [B, rows, columns]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from effdet_tf.commands.pack import add_pseudo_option
 from effdet_tf.files import write_json
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
 
@@ -76,14 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--minutes 30 --out runs/first",
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
-    parser.add_argument(
-        "--pseudo",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="images that `python -m effdet_tf pseudo` labelled, to train on as well",
-    )
+    add_pseudo_option(parser)
     parser.add_argument("--val", type=Path, help="converted data to validate on")
     add_options(parser, default_out="runs/train; runs/demo without --data")
     options = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ import numpy as np
 
 from effdet_tf import cli
 from effdet_tf.command_line import exit_code, positive
+from effdet_tf.commands.predict import share
 from effdet_tf.config import load_config
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import read_manifest
@@ -252,7 +253,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--score",
-        type=positive(float),
+        type=share,
         metavar="X",
         help="least score of a cell (default: the one of the best Sartorius metric on the validation images)",
     )

@@ -19,6 +19,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="folders that `convert` wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .npz")
+    add_pseudo_option(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace the file OUT")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_pseudo_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option `--pseudo`."""
     parser.add_argument(
         "--pseudo",
         type=Path,
@@ -27,9 +35,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         metavar="DIR",
         help="images that `python -m effdet_tf pseudo` labelled, to train on as well",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file OUT")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
