@@ -95,7 +95,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "--score",
         type=share,
         metavar="X",
-        help="keep cells with this score or more, 0 to 1 (default: the best on the run's validation images)",
+        help="keep cells with this score or more, 0 to 1 (default: tuned on the run's validation images)",
     )
     parser.add_argument("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
     for name in ("labels", "table", "coco", "overlay"):

@@ -214,6 +214,26 @@ def test_the_best_score_is_the_best_of_the_grid():
     assert given["best_score_threshold"] == report["score_threshold"]
 
 
+@pytest.mark.parametrize(("faint", "expected"), [(1, 0.2), (4, 0.6)])
+def test_the_counting_score_counts_better_for_little_of_the_metric(faint, expected):
+    """Of 50 cells some are faint, and found with an IoU of .56.
+
+    One: the metric is 49/50 = .98 without it and (2 x 1 + 8 x 49/51) / 10 = .969 with it, 1.2 % less: the
+    better count is worth it. Four: .92 and (2 x 1 + 8 x 46/54) / 10 = .881, 4 % less: it is not.
+    """
+    cells = [full(6 * (k // 10), 7 * (k % 10), 5, 5) for k in range(50)]
+    parts = [full(6 * (k // 10), 7 * (k % 10), 2, 7) for k in range(50)]
+    for k in range(50):  # 14 of 25 px
+        parts[k] &= cells[k]
+        parts[k][6 * (k // 10) + 2, 7 * (k % 10) : 7 * (k % 10) + 4] = True
+    found = [(m, 0.8) for m in cells[faint:]] + [(m, 0.4) for m in parts[:faint]]
+    report = score_cells(*case({1: cells}, {1: found}), grid=(0.2, 0.4, 0.6, 0.8))
+    # Ties go to the lowest score: .6 stands for .8, .2 for .4.
+    assert report["best_score_threshold"] == 0.6
+    assert report["counting_score_threshold"] == expected
+    assert report["score_threshold"] == 0.6  # the figures stay those of the best
+
+
 def test_a_match_is_counted_alike_at_any_score_and_from_scratch():
     ground_truth, found = case(*random_case(11))
     matches = match_images(ground_truth, found)
