@@ -1,7 +1,8 @@
 """Peak memory and time of dense images: `python benchmarks/memory.py [train] [predict] [--presets P ...]`.
 
-Training: 512 x 512 crops, batch 4, 700 cells in each, ended by a validation. Prediction: one 704 x 520 image
-with 1,500 cells by the whole command, files included. Each row is measured in a process of its own.
+Training: 512 x 512 crops, batch 4, 700 cells in each (`--cells`), ended by a validation. Prediction: one
+704 x 520 image with 1,500 cells by the whole command, files included. Each row is measured in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", help="train, predict (default: both)")
     parser.add_argument("--presets", nargs="+", default=["cells-lite0", "cells-d0"])
     parser.add_argument("--steps", type=int, default=8, help="of training (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=700, help="in a crop (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for training")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         with tempfile.TemporaryDirectory() as folder:
-            measure = {"train": lambda: train(args.presets[0], args.steps, Path(folder))}
+            measure = {
+                "train": lambda: train(args.presets[0], args.steps, Path(folder), args.cells, args.set)
+            }
             measure["predict"] = lambda: predict(args.presets[0], Path(folder))
             measure[args.child]()
         return
@@ -45,7 +50,9 @@ def main() -> None:
         print(f"\n{header}\n" + "|---" * (header.count("|") - 1) + "|", flush=True)
         for preset in args.presets:
             command = [sys.executable, __file__, "--child", kind, "--presets", preset]
-            subprocess.run([*command, "--steps", str(args.steps)], check=True)
+            command += [word for setting in args.set for word in ("--set", setting)]
+            command += ["--steps", str(args.steps), "--cells", str(args.cells)]
+            subprocess.run(command, check=True)
 
 
 def peak() -> str:
@@ -133,23 +140,24 @@ def write_data(folder: Path, images: int, side: int, cells: int) -> Path:
     return folder
 
 
-def train(name: str, steps: int, folder: Path) -> None:
-    """Print the row of a training with validation; scale 1, so that every crop holds all 700 cells."""
+def train(name: str, steps: int, folder: Path, cells: int, settings: list[str]) -> None:
+    """Print the row of a training with validation; scale 1, so that every crop holds all cells."""
     from effdet_tf.data.store import RecordStore
     from effdet_tf.presets import preset
     from training.options import resolve
     from training.trainer import Trainer
 
-    cells = 700
     data = write_data(folder / "data", 4, 512, cells)
     config = preset(name).override(
         [
             "data.crop_size=[512, 512]",
             f"data.crops_per_image={steps}",
+            "data.zoom=1",
             "augment.scale_range=[1, 1]",
             "train.batch=4",
             "train.epochs=1",
             "postprocess.score_threshold=0",  # validation meets as many cells as it may
+            *settings,
         ]
     )
     store = RecordStore(data)
