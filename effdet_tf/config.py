@@ -22,12 +22,13 @@ from effdet_tf.files import atomic_write
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """The instance-mask head; box-aligned crops of a fine feature, filters made per instance."""
+    """The instance-mask head; box-aligned crops of a fine feature, see `model.mask_head.MaskHead`."""
 
     enabled: bool = True
     stride: int = 4  # of the mask feature, input pixels; 2 keeps the outline of a 15 px cell
     channels: int = 16  # of the mask feature
-    hidden: int = 8  # channels between the per-instance 1x1 filters
+    head: Literal["filters", "convolution"] = "filters"
+    hidden: int = 8  # channels between the head's filters
     size: int = 28  # side of the predicted bitmap
     expand: float = 0.1  # the crop is the box grown by this share on every side
     samples: int = 32  # instances per image whose mask is trained in one step

@@ -105,7 +105,7 @@ def _cells(name: str) -> Config:
             activation="relu6" if lite else "swish",
             drop_connect=0.0 if lite else 0.2,
             batch_norm_momentum=0.95,
-            mask=MaskConfig(stride=2),
+            mask=MaskConfig(stride=2, head="convolution", hidden=16),
         ),
         # One point at each location; the sizes are where its box starts from.
         anchors=AnchorConfig(

@@ -46,6 +46,8 @@ def tiny_config() -> Config:
             "model.head_repeats=1",
             "model.mask.channels=8",
             "model.mask.samples=8",
+            "model.mask.head=filters",
+            "model.mask.hidden=8",
             "anchors.code=center",
             "anchors.ratios=[1, 2, 0.5]",
             "anchors.sizes=[[9, 14], [20, 30]]",
@@ -63,9 +65,10 @@ def tiny_config() -> Config:
 
 @pytest.fixture(scope="session")
 def tiny_points(tiny_config: Config) -> Config:
-    """The same without anchors, as the cell presets are: one point a location, task-aligned, magnified."""
+    """The same as the cell presets are: no anchors, task-aligned, shared mask convolutions, magnified."""
     return tiny_config.override(
         [
+            "model.mask.head=convolution",
             "anchors.code=sides",
             "anchors.ratios=[1]",
             "anchors.sizes=[[12], [24]]",

@@ -1,7 +1,8 @@
-"""The instance-mask head: 1x1 filters made per instance, applied to a box-aligned crop.
+"""The instance-mask head: filters over a box-aligned crop, and a code that tells which instance is meant.
 
-The filters follow CondInst (Tian et al., ECCV 2020); unlike there they see only the crop of the
-instance's own box, so no neighbour outside leaks in and 2,000 cells cost no full-frame maps.
+Filters of each instance's own follow CondInst (Tian et al., ECCV 2020), convolutions that all share follow
+Mask R-CNN (He et al., ICCV 2017), on a finer feature. Either way only the crop of the instance's own box is
+seen, so no neighbour outside leaks in and 2,000 cells cost no full-frame maps.
 """
 
 from __future__ import annotations
@@ -86,14 +87,27 @@ def sample_crops(feature: Tensor, boxes: Tensor, stride: int, size: int) -> Tens
 
 @keras.saving.register_keras_serializable("effdet_tf")
 class MaskHead(layers.Layer):
-    """Bitmap logits of instances from the mask feature and each instance's code."""
+    """Bitmap logits of instances from the mask feature and each instance's code.
+
+    `mask.head` decides how: `filters` makes three 1x1 filters for each instance out of its code (CondInst);
+    `convolution` has three 3x3 convolutions that all instances share, and adds what the code says to the
+    first one's output.
+    """
 
     def __init__(self, config: MaskConfig, **kwargs: Any) -> None:
-        """`config` gives stride, size, expansion and widths; build it with dtype float32."""
+        """`config` gives kind, stride, size, expansion and widths; build it with dtype float32."""
         super().__init__(**kwargs)
         self.config = config
         inputs, hidden = config.channels + 2, config.hidden
         self.shapes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
+        self.convolutions = []
+        if config.head == "convolution":
+            self.code = layers.Dense(hidden, use_bias=False, dtype=self.dtype_policy, name="code")
+            self.convolutions = [
+                layers.Conv2D(b, 3, padding="same", dtype=self.dtype_policy, name=f"conv{k}")
+                for k, (_, b) in enumerate(self.shapes)
+            ]
+            return
         self.filters = layers.Dense(
             sum(a * b + b for a, b in self.shapes),
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
@@ -102,7 +116,12 @@ class MaskHead(layers.Layer):
         )
 
     def build(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> None:
-        """Make the layer that turns a code into filters; its start is a plain shared head."""
+        """Make the layers that all instances share; at the start filters are near a plain shared head."""
+        if self.convolutions:
+            self.code.build(codes_shape)
+            for layer, (inputs, _) in zip(self.convolutions, self.shapes, strict=True):
+                layer.build((None, None, None, inputs))
+            return
         self.base = self.add_weight(
             shape=(sum(a * b + b for a, b in self.shapes),),
             initializer=keras.initializers.RandomNormal(stddev=0.2),
@@ -130,6 +149,11 @@ class MaskHead(layers.Layer):
         steps = (ops.arange(size, dtype="float32") + 0.5) / size * 2 - 1
         y, x = ops.meshgrid(steps, steps, indexing="ij")
         coordinates = ops.reshape(ops.stack([y, x], axis=-1), (1, 1, size * size, 2))
+        logits = (self._convolve if self.convolutions else self._filter)(values, codes, coordinates)
+        return ops.reshape(logits, (*ops.shape(codes)[:2], size, size))
+
+    def _filter(self, values: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
+        """`[B, K, size * size, channels]` by filters of each instance's own to `[B, K, size * size, 1]`."""
         batch, count = ops.shape(codes)[:2]
         parameters = self.filters(codes) + self.base
         start = 0
@@ -147,7 +171,18 @@ class MaskHead(layers.Layer):
             values = ops.matmul(values, kernel) + bias
             if k + 1 < len(self.shapes):
                 values = ops.relu(values)
-        return ops.reshape(values, (batch, count, size, size))
+        return values
+
+    def _convolve(self, values: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
+        """The same by convolutions over the crops."""
+        size, (batch, count) = self.config.size, ops.shape(codes)[:2]
+        where = ops.broadcast_to(coordinates, (batch, count, size * size, 2))
+        values = ops.reshape(
+            ops.concatenate([values, where], axis=-1), (-1, size, size, self.config.channels + 2)
+        )
+        own = ops.reshape(self.code(codes), (-1, 1, 1, self.config.hidden))
+        values = ops.relu(self.convolutions[0](values) + own)
+        return self.convolutions[2](ops.relu(self.convolutions[1](values)))
 
     def compute_output_shape(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> tuple[Any, ...]:
         """`[B, K, size, size]`."""

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from keras import ops
+from scipy.signal import correlate
 
 from effdet_tf.config import MaskConfig
 from effdet_tf.model.mask_head import MaskHead, sample_crops
@@ -62,6 +65,13 @@ def head():
     return head
 
 
+@pytest.fixture
+def convolution():
+    head = MaskHead(dataclasses.replace(CONFIG, head="convolution"))
+    head.build((None, None, None, 3), (None, None, 5), (None, None, 4))
+    return head
+
+
 def test_crops_are_grown_by_the_configured_share(head):
     found = array(head.crop_boxes(np.float32([[[10, 10, 20, 30]]])))
     assert found[0, 0] == pytest.approx([9, 8, 21, 32], abs=1e-4)
@@ -90,6 +100,34 @@ def test_the_filters_are_applied_as_written_down(head):
         assert p.size == 0
 
 
+def test_the_convolutions_are_applied_as_written_down(convolution):
+    rng = np.random.default_rng(0)
+    feature = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    codes = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    boxes = np.tile(np.float32([2, 2, 13, 11]), (2, 3, 1))
+    found = array(convolution(feature, codes, boxes))
+    assert found.shape == (2, 3, 6, 6)
+    for layer in convolution.convolutions:
+        layer.bias.assign(rng.normal(size=layer.bias.shape))
+    found = array(convolution(feature, codes, boxes))
+    crops = array(sample_crops(feature, boxes, 2, 6))
+    steps = (np.arange(6) + 0.5) / 6 * 2 - 1
+    place = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(36, 2)
+    for b, k in ((0, 0), (1, 2)):
+        values = np.concatenate([crops[b, k], place], 1).reshape(6, 6, 5)
+        for number, layer in enumerate(convolution.convolutions):
+            kernel, bias = array(layer.kernel), array(layer.bias)  # [3, 3, inputs, outputs]
+            maps = [
+                sum(correlate(values[..., i], kernel[..., i, o], "same") for i in range(values.shape[-1]))
+                for o in range(kernel.shape[-1])
+            ]
+            values = np.stack(maps, -1) + bias
+            if number == 0:
+                values = values + codes[b, k] @ array(convolution.code.kernel)
+            values = np.maximum(values, 0) if number < 2 else values
+        np.testing.assert_allclose(found[b, k], values[..., 0], atol=1e-4)
+
+
 def test_a_code_of_zeros_is_the_plain_shared_head(head):
     rng = np.random.default_rng(0)
     feature = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
@@ -102,11 +140,14 @@ def test_a_code_of_zeros_is_the_plain_shared_head(head):
     assert (array(head(feature, codes, boxes))[0, 1] != found[0, 1]).any()
 
 
-def test_an_instance_sees_its_own_crop_only(head):
+@pytest.mark.parametrize("kind", ["head", "convolution"])
+def test_an_instance_sees_its_own_crop_only(kind, request):
+    head = request.getfixturevalue(kind)
     rng = np.random.default_rng(0)
     feature = rng.normal(size=(1, 16, 16, 3)).astype(np.float32)
     codes = rng.normal(size=(1, 1, 5)).astype(np.float32)
     box = np.float32([[[4, 4, 12, 12]]])
     before = array(head(feature, codes, box))
+    assert before.std() > 0
     feature[:, 8:] += 100  # from input pixel 16 on
     np.testing.assert_array_equal(array(head(feature, codes, box)), before)

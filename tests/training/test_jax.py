@@ -117,7 +117,7 @@ def packed(train_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config_file(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four epochs of two steps, with random depth, whose state must survive a stop."""
+    """Four epochs of two steps, random depth, whose state must survive a stop; the presets' mask head."""
     config = tiny_config.override(
         [
             "train.batch=2",
@@ -125,6 +125,7 @@ def config_file(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -
             "train.ema=0.8",
             "train.learning_rate=0.02",
             "model.drop_connect=0.2",
+            "model.mask.head=convolution",
         ]
     )
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
