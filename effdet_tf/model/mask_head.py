@@ -175,14 +175,14 @@ class MaskHead(layers.Layer):
 
     def _convolve(self, values: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
         """The same by convolutions over the crops."""
-        size, (batch, count) = self.config.size, ops.shape(codes)[:2]
-        where = ops.broadcast_to(coordinates, (batch, count, size * size, 2))
-        values = ops.reshape(
-            ops.concatenate([values, where], axis=-1), (-1, size, size, self.config.channels + 2)
-        )
+        size, first = self.config.size, self.convolutions[0]
+        values = ops.reshape(values, (-1, size, size, self.config.channels))
+        where = ops.reshape(coordinates, (1, size, size, 2))
         own = ops.reshape(self.code(codes), (-1, 1, 1, self.config.hidden))
-        values = ops.relu(self.convolutions[0](values) + own)
-        return self.convolutions[2](ops.relu(self.convolutions[1](values)))
+        # The coordinates are alike for all, and convolved once: no copy per instance.
+        shared = ops.conv(where, first.kernel[:, :, -2:], padding="same") + first.bias
+        values = ops.conv(values, first.kernel[:, :, :-2], padding="same") + shared + own
+        return self.convolutions[2](ops.relu(self.convolutions[1](ops.relu(values))))
 
     def compute_output_shape(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> tuple[Any, ...]:
         """`[B, K, size, size]`."""
