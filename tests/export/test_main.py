@@ -298,7 +298,11 @@ def test_a_file_that_cannot_be_written_whole_does_not_appear(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_export_leaves_nothing_half(run, parts, picture, tmp_path, capsys, number):
+def test_an_interrupted_export_leaves_nothing_half(run, parts, picture, tmp_path, capsys, number, request):
+    # A process that a shell started in the background ignores Ctrl-C, and so would this one.
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ctrl_c))
+
     def interrupt(name):
         if name == "float16":
             os.kill(os.getpid(), number)
