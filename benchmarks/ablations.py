@@ -75,6 +75,7 @@ CONTINUED: dict[str, list[str]] = {
         "augment.rot90=false",
     ],
 }
+EVERY = {**VARIANTS, **SHORT, **CONTINUED}
 START = ["--preset", "cells-lite0", "--init", "imagenet", "--epochs", "8"]
 AGAIN = ["--preset", "cells-lite0", "--init", "cells", "--epochs", "20"]
 AGAIN += ["--set", "train.learning_rate=2e-3", "--set", "train.ema=0.998"]
@@ -89,9 +90,8 @@ def train(name: str, options: argparse.Namespace) -> Path:
     report = folder / "metrics.json"
     if report.exists():
         return report
-    own = {**VARIANTS, **SHORT, **CONTINUED}[name]
     head = [] if name in CONTINUED else FILTERS
-    settings = [*BASE, *head, *own, f"train.seed={options.seed}"]
+    settings = [*BASE, *head, *EVERY[name], f"train.seed={options.seed}"]
     command = [sys.executable, "-m", "training.main", "--data", options.train, "--val", options.val]
     command += ["--out", folder, *[word for setting in settings for word in ("--set", setting)]]
     command += AGAIN if name in CONTINUED else START
@@ -130,11 +130,10 @@ def main() -> None:
         "--more", nargs=argparse.REMAINDER, default=[], help="further words for training.main"
     )
     options = parser.parse_args()
-    known = [*VARIANTS, *SHORT, *CONTINUED]
-    names = [name.strip() for name in options.only.split(";")] if options.only else known
-    unknown = sorted(set(names) - set(known))
+    names = [name.strip() for name in options.only.split(";")] if options.only else list(EVERY)
+    unknown = sorted(set(names) - set(EVERY))
     if unknown:
-        parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(known)}")
+        parser.error(f"unknown {', '.join(unknown)}; known: {'; '.join(EVERY)}")
     rows = [f"| {name} | {figures(json.loads(train(name, options).read_text()))} |" for name in names]
     print("| | box AP / AP50 / AP75 | mask AP / AP50 / AP75 | AFNR, mask | Sartorius metric (by kind) |")
     print("|---|---|---|---|---|")
