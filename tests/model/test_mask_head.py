@@ -77,20 +77,29 @@ def test_crops_are_grown_by_the_configured_share(head):
     assert found[0, 0] == pytest.approx([9, 8, 21, 32], abs=1e-4)
 
 
-def test_the_filters_are_applied_as_written_down(head):
+def instances():
+    """A feature, codes and boxes of three instances in each of two images, and what both heads start from.
+
+    The last is `[2, 3, 36, 5]`: the samples of every crop, and their place in it.
+    """
     rng = np.random.default_rng(0)
     feature = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
     codes = rng.normal(size=(2, 3, 5)).astype(np.float32)
     boxes = np.tile(np.float32([2, 2, 13, 11]), (2, 3, 1))
+    steps = (np.arange(6) + 0.5) / 6 * 2 - 1
+    place = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(36, 2)
+    crops = array(sample_crops(feature, boxes, 2, 6))
+    return feature, codes, boxes, np.concatenate([crops, np.tile(place, (2, 3, 1, 1))], -1)
+
+
+def test_the_filters_are_applied_as_written_down(head):
+    feature, codes, boxes, start = instances()
     found = array(head(feature, codes, boxes))
     assert found.shape == (2, 3, 6, 6)
     kernel, bias = (array(w) for w in head.filters.weights)
-    crops = array(sample_crops(feature, boxes, 2, 6))
-    steps = (np.arange(6) + 0.5) / 6 * 2 - 1
-    place = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(36, 2)
     for b, k in ((0, 0), (1, 2)):
         p = codes[b, k] @ kernel + bias + array(head.base)
-        values = np.concatenate([crops[b, k], place], 1)
+        values = start[b, k]
         for inputs, outputs, last in ((5, 4, False), (4, 4, False), (4, 1, True)):
             values = values @ p[: inputs * outputs].reshape(inputs, outputs)
             values = values + p[inputs * outputs : inputs * outputs + outputs]
@@ -101,20 +110,14 @@ def test_the_filters_are_applied_as_written_down(head):
 
 
 def test_the_convolutions_are_applied_as_written_down(convolution):
-    rng = np.random.default_rng(0)
-    feature = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
-    codes = rng.normal(size=(2, 3, 5)).astype(np.float32)
-    boxes = np.tile(np.float32([2, 2, 13, 11]), (2, 3, 1))
-    found = array(convolution(feature, codes, boxes))
-    assert found.shape == (2, 3, 6, 6)
+    feature, codes, boxes, start = instances()
+    rng = np.random.default_rng(1)
     for layer in convolution.convolutions:
         layer.bias.assign(rng.normal(size=layer.bias.shape))
     found = array(convolution(feature, codes, boxes))
-    crops = array(sample_crops(feature, boxes, 2, 6))
-    steps = (np.arange(6) + 0.5) / 6 * 2 - 1
-    place = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(36, 2)
+    assert found.shape == (2, 3, 6, 6)
     for b, k in ((0, 0), (1, 2)):
-        values = np.concatenate([crops[b, k], place], 1).reshape(6, 6, 5)
+        values = start[b, k].reshape(6, 6, 5)
         for number, layer in enumerate(convolution.convolutions):
             kernel, bias = array(layer.kernel), array(layer.bias)  # [3, 3, inputs, outputs]
             maps = [

@@ -107,7 +107,7 @@ def test_it_trains_in_two_parts(earlier_run, train_data, tmp_path, monkeypatch):
         next(iter(read_arrays(out / "model" / BEST_FILE).values())),
         next(iter(read_arrays(Path(second["--out"]) / LAST_FILE).values())),
         rtol=1e-3,
-        atol=6e-8,  # half the distance of the smallest numbers that float16 has
+        atol=6e-8,  # the distance of the smallest numbers that float16 has
     )
 
 
