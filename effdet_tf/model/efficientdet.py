@@ -78,6 +78,13 @@ def check_levels(config: Config) -> None:
         model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level
     ):
         raise UserError(f"model.mask.stride {model.mask.stride}: take 1, 2, 4 or 8, at most 2**min_level")
+    widths = {"fpn_channels": model.fpn_channels}
+    if model.mask.enabled:
+        own = ("channels", "hidden", "size", "samples")
+        widths |= {f"mask.{name}": getattr(model.mask, name) for name in own}
+    for name, value in widths.items():
+        if value < 1:
+            raise UserError(f"model.{name} {value}: take 1 or more")
 
 
 def check_backbone(config: Config, backbone: keras.Model | None) -> None:
