@@ -45,6 +45,11 @@ SHORT: dict[str, list[str]] = {
     "606 steps": [],
     "shared convolutions": ["model.mask.head=convolution", "model.mask.hidden=16"],
     "shared convolutions of 32": ["model.mask.head=convolution", "model.mask.hidden=32"],
+    "shared convolutions, mask feature of stride 4": [
+        "model.mask.head=convolution",
+        "model.mask.hidden=16",
+        "model.mask.stride=4",
+    ],
     "strides from 8": ["model.backbone_levels=[3,4]", "model.min_level=3", "model.max_level=6"],
     "stem of stride 1": ["model.stem_stride=1"],
     "reference anchors, IoU": [*CENTER, "anchors.sizes=[]", "anchors.from_data=false", *IOU],
