@@ -32,7 +32,7 @@ def earlier_run(tiny_points: Config, tmp_path: Path) -> Path:
 
 
 def test_kernels_are_halved_and_nothing_else_changes(earlier_run, tmp_path):
-    release.pack(earlier_run, tmp_path / "model")
+    release.pack([earlier_run], tmp_path / "model")
     before, after = read_arrays(earlier_run / LAST_FILE), read_arrays(tmp_path / "model" / BEST_FILE)
     assert set(before) == set(after)
     for name, value in before.items():
@@ -51,8 +51,24 @@ def test_what_float16_cannot_hold_is_refused(earlier_run, tmp_path):
     arrays[name].flat[0] = 1e6
     save_arrays(earlier_run / LAST_FILE, arrays)
     with pytest.raises(UserError, match=name.replace("/", ".")):
-        release.pack(earlier_run, tmp_path / "model")
+        release.pack([earlier_run], tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
+    later = shutil.copytree(earlier_run, tmp_path / "later")
+    arrays = read_arrays(earlier_run / LAST_FILE)
+    save_arrays(later / LAST_FILE, {name: value + 1 for name, value in arrays.items()})
+    load_config(later / CONFIG_FILE).replace(postprocess__report_score=0.3).save(later / CONFIG_FILE)
+    release.pack([earlier_run, later], tmp_path / "model")
+    assert load_config(tmp_path / "model" / CONFIG_FILE).postprocess.report_score == 0.3
+    after = read_arrays(tmp_path / "model" / BEST_FILE)
+    for name, value in arrays.items():
+        np.testing.assert_allclose(after[name], value + 0.5, rtol=1e-3, atol=1e-3)
+    other = {name: value for name, value in arrays.items() if "class_predict" not in name}
+    save_arrays(later / LAST_FILE, other)
+    with pytest.raises(UserError, match="weights of different networks have no mean"):
+        release.pack([earlier_run, later], tmp_path / "model")
 
 
 def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data, tmp_path, capsys):
@@ -78,7 +94,9 @@ def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data,
     ]  # fmt: skip
 
 
-def test_it_trains_in_two_parts(earlier_run, train_data, tmp_path, monkeypatch):
+def test_it_trains_in_parts_and_packs_the_mean_of_the_upright_ones(
+    earlier_run, train_data, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     for name in ("train", "val"):
         shutil.copytree(train_data, out / "data" / name)
@@ -95,15 +113,17 @@ def test_it_trains_in_two_parts(earlier_run, train_data, tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(release.training_main, "main", train)
-    words = [str(source.parent), "--out", str(out), "--minutes", "7", "--upright", "5"]
+    words = [str(source.parent), "--out", str(out), "--minutes", "7", "--upright", "5", "4"]
     assert release.main([*words, "--set", "train.ema=0.9"]) == 0
-    (first, before), (second, after) = parts
+    (first, before), (second, after), (third, _) = parts
     assert (first["--init"], first["--minutes"]) == ("imagenet", "7.0")
     assert (second["--init"], second["--minutes"]) == (first["--out"], "5.0")
+    assert (third["--init"], third["--minutes"]) == (second["--out"], "4.0")
+    assert [config.train.seed for _, config in parts] == [0, 1, 2]
     assert before.augment.rot90 and before.augment.flip and before.augment.flip_vertical
     assert not after.augment.rot90 and not after.augment.flip
     assert before.train.ema == after.train.ema == 0.9
-    np.testing.assert_allclose(  # what is packed is the second part
+    np.testing.assert_allclose(  # both upright parts have the same weights here
         next(iter(read_arrays(out / "model" / BEST_FILE).values())),
         next(iter(read_arrays(Path(second["--out"]) / LAST_FILE).values())),
         rtol=1e-3,
