@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp-"  # how names of unfinished files begin
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -21,13 +23,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The path to write to.
+
+    Raises:
+        OSError: when it cannot be written; its `filename` says which file.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".tmp-{os.getpid()}-{final.name}")
+    temporary = final.with_name(f"{TEMPORARY}{os.getpid()}-{final.name}")
     try:
         yield temporary
         os.replace(temporary, final)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a write, which knows no name
+            error.filename = os.fspath(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_version",
         "errors",
         "files",
+        "lock",
         "command_line",
         "config",
         "presets",
@@ -42,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
+    ("plates",),
     ("commands",),
     ("cli",),
     ("__main__",),
