@@ -46,3 +46,41 @@ def fused_batch_norm(
         is_training=training,
     )
     return y, used_mean, used_variance
+
+
+def shared_batch_norm(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    guess: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch normalisation in training, by the statistics of all replicas; else as the fused kernel.
+
+    Args:
+        x: `[B, H, W, C]`.
+        gamma: `[C]` float32.
+        beta: `[C]` float32.
+        guess: `[C]` float32, the same on every replica and near the mean, such as the running one: sums are
+            taken about it, so that the variance is no small difference of large numbers.
+        epsilon: added to the variance.
+
+    Returns:
+        The normalised x, the mean, and the variance with Bessel's correction.
+    """
+    context = tf.distribute.get_replica_context()
+    shifted = tf.cast(x, tf.float32) - guess
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+    sums = tf.stack(
+        [
+            tf.reduce_sum(shifted, [0, 1, 2]),
+            tf.reduce_sum(tf.square(shifted), [0, 1, 2]),
+            count * tf.ones_like(guess),
+        ]
+    )
+    first, second, count = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, sums))
+    off = first / count
+    variance = tf.maximum(second / count - tf.square(off), 0.0)
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    y = tf.cast((shifted - off) * scale + beta, x.dtype)
+    return y, guess + off, variance * count / tf.maximum(count - 1.0, 1.0)

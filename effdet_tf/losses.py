@@ -83,10 +83,11 @@ def _mask_term(
     batch: dict[str, Tensor],
     assignment: Any,
     step: Tensor,
+    first: Any,
 ) -> tuple[Tensor, Tensor]:
     """Summed mask loss of the sampled instances, and how many there were."""
     index, weight = sample_instances(
-        assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step
+        assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step, first
     )
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
@@ -122,7 +123,12 @@ def jitter(boxes: Tensor, index: Tensor, step: Tensor, amount: float = 0.1) -> T
 
 
 def detection_losses(
-    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], batch: dict[str, Tensor], step: Tensor
+    config: Config,
+    head: MaskHead | None,
+    outputs: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    step: Tensor,
+    first: Any = 0,
 ) -> dict[str, Tensor]:
     """Sum every loss term over a batch.
 
@@ -133,6 +139,7 @@ def detection_losses(
         batch: `image` `[B, H, W, C]`, `boxes` `[B, M, 4]`, `classes` `[B, M]` (-1 = padding),
             `masks` `[B, M, m, m]` uint8, and `ignored` `[B, R, 4]`, where nothing is background.
         step: int32 scalar; varies what is sampled.
+        first: place of the first image in the whole batch, where several devices share it.
 
     Returns:
         float32 scalars: sums `class`, `box`, `mask`, and the counts `positives` (the sum of their weights,
@@ -187,7 +194,9 @@ def detection_losses(
         "instances": ops.zeros(()),
     }
     if head is not None:
-        result["mask"], result["instances"] = _mask_term(config, head, outputs, batch, assignment, step)
+        result["mask"], result["instances"] = _mask_term(
+            config, head, outputs, batch, assignment, step, first
+        )
     return result
 
 

@@ -12,16 +12,21 @@ from effdet_tf.assignment import Assignment, State
 Tensor = Any
 
 
-def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Tensor) -> tuple[Tensor, Tensor]:
+def sample_instances(
+    assignment: Assignment, cells: Any, samples: int, step: Tensor, first: Any = 0
+) -> tuple[Tensor, Tensor]:
     """Choose which instances train the mask head: at most one anchor a cell, at random.
 
-    By cell, not by anchor, so that large cells with many anchors do not crowd out small ones.
+    By cell, not by anchor, so that large cells with many anchors do not crowd out small ones. What is drawn
+    for an image depends on its place in the whole batch, not on the part of it that this device holds, nor
+    on how far its cells are padded.
 
     Args:
         assignment: of the batch, `[B, A]`.
         cells: padded number of cells M, an int or a scalar int tensor.
         samples: wanted per image.
         step: int32 scalar; another step draws others, the same step the same.
+        first: place of the first image in the whole batch, where several devices share it.
 
     Returns:
         anchor index int32 `[B, samples]` and weight float32 `[B, samples]` (0 = no instance).
@@ -34,11 +39,12 @@ def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Ten
         value = value * np.int32(1664525) + np.int32(1013904223)
         return ops.bitwise_and(value ^ ops.right_shift(value, 13), np.int32(2**31 - 1))
 
-    def draw(count: Any, salt: int) -> Tensor:
-        order = ops.arange(count, dtype="int32")
+    def draw(count: Any, stride: Any, salt: int) -> Tensor:
+        image = ops.arange(batch, dtype="int32")[:, None] + first
+        order = image * stride + ops.arange(count, dtype="int32")
         return mix(mix(order) ^ mix(ops.cast(step, "int32") + salt))
 
-    priority = ops.reshape(draw(batch * total, 0), (batch, total))
+    priority = draw(total, total, 0)
     positive = assignment.state == int(State.POSITIVE)
     segment = assignment.matched + ops.arange(batch, dtype="int32")[:, None] * cells
     flat = (batch * total,)
@@ -50,7 +56,7 @@ def sample_instances(assignment: Assignment, cells: Any, samples: int, step: Ten
     anchor = ops.where(winner, ops.reshape(index, flat), -1)
     anchor = ops.reshape(ops.segment_max(anchor, segment, num_segments=batch * cells), (batch, cells))
     # Cells are drawn anew: the best of many anchors would nearly always beat the one of a small cell.
-    rank = ops.where(anchor >= 0, ops.reshape(draw(batch * cells, 2**30), (batch, cells)), -1)
+    rank = ops.where(anchor >= 0, draw(cells, 2**16, 2**30), -1)
     room = ((0, 0), (0, samples))  # so that there are `samples` to take even from fewer cells
     anchor, rank = ops.pad(anchor, room), ops.pad(rank, room, constant_values=-1)
     top, chosen = ops.top_k(rank, samples)

@@ -57,6 +57,7 @@ def run_demo(options: argparse.Namespace) -> None:
         options.minutes = MINUTES
     # A short training needs many steps more than it needs quiet ones.
     options.batch = options.batch or 4
+    options.devices = "1"  # too small for more
     options.set = ["train.evaluate_every=5", *(options.set or [])]
     train(options)
     out = options.out / "predictions"

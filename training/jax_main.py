@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effdet_tf.errors import UserError
+from effdet_tf.lock import locked
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
 
 BACKEND = "jax"
@@ -46,13 +47,16 @@ def train(options: argparse.Namespace) -> None:
 
     data = load_packed(options.data)
     folder = options.out
-    config = open_run(resolve(config, data), folder)
-    device = jax.devices()[0]
-    set_precision(config, has_accelerator=device.platform != "cpu")
-    trainer = JaxTrainer(config, data, folder, options.strict)
-    trainer.announce()
-    print(f"JAX {jax.__version__} on {device.device_kind}; the first step is compiled, for a minute or more")
-    trainer.run()
+    with locked(folder):
+        config = open_run(resolve(config, data), folder)
+        device = jax.devices()[0]
+        set_precision(config, has_accelerator=device.platform != "cpu")
+        trainer = JaxTrainer(config, data, folder, options.strict)
+        trainer.announce()
+        print(
+            f"JAX {jax.__version__} on {device.device_kind}; the first step is compiled, for a minute or more"
+        )
+        trainer.run()
     print(
         "done; the weights of the last step are kept. Evaluate them where TensorFlow is installed: "
         f"python -m training.evaluate --run {folder} --data DATA"

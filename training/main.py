@@ -7,13 +7,27 @@ job in minutes on two cores. With --data it does the same on converted images of
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from effdet_tf.commands.pack import add_pseudo_option
+from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
-from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
+from effdet_tf.lock import locked
+from training.options import (
+    add_options,
+    chosen_settings,
+    for_devices,
+    open_run,
+    resolve,
+    set_precision,
+    training_exit_code,
+    wanted_config,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +40,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.data:
         options.out = options.out or Path("runs/train")
         train(options)
+    elif os.environ.get("TF_CONFIG"):
+        raise UserError(
+            "TF_CONFIG names a cluster; the demo is for one process: give --data, or unset TF_CONFIG"
+        )
     else:
         from training.demo import run_demo
 
@@ -40,6 +58,10 @@ def train(options: argparse.Namespace) -> None:
         UserError: for unusable data or settings.
     """
     config = wanted_config(options)
+    from training.devices import cluster_task, make_strategy
+
+    strategy = make_strategy(options.devices)  # before TensorFlow does anything else
+    config = for_devices(config, strategy.num_replicas_in_sync, chosen_settings(options), options.out)
     from effdet_tf.data.manifest import refuse_pseudo
     from effdet_tf.data.record import read_manifest, shard_paths
     from effdet_tf.data.store import RecordStore
@@ -49,23 +71,39 @@ def train(options: argparse.Namespace) -> None:
         shard_paths(options.val)
         refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
-    folder = options.out
-    config = open_run(resolve(config, store), folder)
-    import tensorflow as tf
+    config = resolve(config, store)
+    first = (cluster_task() or (0, 1))[0] == 0
+    with locked(options.out) if first else contextlib.nullcontext():
+        config = open_run(config, options.out, write=first)
+        import tensorflow as tf
 
-    set_precision(config, has_accelerator=bool(tf.config.list_physical_devices("GPU")))
+        set_precision(config, has_accelerator=bool(tf.config.list_physical_devices("GPU")))
+        from training.trainer import Trainer
+
+        trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)
+        trainer.announce()
+        trainer.run()
+        if first:  # the first worker of a cluster speaks for all
+            _conclude(options, trainer.report)
+
+
+def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
+    """Print and write the figures of a finished training."""
     from effdet_tf.metrics.report import format_table
-    from training.trainer import Trainer
 
-    trainer = Trainer(config, store, folder, options.val, options.strict)
-    trainer.announce()
-    trainer.run()
     if options.val is None:
         print("no --val: the weights of the last step are kept, no figures")
-    elif trainer.report is not None:
-        print(format_table(trainer.report))
-        write_json(folder / "metrics.json", trainer.report)
-    print(f"done; predict with: python -m effdet_tf predict --run {folder} IMAGES --out OUT")
+    elif report is not None:
+        print(format_table(report))
+        write_json(options.out / "metrics.json", report)
+    print(f"done; predict with: python -m effdet_tf predict --run {options.out} IMAGES --out OUT")
+
+
+def devices(text: str) -> str:
+    """An argparse type: `all`, or how many."""
+    if text != "all" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `all` nor a number of devices")
+    return text
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +117,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     add_pseudo_option(parser)
     parser.add_argument("--val", type=Path, help="converted data to validate on")
+    parser.add_argument(
+        "--devices",
+        type=devices,
+        default="all",
+        help="GPUs that share every step: a number, or all (default). A batch that you give is that of all "
+        "together; else each takes the batch of the preset, and the learning rate grows with them. Without a "
+        "GPU a number splits the CPU, to see that devices do not change the result. With TF_CONFIG in the "
+        "environment every process is one worker of a cluster",
+    )
     add_options(parser, default_out="runs/train; runs/demo without --data")
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:

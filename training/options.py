@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from effdet_tf.command_line import exit_code, positive
-from effdet_tf.config import Config, load_config
+from effdet_tf.config import Config, TrainConfig, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.presets import PRESETS, preset
 from effdet_tf.run_folder import CONFIG_FILE, find_run
@@ -107,6 +107,49 @@ def wanted_config(options: argparse.Namespace) -> Config:
     return config
 
 
+def chosen_settings(options: argparse.Namespace) -> set[str]:
+    """Settings that the user gave by name, such as `train.batch`; all of them where a file was given."""
+    if options.config:
+        return {f"train.{field.name}" for field in dataclasses.fields(TrainConfig)}
+    named = {setting.partition("=")[0].strip() for setting in options.set or []}
+    return named | ({"train.batch"} if options.batch is not None else set())
+
+
+def for_devices(config: Config, devices: int, chosen: Collection[str], run: Path | None = None) -> Config:
+    """Fit batch and learning rate of a preset to several devices.
+
+    A run that was begun keeps what it has, on however many devices it goes on. Else each takes the preset's
+    batch. The rate grows in proportion for SGD (Goyal et al. 2017, arXiv:1706.02677)
+    and with the root of the batch for AdamW (Malladi et al. 2022, arXiv:2205.10287); the warm-up of the
+    schedule stays.
+
+    Args:
+        config: its batch and rate are those of one device, where they were not chosen.
+        devices: that share a step.
+        chosen: settings that are left as they are; a chosen batch is that of all devices, and leaves the rate
+            too.
+        run: the run folder, where there may be a run already.
+    """
+    from training.state import has_state
+
+    if run is not None and has_state(run) and (run / CONFIG_FILE).is_file():
+        past = load_config(run / CONFIG_FILE).train
+        names = [name for name in ("batch", "learning_rate") if f"train.{name}" not in chosen]
+        kept = {name: getattr(past, name) for name in names}
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, **kept))
+    if devices == 1 or "train.batch" in chosen:
+        return config
+    batch, rate = config.train.batch, config.train.learning_rate
+    train = dataclasses.replace(config.train, batch=batch * devices)
+    text = f"{devices} devices: batch {train.batch}, {batch} on each"
+    if "train.learning_rate" not in chosen:
+        factor = float(devices) if config.train.optimizer == "sgd" else devices**0.5
+        train = dataclasses.replace(train, learning_rate=rate * factor)
+        text += f"; learning rate {rate:g} -> {train.learning_rate:.3g}"
+    print(text)
+    return dataclasses.replace(config, train=train)
+
+
 def _starting_point(options: argparse.Namespace) -> Config:
     """The configuration before any setting: of a file, a preset, or the run that is to be trained on.
 
@@ -179,21 +222,21 @@ def check_zoom(config: Config) -> None:
         raise UserError(f"data.zoom {zoom}: take 0.1 to 10")
 
 
-def open_run(config: Config, folder: Path) -> Config:
-    """Make the run folder and return the configuration to train with: a started run keeps its own.
+def open_run(config: Config, folder: Path, write: bool = True) -> Config:
+    """Return the configuration to train with, and save it: a started run keeps its own.
+
+    Args:
+        config: what is wanted.
+        folder: the run folder.
+        write: whether this process saves it.
 
     Raises:
-        UserError: when the folder cannot be made, or holds a run with other settings; names the first
-            differences.
+        UserError: when the folder holds a run with other settings; names the first differences.
     """
-    from training.state import STATE_FILE
+    from training.state import has_state
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made") from error
     path = folder / CONFIG_FILE
-    if (folder / STATE_FILE).exists() and path.exists():
+    if has_state(folder) and path.exists():
         past = load_config(path)
         free = {key: getattr(config.train, key) for key in FREE}
         # The run itself tuned the reporting score.
@@ -205,7 +248,8 @@ def open_run(config: Config, folder: Path) -> Config:
                 f"{folder} holds a run with other settings ({'; '.join(differences[:3])}); "
                 "repeat its command to go on, or choose another --out"
             )
-    config.save(path)
+    if write:
+        config.save(path)
     return config
 
 

@@ -28,7 +28,7 @@ from training.csv_log import CsvLog
 from training.optimizer import make_optimizer
 from training.schedule import learning_rate
 from training.start import start_weights
-from training.state import STATE_FILE, load_state, save_state
+from training.state import has_state, load_state, save_state
 
 FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
@@ -83,6 +83,7 @@ class Run(ABC):
         folder: Path,
         strict: bool = False,
         backbone: keras.Model | None = None,
+        own_folder: Path | None = None,
     ) -> None:
         """Build the network with its start weights, and the optimizer; `restore` comes when all is built.
 
@@ -92,17 +93,21 @@ class Run(ABC):
             folder: the run folder.
             strict: refuse start weights that do not fill the parts of the network that they cover.
             backbone: a Keras model of the caller's, for `model.backbone=custom`.
+            own_folder: written in place of `folder`, from which the state is read all the same: for a process
+                that is not to write there.
 
         Raises:
             UserError: when the start weights or the backbone do not fit, or there are fewer crops than one
                 batch.
         """
-        self.config, self.store, self.folder = config, store, folder
+        self.config, self.store = config, store
+        self.folder = own_folder or folder
+        self.shared = folder if own_folder else None
         self.steps = steps_per_epoch(store, config.data, config.train.batch)
         keras.utils.set_random_seed(config.train.seed)
         self.network = build_network(config, backbone=backbone)
-        if config.train.init and not (folder / STATE_FILE).exists():
-            start_weights(self.network, config, folder, strict)
+        if config.train.init and not has_state(folder):
+            start_weights(self.network, config, self.folder, strict)
         self.optimizer = make_optimizer(config)
         self.optimizer.build(self.network.trainable_variables)
         # Running averages of the network's float variables, in their order. Copies: a Keras variable made of
@@ -130,10 +135,10 @@ class Run(ABC):
         Raises:
             UserError: when it is unreadable or belongs to another network or other data.
         """
-        saved = load_state(self.folder, self._groups()) or {}
+        saved = load_state(self.state_folder, self._groups(), mend=self.shared is None) or {}
         if saved and saved["data"] != self.store.fingerprint:
             raise UserError(
-                f"{self.folder} holds a run on other training data; give its own --data to go on, "
+                f"{self.state_folder} holds a run on other training data; give its own --data to go on, "
                 "or choose another --out"
             )
         self.epoch = saved.get("epoch", 0)
@@ -147,6 +152,11 @@ class Run(ABC):
         self.log = self.LOG(self.folder, saved.get("history", []))
         self._pending: list[Pending] = []
         self._clock = self._read_at = self._saved_at = time.monotonic()
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the state is read from: the run folder, also of a process that does not write there."""
+        return self.shared or self.folder
 
     def _groups(self) -> dict[str, list[Any]]:
         return {
@@ -162,7 +172,7 @@ class Run(ABC):
         print(
             f"{config.preset}: {parameters:,} parameters; {self.store.images} images, {self.steps} steps an "
             f"epoch; anchors {[list(s) for s in config.anchors.sizes] or 'as published'}; "
-            f"run folder {self.folder}"
+            f"run folder {self.state_folder}"
         )
         if self.progress() >= 1 and not self.epoch_step:
             print(f"trained to its end, {self.step} steps, before; for more, give more --epochs or --minutes")
@@ -257,11 +267,11 @@ class Run(ABC):
         if np.isfinite(values).all():
             return
         bad = [name for name, value in zip(FIGURES, values, strict=True) if not np.isfinite(value)]
-        saved = (self.folder / STATE_FILE).exists()
+        saved = has_state(self.state_folder)
         raise UserError(
             f"step {self.step + 1}: the loss is not finite ({', '.join(bad)}) on images "
             f"{', '.join(str(i) for i in image_ids)}; look at them, or lower train.learning_rate"
-            + (f". The last checkpoint in {self.folder} is unharmed" if saved else "")
+            + (f". The last checkpoint in {self.state_folder} is unharmed" if saved else "")
         )
 
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:

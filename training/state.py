@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.model.weights import read_arrays, save_arrays
+from effdet_tf.files import atomic_write
+from effdet_tf.model.weights import read_arrays
 
 STATE_FILE = "state.npz"
+DAMAGED_FILE = "state.damaged.npz"
+PREVIOUS_FILE = "state.previous.npz"  # the one before, for when the last is damaged
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run folder holds something to go on from."""
+    return (folder / STATE_FILE).exists() or (folder / PREVIOUS_FILE).exists()
 
 
 def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, Any]) -> None:
-    """Write variables and counters.
+    """Write variables and counters; the state before stays beside them.
 
     Args:
         folder: the run folder.
@@ -26,30 +36,63 @@ def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, A
         f"{group}/{k}": np.asarray(v) for group, variables in groups.items() for k, v in enumerate(variables)
     }
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
-    save_arrays(folder / STATE_FILE, arrays)
+    path = folder / STATE_FILE
+    with atomic_write(path) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())  # a power failure must not leave the new name with nothing behind it
+        if path.exists():
+            os.replace(path, folder / PREVIOUS_FILE)
 
 
-def load_state(folder: Path, groups: dict[str, list[Any]]) -> dict[str, Any] | None:
-    """Put saved values back into variables.
+def load_state(folder: Path, groups: dict[str, list[Any]], mend: bool = True) -> dict[str, Any] | None:
+    """Put saved values back into variables; those of the state before, where the last is damaged.
 
     Args:
         folder: the run folder.
         groups: as for `save_state`.
+        mend: set a damaged state aside; not for a process that only reads the folder.
 
     Returns:
         The progress, or None when the folder has no saved state.
 
     Raises:
-        UserError: when the file is unreadable or belongs to another network.
+        UserError: when every file there is damaged, or belongs to another network.
     """
-    path = folder / STATE_FILE
-    if not path.exists():
-        return None
-    arrays = read_arrays(path)
+    faults: list[UserError] = []
+    for path in (folder / STATE_FILE, folder / PREVIOUS_FILE):
+        if not path.exists():
+            continue
+        try:
+            arrays = read_arrays(path, "checkpoint")
+            progress = json.loads(arrays.pop("progress").tobytes())
+        except UserError as error:
+            faults.append(error)
+            continue
+        except (KeyError, ValueError):
+            faults.append(UserError(f"{path}: not a checkpoint of a training"))
+            continue
+        _put_back(path, arrays, groups)
+        if faults and mend:  # so that the next save does not put the damaged one in the place of the good one
+            os.replace(folder / STATE_FILE, folder / DAMAGED_FILE)
+        for fault in faults:
+            print(f"warning: {fault}; going on from the checkpoint before it, {path.name}", file=sys.stderr)
+        return progress
+    if faults:
+        raise faults[0]
+    return None
+
+
+def _put_back(path: Path, arrays: dict[str, np.ndarray], groups: dict[str, list[Any]]) -> None:
+    """Assign arrays to variables, all or none.
+
+    Raises:
+        UserError: when they are those of another network.
+    """
     pairs = [(f"{group}/{k}", v) for group, variables in groups.items() for k, v in enumerate(variables)]
-    fits = set(arrays) == {name for name, _ in pairs} | {"progress"}
+    fits = set(arrays) == {name for name, _ in pairs}
     if not fits or any(arrays[name].shape != tuple(v.shape) for name, v in pairs):
         raise UserError(f"{path}: belongs to another network; train into another --out, or remove the file")
     for name, variable in pairs:
         variable.assign(arrays[name])
-    return json.loads(arrays["progress"].tobytes())

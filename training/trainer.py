@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from effdet_tf.config import Config
 from effdet_tf.data.pipeline import training_dataset
 from effdet_tf.data.store import RecordStore
+from effdet_tf.errors import UserError
 from effdet_tf.evaluation import evaluate_run
 from effdet_tf.losses import combine, detection_losses
 from effdet_tf.metrics.report import choosing_score, headline, reporting_score
@@ -20,14 +22,26 @@ from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.predict import Predictor
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
 from training.callbacks import RunLog
+from training.devices import check_batch, cluster_task, local_replicas, own_part, total
 from training.run import FED, TERMS, Run
 
 # Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
 EPOCHS_AHEAD = 20
 
 
-def make_step(config: Config, network: Network, average: list[Any], optimizer: Any, mask_size: int) -> Any:
+def make_step(
+    config: Config,
+    network: Network,
+    average: list[Any],
+    optimizer: Any,
+    mask_size: int,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Any:
     """Compile one training step.
+
+    Several replicas give what one gives: each has its part of the batch, batch normalisation spans all, the
+    losses are divided by the positives of all, and the norm that gradients are clipped by is that of their
+    sum.
 
     Args:
         config: everything.
@@ -35,12 +49,14 @@ def make_step(config: Config, network: Network, average: list[Any], optimizer: A
         average: running averages of the network's float variables, moved towards them.
         optimizer: built for the network.
         mask_size: side of the stored bitmaps.
+        strategy: that the variables were made under; None: one device.
 
     Returns:
-        A function of (batch, step int32, rate float32) -> float32 `[7]`: `FIGURES`.
+        A function of (this process's batch, step int32, rate float32) -> float32 `[7]`: `FIGURES`.
     """
+    strategy = strategy or tf.distribute.get_strategy()
     floats = list(named_variables(network).values())
-    size = config.data.crop_size
+    size, replicas = config.data.crop_size, local_replicas(strategy)
     signature = {
         "image": tf.TensorSpec((None, *size, config.data.channels), tf.float32),
         "boxes": tf.TensorSpec((None, None, 4), tf.float32),
@@ -50,27 +66,44 @@ def make_step(config: Config, network: Network, average: list[Any], optimizer: A
     }
     scalar = [tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.float32)]
 
-    @tf.function(input_signature=[signature, *scalar], autograph=False)
-    def step(batch: dict[str, tf.Tensor], number: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+    def learn(batch: dict[str, tf.Tensor], number: tf.Tensor) -> tf.Tensor:
+        """One replica's share of a step."""
+        context = tf.distribute.get_replica_context()
+        batch = own_part(batch, replicas)
         # Most crops hold far fewer cells than the fullest image: what is padding for all is cut.
         used = tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(batch["classes"] >= 0, tf.int32), 1)), 1)
         batch = {k: v[:, :used] if k in ("boxes", "classes", "masks") else v for k, v in batch.items()}
+        first = context.replica_id_in_sync_group * tf.shape(batch["image"])[0]
         with tf.GradientTape() as tape:
             outputs = network.dense(batch["image"], training=True)
-            sums = detection_losses(config, network.mask_head, outputs, batch, number)
-            terms = combine(config, sums, sums["positives"], sums["instances"])
-        gradients = tape.gradient(terms["total"], network.trainable_variables)
+            sums = detection_losses(config, network.mask_head, outputs, batch, number, first)
+            positives, instances = total([sums["positives"], sums["instances"]])
+            terms = combine(config, sums, positives, instances)
+        gradients = total(tape.gradient(terms["total"], network.trainable_variables))
         gradients, norm = tf.clip_by_global_norm(gradients, config.train.clip_norm)
+        # The optimizer sums over the replicas once more.
+        share = 1.0 / context.num_replicas_in_sync
+        optimizer.apply([g * share for g in gradients], network.trainable_variables)
+        return tf.stack([*total([terms[k] for k in TERMS]), positives, instances, norm])
+
+    @tf.function(input_signature=[signature, *scalar], autograph=False)
+    def step(batch: dict[str, tf.Tensor], number: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         optimizer.learning_rate.assign(rate)
-        optimizer.apply(gradients, network.trainable_variables)
+        figures = strategy.run(learn, (batch, number))
         # Early on the average follows closely, or it would remember the random start.
         done = tf.cast(number, tf.float32)
         keep = tf.minimum(config.train.ema, (1 + done) / (10 + done))
         for variable, mean in zip(floats, average, strict=True):
-            mean.assign_add((variable.value - mean) * (1 - keep))
-        return tf.stack([*(terms[k] for k in TERMS), sums["positives"], sums["instances"], norm])
+            strategy.extended.update(
+                mean.value, lambda m, v, k: m.assign_add((v - m) * (1 - k)), (variable.value, keep)
+            )
+        return strategy.experimental_local_results(figures)[0]
 
     return step
+
+
+def _line(error: tf.errors.OpError) -> str:
+    return str(error.message).splitlines()[0]
 
 
 class Trainer(Run):
@@ -86,6 +119,7 @@ class Trainer(Run):
         validation: Path | None,
         strict: bool = False,
         backbone: keras.Model | None = None,
+        strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         """Build the network, and pick up a saved state or the weights that `train.init` names.
 
@@ -96,32 +130,93 @@ class Trainer(Run):
             validation: converted data to validate on, or None.
             strict: refuse start weights that do not fill the parts of the network that they cover.
             backbone: a Keras model of the caller's, for `model.backbone=custom`.
+            strategy: the devices that share a step, see `devices.make_strategy`; None: one. Of the workers of
+                a cluster the first validates and writes; the others write into a folder that goes with them.
 
         Raises:
-            UserError: when the folder's state belongs to another network, or the start weights or the
-                backbone do not fit.
+            UserError: when the folder's state belongs to another network, the start weights or the backbone
+                do not fit, or the devices cannot share the batch.
         """
-        super().__init__(config, store, folder, strict, backbone)
-        self.validation = validation
-        self.step_function = make_step(config, self.network, self.average, self.optimizer, store.mask_size)
+        self.strategy = strategy or tf.distribute.get_strategy()
+        check_batch(config.train.batch, self.strategy)
+        self.worker, self.workers = cluster_task() or (0, 1)
+        if self.workers > 1 and config.train.minutes > 0:
+            raise UserError("train.minutes: the clocks of several workers differ; give --epochs")
+        own = None
+        if self.worker:
+            self._scratch = tempfile.TemporaryDirectory()
+            own = Path(self._scratch.name)
+        try:
+            with self.strategy.scope():  # in a cluster, variables take the first worker's values
+                super().__init__(config, store, folder, strict, backbone, own)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+            raise UserError(f"another worker was lost before training ({_line(error)})") from error
+        self.validation = None if self.worker else validation
+        self.step_function = make_step(
+            config, self.network, self.average, self.optimizer, store.mask_size, self.strategy
+        )
         # A second network holds the averaged weights, so that validating never disturbs training.
         self.averaged = build_network(config, backbone=backbone)
         self.predictor = Predictor(self.averaged, config)
         self.restore()
 
+    def run(self) -> None:
+        """Train to the end, saving on the way; the workers of a cluster end together.
+
+        Raises:
+            UserError: on a loss that is not finite, see `Run.run`, and when another worker is lost.
+        """
+        super().run()
+        if self.workers > 1:  # one that leaves while the first validates would be taken for lost
+            self.strategy.run(lambda: total([tf.constant(1.0)]))
+
     def _batches(self) -> Iterator[dict[str, tf.Tensor]]:
+        try:
+            yield from self._crops()
+        except tf.errors.OpError as error:
+            # Images that are not in memory are read while it trains, and files can go away under it.
+            raise UserError(
+                f"step {self.step + 1}: the training images cannot be read any more ({_line(error)}); the "
+                "last checkpoint is unharmed: bring the data back and run the same command again"
+            ) from error
+
+    def _crops(self) -> Iterator[dict[str, tf.Tensor]]:
         config, epoch, done = self.config, self.epoch, self.epoch_step
         while True:
             left = EPOCHS_AHEAD if config.train.minutes > 0 else config.train.epochs - epoch
             epochs = max(min(left, EPOCHS_AHEAD), 1)
             yield from training_dataset(
-                self.store, config.data, config.augment, config.train.batch, config.train.seed, epoch, epochs
+                self.store,
+                config.data,
+                config.augment,
+                config.train.batch,
+                config.train.seed,
+                epoch,
+                epochs,
+                part=(self.worker, self.workers),
             ).skip(done)
             epoch, done = epoch + epochs, 0
 
     def _train(self, batch: dict[str, tf.Tensor], number: int, rate: float) -> tf.Tensor:
         fed = {name: batch[name] for name in FED}
-        return self.step_function(fed, tf.constant(number), tf.constant(rate, tf.float32))
+        try:
+            return self.step_function(fed, tf.constant(number), tf.constant(rate, tf.float32))
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+            if self.workers == 1:
+                raise
+            raise self._lost(error) from error
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                f"step {self.step + 1}: out of memory ({_line(error)}); lower --batch or data.crop_size; the "
+                "last checkpoint is unharmed"
+            ) from error
+
+    def _lost(self, error: tf.errors.OpError) -> UserError:
+        """What a step that broke off means: in a cluster, that another worker is gone."""
+        return UserError(
+            f"step {self.step + 1}: another worker was lost ({_line(error)}); the last checkpoint is "
+            "unharmed: start all workers again to go on from it"
+        )
 
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:
         self._validate(row, last)

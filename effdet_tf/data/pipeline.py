@@ -23,6 +23,7 @@ def training_dataset(
     epoch: int = 0,
     epochs: int = 1,
     parallel_calls: int = tf.data.AUTOTUNE,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Return the batches of some epochs.
 
@@ -39,6 +40,7 @@ def training_dataset(
         epoch: number of the first epoch.
         epochs: how many follow each other.
         parallel_calls: crops made at once; without influence on the result.
+        part: (k, n): of every batch only the k-th of n equal parts, for one of several processes.
 
     Returns:
         Batches of `image [B, H, W, C]` float32, `boxes [B, M, 4]` float32 yxyx in crop pixels,
@@ -53,8 +55,9 @@ def training_dataset(
     store = data if isinstance(data, RecordStore) else RecordStore(data, data_config.cache_mb)
     steps = steps_per_epoch(store, data_config, batch_size)
     plans = [epoch_plan(store, data_config, seed, e) for e in range(epoch, epoch + epochs)]
-    numbers = np.concatenate([order[: steps * batch_size] for order, _ in plans])
-    seeds = np.concatenate([seeds[: steps * batch_size] for _, seeds in plans])
+    own = np.arange(steps * batch_size).reshape(steps, part[1], -1)[:, part[0]].ravel()
+    numbers = np.concatenate([order[own] for order, _ in plans])
+    seeds = np.concatenate([seeds[own] for _, seeds in plans])
 
     def crop(number: tf.Tensor, crop_seed: tf.Tensor) -> dict[str, tf.Tensor]:
         example = augment(store.fetch(number), crop_seed, augment_config, data_config)
@@ -64,7 +67,7 @@ def training_dataset(
     with tf.device("CPU:0"):
         dataset = tf.data.Dataset.from_tensor_slices((numbers, seeds))
         dataset = dataset.map(crop, parallel_calls, deterministic=True)
-        return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+        return dataset.batch(batch_size // part[1], drop_remainder=True).prefetch(2)
 
 
 def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf.Tensor]:

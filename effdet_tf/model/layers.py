@@ -14,9 +14,9 @@ BATCH_NORM_EPSILON = 1e-3  # of EfficientNet and EfficientDet
 
 @keras.saving.register_keras_serializable("effdet_tf")
 class BatchNorm(layers.BatchNormalization):
-    """Keras's batch normalisation, by TensorFlow's fused kernel where that gives the same result.
+    """Keras's batch normalisation, by TensorFlow's fused kernel, or a shared one over several replicas.
 
-    Under several replicas Keras's own code synchronises the statistics; the fused kernel cannot.
+    Both keep the running variance with Bessel's correction, which Keras's own synchronised code does not.
     """
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
@@ -25,12 +25,13 @@ class BatchNorm(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         from effdet_tf import kernels
 
-        if kernels.replicas() > 1:
-            return super().call(inputs, training=training, mask=mask)
         learning = bool(training) and self.trainable
         statistics = (self.moving_mean, self.moving_variance)
         weights = [ops.cast(v, "float32") for v in (self.gamma, self.beta, *statistics)]
-        y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
+        if learning and kernels.replicas() > 1:
+            y, *used = kernels.shared_batch_norm(inputs, *weights[:3], self.epsilon)
+        else:
+            y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
         if learning:
             for variable, value in zip(statistics, used, strict=True):
                 variable.assign(

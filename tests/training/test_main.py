@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
+from effdet_tf.lock import LOCK_FILE, locked
 from training import main as command
 from training.csv_log import CSV_FILE
 from training.demo import MINUTES
 from training.options import open_run, resolve, wanted_config
-from training.state import STATE_FILE
+from training.state import PREVIOUS_FILE, STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +56,8 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
         CSV_FILE,
         "metrics.json",
         "tensorboard",
-    } == names
+        LOCK_FILE,
+    } == names - {PREVIOUS_FILE}
     report = json.loads((finished / "metrics.json").read_text())
     assert set(report["livecell"]["all"]) >= {"bbox", "segm"} and report["cells"]["all"]["sartorius"] >= 0
     predictor = effdet_tf.load(finished)
@@ -106,8 +109,18 @@ def test_a_damaged_state_is_one_clear_line(
     shutil.copytree(finished, folder)
     state = folder / STATE_FILE
     state.write_bytes(state.read_bytes()[:5000])
+    (folder / PREVIOUS_FILE).unlink(missing_ok=True)
     assert command.main([*arguments, "--out", str(folder)]) == 1
-    assert f"{state}: not a readable weights file" in one_error(capsys)
+    assert f"{state}: not a readable checkpoint" in one_error(capsys)
+
+
+def test_a_second_trainer_in_a_run_folder_is_refused(arguments: list[str], tmp_path: Path, capsys) -> None:
+    with locked(tmp_path):
+        assert command.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path}: process {os.getpid()} on " in one_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    with locked(tmp_path):  # and free again
+        pass
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:

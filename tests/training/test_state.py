@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from effdet_tf.errors import UserError
-from training.state import STATE_FILE, load_state, save_state
+from training.state import DAMAGED_FILE, PREVIOUS_FILE, STATE_FILE, has_state, load_state, save_state
 
 PROGRESS = {"epoch": 3, "elapsed": 0.1 + 0.2, "best": None, "history": [{"epoch": 1, "total": 2.5}]}
 
@@ -41,7 +41,50 @@ def test_variables_and_progress_come_back_to_the_bit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
 
 
+@pytest.mark.parametrize("fault", ["damaged", "missing"])
+def test_the_state_before_serves_where_the_last_is_damaged(tmp_path: Path, fault: str, capsys) -> None:
+    first, second, loaded = make_groups(1), make_groups(2), make_groups(3)
+    save_state(tmp_path, first, PROGRESS)
+    save_state(tmp_path, second, {**PROGRESS, "epoch": 4})
+    assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, PREVIOUS_FILE}
+    last = tmp_path / STATE_FILE
+    if fault == "missing":  # killed between two renames
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:-100])
+    assert has_state(tmp_path)
+    assert load_state(tmp_path, loaded) == PROGRESS
+    for a, b in zip(values(first), values(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+    warning = capsys.readouterr().err
+    assert (warning == "") == (fault == "missing")
+    assert fault == "missing" or f"{last}: not a readable checkpoint" in warning and PREVIOUS_FILE in warning
+    save_state(tmp_path, second, PROGRESS)
+    load_state(tmp_path, loaded)
+    with np.load(tmp_path / PREVIOUS_FILE) as before:  # the good one was not overwritten by the damaged one
+        np.testing.assert_array_equal(before["average/0"], values(first)[2])
+    assert (tmp_path / DAMAGED_FILE).exists() == (fault == "damaged")
+
+
+def test_who_only_reads_leaves_a_damaged_state_where_it_is(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        save_state(tmp_path, make_groups(seed), PROGRESS)
+    (tmp_path / STATE_FILE).write_bytes(b"PK")
+    assert load_state(tmp_path, make_groups(3), mend=False) == PROGRESS
+    assert (tmp_path / STATE_FILE).read_bytes() == b"PK"
+
+
+def test_two_damaged_states_are_refused(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        save_state(tmp_path, make_groups(seed), PROGRESS)
+    for name in (STATE_FILE, PREVIOUS_FILE):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=f"{STATE_FILE}: not a readable checkpoint"):
+        load_state(tmp_path, make_groups(3))
+
+
 def test_a_folder_without_state_is_a_fresh_start(tmp_path: Path) -> None:
+    assert not has_state(tmp_path)
     assert load_state(tmp_path, make_groups(1)) is None
 
 

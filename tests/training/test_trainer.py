@@ -317,6 +317,15 @@ def test_the_clock_ends_a_run_within_an_epoch(fresh: Fresh, scores, tmp_path: Pa
     assert trainer.step == done
 
 
+def test_a_clock_that_jumps_back_changes_nothing(fresh: Fresh, scores, tmp_path: Path, monkeypatch) -> None:
+    scores(0.1)
+    clock = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    trainer = fresh(tmp_path, minutes=0.001)
+    trainer.run()
+    assert 1 <= trainer.step < EPOCHS * STEPS and 0 < trainer.elapsed < 60
+
+
 @pytest.fixture
 def poisoned(records: list[ImageRecord], write_records, tmp_path: Path) -> RecordStore:
     """Training images of which number 102 has a mean that is not a number."""
