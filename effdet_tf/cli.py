@@ -8,9 +8,20 @@ from collections.abc import Sequence
 
 from effdet_tf._version import __version__
 from effdet_tf.command_line import exit_code
-from effdet_tf.commands import check, convert, info, pack, predict, pseudo, synthetic, weights
+from effdet_tf.commands import (
+    check,
+    convert,
+    download,
+    info,
+    pack,
+    plate,
+    predict,
+    pseudo,
+    synthetic,
+    weights,
+)
 
-VERBS = (synthetic, convert, check, pack, predict, pseudo, info, weights)
+VERBS = (synthetic, download, convert, check, pack, predict, pseudo, info, weights)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 

@@ -20,6 +20,7 @@ SIZE_SPLITS = {
     "train25percent": "3_train25percent.json",
     "train50percent": "4_train50percent.json",
 }
+COUNTED = ("A172", "A549")  # types whose cells were counted by a fluorescent marker
 SPLITS = ("train", "val", "test", *SIZE_SPLITS)
 
 _BY_FOLDED = {name.casefold(): name for name in CELL_TYPES}

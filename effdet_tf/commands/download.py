@@ -1,0 +1,55 @@
+"""`python -m effdet_tf download livecell`: bring a published data set here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the verb `download` to the command line."""
+    from effdet_tf.data.livecell_files import PUBLISHED, SETS
+
+    parser = subparsers.add_parser(
+        "download",
+        help="bring a published data set here: LIVECell",
+        description="Download LIVECell in the layout that `convert livecell` reads: the images (1.3 GB) and "
+        "the wanted annotation sets. A broken download goes on where it stopped when the same command is run "
+        "again; sizes are verified, and checksums where the server gives them.",
+        epilog="example: python -m effdet_tf download livecell --annotations wide --out LIVECell",
+    )
+    parser.add_argument("dataset", choices=("livecell",), help="the data set")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--annotations",
+        choices=SETS,
+        nargs="+",
+        default=["wide"],
+        help="wide: all types together (default); single: the eight single-type sets; size: 2 to 50 %% of "
+        "the training images; counts: images of two types with counts by a fluorescent marker",
+    )
+    parser.add_argument("--no-images", action="store_true", help="annotations alone")
+    parser.add_argument("--keep-archives", action="store_true", help="do not remove archives once unpacked")
+    parser.add_argument(
+        "--mirror", default=PUBLISHED, metavar="URL", help="in place of the publishers' server"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Download and say what is there; returns the exit code."""
+    from effdet_tf.data.livecell_files import LICENCE, download_livecell
+
+    print(LICENCE)
+    kinds = list(dict.fromkeys(args.annotations))
+    found = download_livecell(
+        args.out, kinds, not args.no_images, args.mirror.rstrip("/"), args.keep_archives
+    )
+    for path in found:
+        print(path)
+    split = {"wide": "train", "size": "train25percent", "single": "train --cell-type A172"}
+    words = next((split[kind] for kind in kinds if kind in split), None)
+    if words and not args.no_images:
+        print(f"next: python -m effdet_tf convert livecell {args.out} data/train --split {words}")
+    return 0
