@@ -5,8 +5,10 @@ The format is taken from the file's first bytes, never from its name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,57 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
     """
     image = _read(Path(path), max_pixels, labels=False)
     return _channels(_native_dtype(image, path), path)
+
+
+class Stack:
+    """The pages of a tif stack, read one at a time; a file of one image is a stack of one page.
+
+    Attributes:
+        pages: how many; pages of another size than the first are thumbnails and do not count.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+        """Open a file, as a context manager.
+
+        Args:
+            path: the file.
+            max_pixels: largest height x width of a page.
+
+        Raises:
+            UserError: when it cannot be read.
+        """
+        self.path, self._max_pixels = Path(path), max_pixels
+        self._file: tifffile.TiffFile | None = None
+        self._size, head = _head(self.path)
+        self._places = [(0, 0)]
+        if head[:4] in _TIFF_MAGICS:
+            with _decoding(self.path):
+                self._file = tifffile.TiffFile(self.path)
+                self._places = _places(self._file)
+        self.pages = len(self._places)
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, page: int = 0) -> np.ndarray:
+        """A page as `read_image` gives an image.
+
+        Args:
+            page: from 0.
+
+        Raises:
+            UserError: when the page is damaged.
+        """
+        if self._file is None:
+            return read_image(self.path, self._max_pixels)
+        with _decoding(self.path):
+            place = self._places[page]
+            pixels = _read_tiff(self._file, self.path, self._size, self._max_pixels, False, place)
+        return _channels(_native_dtype(pixels, self.path), self.path)
 
 
 def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -152,6 +205,21 @@ def stretch(gray: np.ndarray, top: float) -> np.ndarray:
 
 def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     """Pixels [H, W] or [H, W, C] in the file's own type; palettes stay indices when `labels`."""
+    size, head = _head(path)
+    with _decoding(path):
+        if head[:4] in _TIFF_MAGICS:
+            with tifffile.TiffFile(path) as file:
+                places = _places(file)
+                if len(places) > 1:
+                    raise UserError(
+                        f"{path}: is a stack of {len(places)} pages; save the page to be used as an image"
+                    )
+                return _read_tiff(file, path, size, max_pixels, labels)
+        return _read_other(path, head, max_pixels, labels)
+
+
+def _head(path: Path) -> tuple[int, bytes]:
+    """Size and first bytes of a file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -161,10 +229,14 @@ def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({reason}); check the name and the rights") from error
     if size == 0:
         raise UserError(f"{path}: is empty (0 bytes); copy it again")
+    return size, head
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn what decoders raise into one line."""
     try:
-        if head[:4] in _TIFF_MAGICS:
-            return _read_tiff(path, size, max_pixels, labels)
-        return _read_other(path, head, max_pixels, labels)
+        yield
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -183,24 +255,63 @@ def _check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
         raise UserError(f"{path}: {height}x{width} is more than {max_pixels} pixels; cut it into parts first")
 
 
-def _read_tiff(path: Path, size: int, max_pixels: int, labels: bool) -> np.ndarray:
-    with tifffile.TiffFile(path) as file:
-        page: Any = file.pages[0]
-        # Pages of another size are thumbnails; pages of the same size are channels, slices or times.
-        pages = sum(other.shape == page.shape for other in file.pages)
-        if pages > 1:
-            raise UserError(f"{path}: is a stack of {pages} pages; save the page to be used as an image")
-        _check_pixels(path, page.imagelength, page.imagewidth, max_pixels)
-        if page.imagedepth > 1:
-            raise UserError(f"{path}: is a volume of {page.imagedepth} slices; save one slice as an image")
-        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-        if not ends or max(ends) > size:
-            raise UserError(f"{path}: is cut short ({size} of {max(ends, default=0)} bytes); copy it again")
+def _places(file: tifffile.TiffFile) -> list[tuple[int, int]]:
+    """Where the images of the first page's size are: number of the page, number of the image behind it.
+
+    They are channels, slices or times; pages of another size are thumbnails.
+
+    Raises:
+        UserError: when there should be more pages, so that the file was cut short.
+    """
+    first: Any = file.pages[0]
+    pages = [k for k, page in enumerate(file.pages) if page.shape == first.shape]
+    last: Any = file.pages[len(file.pages) - 1]
+    handle, tiff = file.filehandle, file.tiff
+    handle.seek(last.offset)
+    tags = int.from_bytes(handle.read(tiff.tagnosize), "little" if tiff.byteorder == "<" else "big")
+    handle.seek(last.offset + tiff.tagnosize + tags * tiff.tagsize)
+    following = int.from_bytes(handle.read(tiff.offsetsize), "little" if tiff.byteorder == "<" else "big")
+    cut = following >= handle.size
+    if len(pages) == 1 and file.is_imagej and first.size and not cut:
+        # ImageJ describes a large stack by its first page alone; the others follow it in one piece.
+        stated = int((file.imagej_metadata or {}).get("images", 1))
+        cut = first.dataoffsets[0] + stated * sum(first.databytecounts) > handle.size
+        if stated > 1 and not cut:
+            return [(0, k) for k in range(stated)]
+    if cut:
+        raise UserError(f"{file.filehandle.path}: is cut short: pages are missing; copy it again")
+    return [(k, 0) for k in pages]
+
+
+def _read_tiff(
+    file: tifffile.TiffFile,
+    path: Path,
+    size: int,
+    max_pixels: int,
+    labels: bool,
+    place: tuple[int, int] = (0, 0),
+) -> np.ndarray:
+    """The image at one of the `_places`."""
+    keyframe: Any = file.pages[0]
+    _check_pixels(path, keyframe.imagelength, keyframe.imagewidth, max_pixels)
+    if keyframe.imagedepth > 1:
+        raise UserError(f"{path}: is a volume of {keyframe.imagedepth} slices; save one slice as an image")
+    page: Any = file.pages[place[0]]
+    photometric, colormap = page.photometric, page.colormap
+    one_bit, planar = page.bitspersample == 1, page.planarconfig
+    start = place[1] * sum(page.databytecounts)
+    ends = [begin + count for begin, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if not ends or start + max(ends) > size:
+        raise UserError(
+            f"{path}: is cut short ({size} of {start + max(ends, default=0)} bytes); copy it again"
+        )
+    if place[1]:
+        stack = file.series[0].asarray(out="memmap")  # of which only this image is read
+        pixels = np.array(stack.reshape(-1, *keyframe.shape)[place[1]])
+    else:
         pixels = page.asarray()
-        photometric, colormap = page.photometric, page.colormap
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.moveaxis(pixels, 0, -1)
-        one_bit = page.bitspersample == 1
+    if planar == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, -1)
     if labels:
         return pixels
     if photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None:

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from effdet_tf.data import image_io
+from effdet_tf.data.image_io import Stack, encode_png, read_image
 from effdet_tf.errors import UserError
 
 GRAY8 = np.arange(63, dtype=np.uint8).reshape(7, 9) * 4
@@ -252,3 +253,92 @@ def test_real_images(real_data: Path) -> None:
     read = image_io.read_image(usiigaci)
     assert read.dtype == np.uint16 and read.max() > 255
     assert image_io.read_labels(masks).shape == read.shape[:2]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_stack_is_read_page_by_page(tmp_path: Path, compression, dtype) -> None:
+    pages = np.arange(5 * 6 * 7).reshape(5, 6, 7).astype(dtype)
+    path = tmp_path / "stack.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for page in pages:
+            writer.write(page, compression=compression)
+        writer.write(pages[0, :3, :3], compression=compression)  # a thumbnail
+    with Stack(path) as stack:
+        assert stack.pages == 5
+        for number in (4, 0, 2):
+            found = stack.read(number)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found[..., 0], pages[number])
+
+
+def test_a_stack_of_imagej_that_has_one_page_for_all(tmp_path: Path) -> None:
+    pages = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
+    path = tmp_path / "stack.tif"
+    # So ImageJ writes stacks above 4 GB; tifffile does by a limit on the pages.
+    tifffile.imwrite(path, pages, imagej=True)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page = file.pages[0]
+        next_page = page.offset + 2 + 12 * len(page.tags)
+    with open(path, "r+b") as file:
+        file.seek(next_page)
+        file.write(b"\0\0\0\0")  # no further page
+    with Stack(path) as stack:
+        assert stack.pages == 5
+        np.testing.assert_array_equal(np.stack([stack.read(k)[..., 0] for k in range(5)]), pages)
+    with pytest.raises(UserError, match="is a stack of 5 pages"):
+        read_image(path)
+
+
+def test_a_stack_of_one_page_and_of_none(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(encode_png(np.full((3, 4), 9, np.uint8)))
+    with Stack(tmp_path / "one.png") as stack:
+        assert stack.pages == 1 and stack.read().shape == (3, 4, 1)
+    (tmp_path / "cut.tif").write_bytes(b"II*\0")
+    with pytest.raises(UserError, match="is damaged or cut short"):
+        Stack(tmp_path / "cut.tif")
+    with pytest.raises(UserError, match="cannot be read"):
+        Stack(tmp_path / "none.tif")
+
+
+def test_a_damaged_page_spares_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for value in range(3):
+            writer.write(np.full((40, 50), value, np.uint8), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[1].dataoffsets[0]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * 8)
+    with Stack(path) as stack:
+        assert stack.read(2).max() == 2
+        with pytest.raises(UserError, match="damaged"):
+            stack.read(1)
+
+
+@pytest.mark.parametrize("imagej", [False, True])
+def test_a_stack_that_is_cut_between_two_pages_is_told(tmp_path: Path, imagej: bool) -> None:
+    path = tmp_path / "stack.tif"
+    pages = np.arange(6 * 40 * 50).astype(np.uint16).reshape(6, 40, 50)
+    if imagej:
+        tifffile.imwrite(path, pages, imagej=True)
+    else:
+        with tifffile.TiffWriter(path) as writer:
+            for page in pages:
+                writer.write(page, contiguous=False)
+    with open(path, "r+b") as file:
+        file.truncate(int(0.6 * path.stat().st_size))
+    with pytest.raises(UserError, match="cut short"):
+        Stack(path)
+
+
+def test_each_page_of_a_stack_has_its_own_kind(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.tif"
+    image = np.full((8, 9), 200, np.uint8)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, photometric="miniswhite", metadata=None)
+        writer.write(image, photometric="minisblack", metadata=None)
+        writer.write(image > 0, photometric="minisblack", metadata=None)
+    with Stack(path) as stack:
+        assert [int(stack.read(page).max()) for page in range(3)] == [55, 200, 255]
