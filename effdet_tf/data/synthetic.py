@@ -123,7 +123,7 @@ def _write_split(
             tifffile.imwrite(temporary, image, compression="zlib", metadata=None, software=False)
         image_id = index + 1 + (split == "val") * 1_000_000
         images.append({"id": image_id, "width": size[1], "height": size[0], "file_name": name})
-        annotations += _annotate(cells, image_id, len(annotations) + 1 + (split == "val") * 100_000_000)
+        annotations += annotate(cells, image_id, len(annotations) + 1 + (split == "val") * 100_000_000)
         bar.update()
     document = {
         "info": {"version": "1.0", "description": f"Synthetic phase contrast, seed {seed}"},
@@ -139,8 +139,14 @@ def _write_split(
     return len(annotations)
 
 
-def _annotate(cells: list[RenderedCell], image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
-    """COCO annotations of one image."""
+def annotate(cells: list[RenderedCell], image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+    """COCO annotations of one image.
+
+    Args:
+        cells: as `render_image` gives them.
+        image_id: of the image.
+        first_id: of the first annotation.
+    """
     for number, cell in enumerate(cells):
         x0, y0 = cell.polygon.min(0).tolist()
         x1, y1 = cell.polygon.max(0).tolist()

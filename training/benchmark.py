@@ -1,0 +1,251 @@
+"""Repeat the experiments of the LIVECell paper: `python -m training.benchmark livecell --experiment NAME`.
+
+wide: one network for all eight types. single-type: a network for each. transfer: each of those on the test
+images of every type. size: networks for 2, 4, 5, 25, 50 and 100 % of the training images. counts: the network
+for all types against counts by a fluorescent marker. Every part that was done before is left as it is: the
+same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from effdet_tf import cli
+from effdet_tf.command_line import exit_code
+from effdet_tf.data.manifest import MANIFEST_NAME
+from effdet_tf.data.record import read_manifest
+from effdet_tf.data.sources.livecell import CELL_TYPES, COUNTED, SIZE_SPLITS
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write, write_json
+from training import evaluate
+from training import main as training_main
+from training.benchmark_tables import (
+    count_table,
+    single_table,
+    size_table,
+    transfer_matrix,
+    transfer_table,
+    wide_table,
+)
+
+EXPERIMENTS = ("wide", "single-type", "transfer", "size", "counts")
+SHARES = {int(name.removeprefix("train").removesuffix("percent")): name for name in SIZE_SPLITS} | {
+    100: "train"
+}
+SUITE_FILE = "suite.json"
+Report = dict[str, Any]
+
+
+class Suite:
+    """The parts that the experiments share: data sets, trainings, evaluations, each made once."""
+
+    def __init__(
+        self, source: Path, out: Path, training: Sequence[str], types: Sequence[str] = CELL_TYPES
+    ) -> None:
+        """Plan the suite.
+
+        Args:
+            source: LIVECell as published, see `effdet_tf download livecell`.
+            out: gets `data/`, `runs/`, `results/`, and a table for each experiment.
+            training: words for `training.main`: preset, length, settings.
+            types: the cell types of the single-type experiments.
+
+        Raises:
+            UserError: when `out` holds a suite of another source or of other trainings.
+        """
+        self.source, self.out, self.training, self.types = source, out, list(training), tuple(types)
+        settings = {"source": str(source.resolve()), "training": self.training}
+        path = out / SUITE_FILE
+        past = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+        if past != settings:
+            raise UserError(
+                f"{path}: its networks were trained otherwise ({past['source']}, "
+                f"{shlex.join(past['training'])}); repeat that, or choose another --out"
+            )
+        write_json(path, settings)
+
+    def data(self, split: str, cell_type: str | None = None) -> Path:
+        """The converted images of a split, of one type or all."""
+        name = f"{cell_type.lower() if cell_type else 'wide'}-{split}"
+        folder = self.out / "data" / name
+        if not (folder / MANIFEST_NAME).exists():
+            words: list[object] = ["convert", "livecell", self.source, folder, "--split", split]
+            words += ["--cell-type", cell_type] if cell_type else []
+            _step("effdet_tf", cli.main, [*words, "--overwrite", "--quiet"])
+        return folder
+
+    def train(self, split: str = "train", cell_type: str | None = None) -> Path:
+        """The run of a network for a split, of one type or all."""
+        name = cell_type.lower() if cell_type else ("wide" if split == "train" else split)
+        run = self.out / "runs" / name
+        # Written at the very end: a run without it was stopped, and goes on.
+        if not (run / "metrics.json").exists():
+            words: list[object] = [
+                "--data",
+                self.data(split, cell_type),
+                "--val",
+                self.data("val", cell_type),
+            ]
+            _step("training.main", training_main.main, [*words, *self.training, "--out", run])
+        return run
+
+    def judge(self, run: Path, data: Path) -> Report:
+        """The report of a run on converted images."""
+        path = self.out / "results" / f"{run.name}-on-{data.name}.json"
+        if not path.exists():
+            _step("training.evaluate", evaluate.main, ["--run", run, "--data", data, "--out", path])
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def wide(self) -> str:
+        """One network for all types."""
+        return wide_table(self.judge(self.train(), self.data("test")))
+
+    def single_type(self) -> str:
+        """A network for each type, on its own test images."""
+        return single_table(
+            {name: self.judge(self.train("train", name), self.data("test", name)) for name in self.types}
+        )
+
+    def transfer(self) -> str:
+        """The networks of `single_type` on the test images of every type."""
+        from training.benchmark_plots import draw_transfer
+
+        reports = {
+            (trained, tested): self.judge(self.train("train", trained), self.data("test", tested))
+            for trained in self.types
+            for tested in self.types
+        }
+        matrix = transfer_matrix(reports, self.types)
+        draw_transfer(matrix, self.types, self.out / "transfer.png")
+        return transfer_table(matrix, self.types)
+
+    def size(self) -> str:
+        """Networks for a share of the training images."""
+        from training.benchmark_plots import draw_sizes
+
+        reports, sizes, scores = {}, {}, {}
+        for share, split in SHARES.items():
+            manifest = read_manifest(self.data(split))
+            sizes[share] = (manifest.images, manifest.cells)
+            reports[share] = self.judge(self.train(split), self.data("test"))
+            group = reports[share]["livecell"]["all"]
+            scores[share] = tuple(
+                float("nan") if group.get(kind, {}).get("AP") is None else group[kind]["AP"]
+                for kind in ("bbox", "segm")
+            )
+        draw_sizes(scores, self.out / "size.png")
+        return size_table(reports, sizes)
+
+    def counts(self) -> str:
+        """The network for all types against counts by a fluorescent marker."""
+        from training.benchmark_plots import draw_counts
+
+        result = {}
+        for name in COUNTED:
+            path = self.out / "results" / f"counts-{name}.json"
+            if not path.exists():
+                write_json(path, self._count(name))
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            result[name] = ([row["found"] for row in rows], [row["marked"] for row in rows])
+        draw_counts(result, self.out / "counts.png")
+        return count_table(result)
+
+    def _count(self, name: str) -> list[dict[str, Any]]:
+        """Image, marked nuclei and found cells, image by image.
+
+        Raises:
+            UserError: when the counts or an image are missing.
+        """
+        from tqdm import tqdm
+
+        import effdet_tf
+        from effdet_tf.data.image_io import read_image
+
+        folder = self.source / "nuclear_count_benchmark"
+        counts, images = folder / f"{name}_counts.json", folder / name
+        if not counts.is_file() or not images.is_dir():
+            raise UserError(
+                f"{counts} or {images}: missing; `python -m effdet_tf download livecell --annotations counts "
+                f"--out {self.source}` brings them"
+            )
+        marked = {key: int(value) for key, value in json.loads(counts.read_text(encoding="utf-8")).items()}
+        files = {path.name: path for path in images.rglob("*") if path.is_file()}
+        absent = sorted(set(marked) - set(files))
+        if absent:
+            raise UserError(f"{images}: {len(absent)} of the counted images are missing, such as {absent[0]}")
+        predictor = effdet_tf.load(self.train())
+        score = predictor.config.postprocess.report_score
+        rows = []
+        for file in tqdm(sorted(marked), f"count {name}", unit="image"):
+            _, kept = predictor.predict(read_image(files[file])).filter(score).label_image()
+            rows.append({"image": file, "marked": marked[file], "found": len(kept)})
+        return rows
+
+
+def _step(module: str, command: Callable[[list[str]], int], words: Sequence[object]) -> None:
+    """Print and run a command.
+
+    Raises:
+        UserError: when it fails.
+    """
+    arguments = [str(word) for word in words]
+    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
+    if command(arguments) != 0:
+        raise UserError(f"stopped at `python -m {module} {shlex.join(arguments)}`; its message stands above")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    options, training = _parse(arguments)
+    return exit_code(
+        lambda: _run(options, training),
+        on_os_error="; what was done before is unharmed",
+        on_interrupt="; run the same command again to go on",
+    )
+
+
+def _run(options: argparse.Namespace, training: list[str]) -> None:
+    suite = Suite(options.source, options.out, training, options.types)
+    for name in dict.fromkeys(options.experiment):
+        table = getattr(suite, name.replace("-", "_"))()
+        with atomic_write(options.out / f"{name}.md") as temporary:
+            temporary.write_text(f"# LIVECell, {name}\n\n{table}\n", encoding="utf-8")
+        print(f"\n{name}\n\n{table}\n\nwritten: {options.out / f'{name}.md'}", flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every further option goes to training.main. Example: python -m training.benchmark livecell "
+        "--experiment wide transfer --source LIVECell --out benchmark --preset cells-lite0 --epochs 30",
+    )
+    parser.add_argument("dataset", choices=("livecell",))
+    parser.add_argument("--experiment", choices=EXPERIMENTS, nargs="+", required=True)
+    parser.add_argument(
+        "--source", type=Path, required=True, help="LIVECell, as `effdet_tf download` brings it"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of data, runs, results and tables")
+    parser.add_argument(
+        "--types",
+        nargs="+",
+        choices=CELL_TYPES,
+        default=list(CELL_TYPES),
+        help="for the single-type experiments (default: all eight)",
+    )
+    options, training = parser.parse_known_args(arguments)
+    own = {word.partition("=")[0] for word in training} & {"--data", "--val", "--pseudo", "--out"}
+    if own:
+        parser.error(f"{', '.join(sorted(own))}: the suite chooses the images")
+    return options, training
+
+
+if __name__ == "__main__":
+    sys.exit(main())
