@@ -118,9 +118,12 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
         ValueError: when there is no polygon, one has fewer than three points or an odd number of coordinates,
             or a coordinate is not finite or absurdly far outside.
     """
-    if not len(polygons):
+    try:
+        arrays = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("a polygon is not a list of numbers") from None
+    if not arrays:
         raise ValueError("no polygon")
-    arrays = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
     for points in arrays:
         if points.ndim != 1 or points.size < 6 or points.size % 2:
             raise ValueError(

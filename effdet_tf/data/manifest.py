@@ -78,7 +78,7 @@ class Manifest:
         """Undo `to_dict`.
 
         Raises:
-            ValueError: when a key is missing, unknown or of another type.
+            ValueError: when a key is missing or unknown, or a value is of another type.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         optional = ("masks", "pseudo", "format")
@@ -91,7 +91,35 @@ class Manifest:
             kind = kinds[str(fields[name].type).split("[")[0]]
             if type(value) is not kind:  # a bool would pass for an int
                 raise ValueError(f"{name} is {type(value).__name__}, not {kind.__name__}")
-        return cls(**values)
+        manifest = cls(**values)
+        manifest._check_parts()
+        return manifest
+
+    def _check_parts(self) -> None:
+        """Check what others rely on.
+
+        Raises:
+            ValueError: for the first part that is wrong.
+        """
+        for shard in self.shards:
+            file, images = (
+                (shard.get("file"), shard.get("images")) if isinstance(shard, dict) else (None, None)
+            )
+            # A name with a folder in it would lead out of the data set.
+            if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file:
+                raise ValueError(f"shard {file!r} is not the name of a file")
+            if type(images) is not int or images < 0:
+                raise ValueError(f"shard {file} has {images!r} images")
+        for category in self.categories:
+            named = isinstance(category, dict) and isinstance(category.get("name"), str)
+            if not named or type(category.get("id")) is not int:
+                raise ValueError(f"category {category!r} is no id with a name")
+        for size in self.cell_sizes:
+            pair = isinstance(size, list) and len(size) == 2 and all(type(x) in (int, float) for x in size)
+            if not pair or not all(0 <= x < 2**31 for x in size):
+                raise ValueError(f"cell size {size!r} is not [height, width]")
+        if self.mask_size < 1:
+            raise ValueError(f"mask_size is {self.mask_size}")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write manifest.json into `directory`, atomically."""

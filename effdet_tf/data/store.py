@@ -241,7 +241,7 @@ def _scan(folders: Sequence[Path]) -> _Index:
             outlines = record_lib.read_shard(str(path)).map(_outline)
             try:
                 found = np.array(list(outlines.as_numpy_iterator()), np.int64).reshape(-1, 7)
-            except tf.errors.OpError as error:
+            except (tf.errors.OpError, ValueError) as error:
                 raise UserError(f"{path}: damaged ({_reason(error)}); convert the data again") from error
             if len(found) != shard["images"]:
                 raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import marshal
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class CocoCells:
         """Number of annotations."""
         return len(self.places)
 
+    def _class_of(self, category: Any) -> int | None:
+        if self.class_ids is None:
+            return self.only_class
+        return self.class_ids.get(category) if isinstance(category, Hashable) else None
+
     def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
         """Rasterise the annotations; see `CellReader`."""
         cells = []
@@ -56,7 +61,7 @@ class CocoCells:
                 file.seek(offset)
                 identity, _, category, segmentation, bbox, iscrowd = marshal.loads(file.read(length))
                 name = f"{file_name} (annotation {identity})"
-                class_id = self.only_class if self.class_ids is None else self.class_ids.get(category)
+                class_id = self._class_of(category)
                 if class_id is None:
                     faults.drop("annotation of an unknown category", name)
                     continue
