@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import Any
 
@@ -66,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
     from effdet_tf.errors import UserError
 
     options = _beam_options(args)
+    logging.disable(logging.WARNING)  # of every cloud whose package is missing, Apache Beam warns
     try:
         from effdet_tf.plates import plate
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("apache_beam", "pyarrow"):
             raise
         raise UserError(f"{error.name} is missing; run: pip install 'effdet_tf[plates]'") from None
+    finally:
+        logging.disable(logging.NOTSET)
     report = plate.run_plate(
         args.source,
         args.out,
