@@ -15,6 +15,8 @@ from pycocotools import mask as coco_mask
 
 # A coordinate beyond this many frame sizes is a fault: the rasteriser would walk all the way to it.
 _FAR = 16
+# The largest image that is read, see `data.image_io`: a larger size is a fault or a decompression bomb.
+_MOST_PIXELS = 2**28
 
 # A byte of a compressed COCO code less 48 is: 5 bits of a number, and 32 when more of it follow.
 _CODE_BYTES = bytes(range(48, 112))
@@ -200,9 +202,9 @@ def encode_kaggle_rle(mask: np.ndarray) -> str:
 def _rle_size(rle: dict[str, Any]) -> tuple[int, int]:
     try:
         height, width = (int(n) for n in rle["size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("RLE has no size [height, width]") from error
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
         raise ValueError(f"RLE size {height}x{width} is not an image")
     return height, width
 
@@ -213,7 +215,10 @@ def _rle_counts(rle: dict[str, Any], pixels: int) -> list[int]:
     if isinstance(counts, (str, bytes)):
         runs = _uncompress(counts.encode("ascii") if isinstance(counts, str) else counts)
     elif isinstance(counts, (list, tuple, np.ndarray)):
-        runs = [int(count) for count in counts]
+        try:
+            runs = [int(count) for count in counts]
+        except (TypeError, OverflowError):
+            raise ValueError("RLE counts are not whole numbers") from None
     else:
         raise ValueError("RLE has no counts")
     if sum(runs) != pixels or min(runs) < 0:

@@ -128,6 +128,9 @@ def test_empty_masks() -> None:
         {"size": [3, 4]},
         {"counts": [12]},
         {"size": [0, 4], "counts": []},
+        {"size": [3, 4], "counts": [None]},
+        {"size": [float("inf"), 4], "counts": [12]},
+        {"size": [2**31, 2**31], "counts": [2**62]},  # a decompression bomb
     ],
 )
 def test_a_broken_coco_code_is_refused(rle: dict) -> None:

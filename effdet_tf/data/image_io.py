@@ -310,6 +310,8 @@ def _read_tiff(
         pixels = np.array(stack.reshape(-1, *keyframe.shape)[place[1]])
     else:
         pixels = page.asarray()
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        raise UserError(f"{path}: is damaged (a page without pixels); copy it again")
     if planar == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, -1)
     if labels:

@@ -342,3 +342,12 @@ def test_each_page_of_a_stack_has_its_own_kind(tmp_path: Path) -> None:
         writer.write(image > 0, photometric="minisblack", metadata=None)
     with Stack(path) as stack:
         assert [int(stack.read(page).max()) for page in range(3)] == [55, 200, 255]
+
+
+def test_a_tif_whose_page_holds_no_pixels_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """What tifffile makes of some damaged headers."""
+    tifffile.imwrite(tmp_path / "a.tif", GRAY16)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: np.zeros(0, np.uint16))
+    for read in (read_image, image_io.read_labels):
+        with pytest.raises(UserError, match="a page without pixels"):
+            read(tmp_path / "a.tif")
