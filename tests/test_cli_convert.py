@@ -168,3 +168,10 @@ def test_a_wrong_value_is_named_in_plain_words(arguments, message, capsys) -> No
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "1025", "x"])
+def test_a_mask_size_that_no_set_may_have_is_wrong_usage(tmp_path, capsys, size):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", "labelmaps", str(tmp_path), str(tmp_path / "out"), "--mask-size", size])
+    assert caught.value.code == 2 and "--mask-size" in capsys.readouterr().err

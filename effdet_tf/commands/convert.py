@@ -25,6 +25,18 @@ LIVECELL_SPLITS = (
 )
 
 
+def _mask_size(text: str) -> int:
+    from effdet_tf.data.manifest import MOST_MASK_SIZE
+
+    value = int(positive(int)(text))
+    if value > MOST_MASK_SIZE:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST_MASK_SIZE}")
+    return value
+
+
+_mask_size.__name__ = "whole number"  # what argparse calls it in its message
+
+
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Add the verb `convert` to the command line."""
     parser = subparsers.add_parser(
@@ -142,7 +154,7 @@ def _common_options() -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--mask-size",
-        type=positive(int),
+        type=_mask_size,
         default=28,
         metavar="N",
         help="side of the stored bitmaps (default: %(default)s)",

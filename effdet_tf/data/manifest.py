@@ -14,6 +14,7 @@ from effdet_tf.files import write_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+MOST_MASK_SIZE = 1024  # px; no bitmap of a cell is larger
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Manifest:
                 (shard.get("file"), shard.get("images")) if isinstance(shard, dict) else (None, None)
             )
             # A name with a folder in it would lead out of the data set.
-            if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file:
+            if not isinstance(file, str) or not file or Path(file).name != file or not file.isprintable():
                 raise ValueError(f"shard {file!r} is not the name of a file")
             if type(images) is not int or images < 0:
                 raise ValueError(f"shard {file} has {images!r} images")
@@ -118,7 +119,7 @@ class Manifest:
             pair = isinstance(size, list) and len(size) == 2 and all(type(x) in (int, float) for x in size)
             if not pair or not all(0 <= x < 2**31 for x in size):
                 raise ValueError(f"cell size {size!r} is not [height, width]")
-        if self.mask_size < 1:
+        if not 1 <= self.mask_size <= MOST_MASK_SIZE:
             raise ValueError(f"mask_size is {self.mask_size}")
 
     def save(self, directory: str | os.PathLike[str]) -> None:

@@ -52,6 +52,29 @@ def test_another_layout_is_refused(tmp_path: Path, change: dict, message: str) -
         load_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": [7]},
+        {"shards": [{"file": "../a.tfrecord", "images": 1}]},
+        {"shards": [{"file": "a\n", "images": 1}]},
+        {"shards": [{"file": "a.tfrecord", "images": "1"}]},
+        {"categories": [{"id": "1", "name": "cell"}]},
+        {"categories": [{"id": 1}]},
+        {"cell_sizes": [[1.0]]},
+        {"cell_sizes": [[1.0, float("nan")]]},
+        {"mask_size": 0},
+        {"mask_size": 2**31},
+    ],
+    ids=str,
+)
+def test_parts_of_another_kind_are_refused(tmp_path: Path, change: dict) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({**MANIFEST.to_dict(), **change}))
+    with pytest.raises(UserError, match="is damaged") as caught:
+        load_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"format": 1}', "\xff"])
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
