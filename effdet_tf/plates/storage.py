@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from effdet_tf.errors import UserError
-from effdet_tf.files import TEMPORARY
+from effdet_tf.files import TEMPORARY, atomic_write
 
 
 def join(base: str, *parts: str) -> str:
@@ -98,34 +99,29 @@ def writing(path: str) -> Iterator[Path]:
     Raises:
         OSError: when it cannot be written.
     """
+    if is_local(path):
+        with atomic_write(path) as temporary:
+            yield temporary
+        return
+    folder, name = path.rsplit("/", 1)
     with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / path.rsplit("/", 1)[-1]
+        local = Path(scratch) / name
         yield local
-        folder, name = path.rsplit("/", 1)
         with contextlib.suppress(OSError):  # there already, perhaps by another worker
             FileSystems.mkdirs(folder)
-        temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
+        unfinished = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
         try:
             with (
                 open(local, "rb") as source,
-                FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as target,
+                FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as target,
             ):
-                while block := source.read(1 << 20):
-                    target.write(block)
-            _replace(temporary, path)
+                shutil.copyfileobj(source, target)
+            remove(path)  # buckets refuse to rename onto what is there
+            FileSystems.rename([unfinished], [path])
         except BaseException:
             with contextlib.suppress(Exception):
-                FileSystems.delete([temporary])
+                FileSystems.delete([unfinished])
             raise
-
-
-def _replace(source: str, target: str) -> None:
-    if is_local(target):
-        os.replace(source, target)
-        return
-    if FileSystems.exists(target):  # buckets refuse to rename onto what is there
-        FileSystems.delete([target])
-    FileSystems.rename([source], [target])
 
 
 @contextlib.contextmanager
@@ -144,8 +140,7 @@ def local_copy(path: str) -> Iterator[Path]:
             FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as source,
             open(local, "wb") as target,
         ):
-            while block := source.read(1 << 20):
-                target.write(block)
+            shutil.copyfileobj(source, target)
         yield local
 
 
