@@ -12,7 +12,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from training.benchmark_tables import (
     transfer_table,
     wide_table,
 )
+from training.steps import run_step
 
 EXPERIMENTS = ("wide", "single-type", "transfer", "size", "counts")
 SHARES = {int(name.removeprefix("train").removesuffix("percent")): name for name in SIZE_SPLITS} | {
@@ -77,7 +78,7 @@ class Suite:
         if not (folder / MANIFEST_NAME).exists():
             words: list[object] = ["convert", "livecell", self.source, folder, "--split", split]
             words += ["--cell-type", cell_type] if cell_type else []
-            _step("effdet_tf", cli.main, [*words, "--overwrite", "--quiet"])
+            run_step("effdet_tf", cli.main, [*words, "--overwrite", "--quiet"])
         return folder
 
     def train(self, split: str = "train", cell_type: str | None = None) -> Path:
@@ -92,14 +93,14 @@ class Suite:
                 "--val",
                 self.data("val", cell_type),
             ]
-            _step("training.main", training_main.main, [*words, *self.training, "--out", run])
+            run_step("training.main", training_main.main, [*words, *self.training, "--out", run])
         return run
 
     def judge(self, run: Path, data: Path) -> Report:
         """The report of a run on converted images."""
         path = self.out / "results" / f"{run.name}-on-{data.name}.json"
         if not path.exists():
-            _step("training.evaluate", evaluate.main, ["--run", run, "--data", data, "--out", path])
+            run_step("training.evaluate", evaluate.main, ["--run", run, "--data", data, "--out", path])
         return json.loads(path.read_text(encoding="utf-8"))
 
     def wide(self) -> str:
@@ -186,18 +187,6 @@ class Suite:
             _, kept = predictor.predict(read_image(files[file])).filter(score).label_image()
             rows.append({"image": file, "marked": marked[file], "found": len(kept)})
         return rows
-
-
-def _step(module: str, command: Callable[[list[str]], int], words: Sequence[object]) -> None:
-    """Print and run a command.
-
-    Raises:
-        UserError: when it fails.
-    """
-    arguments = [str(word) for word in words]
-    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
-    if command(arguments) != 0:
-        raise UserError(f"stopped at `python -m {module} {shlex.join(arguments)}`; its message stands above")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.weights import read_arrays, save_arrays
 from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, config_file, weights_file
 from training import main as training_main
+from training.steps import run_step
 
 CARD_FILE = "MODEL_CARD.md"
 FIGURES_FILE = "metrics.json"
@@ -56,18 +57,16 @@ def _run(options: argparse.Namespace) -> None:
     out = options.out
     _convert(options.data, out / "data")
     if options.run is None:
-        before, own = "imagenet", out / "first"
         data = ("--data", out / "data" / "train", "--val", out / "data" / "val")
-        parts: list[tuple[Path, tuple[object, ...]]] = [(own, ("--minutes", options.minutes))]
-        for number, minutes in enumerate(options.upright, 1):
-            # Another seed: the same crops in the same order would teach less.
-            seed = ("--set", f"train.seed={number}")
-            parts.append((out / f"upright{number}", ("--minutes", minutes, *UPRIGHT, *seed)))
-        for folder, words in parts:
-            start = ("--init", before, "--out", folder)
-            _step("training.main", training_main.main, [*data, *TRAINING, *words, *start, *options.settings])
-            before = folder
-        options.run = [folder for folder, _ in parts[1:]]
+        runs: list[Path] = []
+        for number, minutes in enumerate([options.minutes, *options.upright]):
+            before, own = (runs[-1] if runs else "imagenet"), out / f"part{number + 1}"
+            words = [*data, *TRAINING, "--minutes", minutes, "--init", before, "--out", own]
+            if number:  # with another seed: the same crops in the same order would teach less
+                words += [*UPRIGHT, "--set", f"train.seed={number}"]
+            run_step("training.main", training_main.main, [*words, *options.settings])
+            runs.append(own)
+        options.run = runs[1:]
     pack(options.run, out / "model", options.score)
     from effdet_tf.evaluation import evaluate_run
     from effdet_tf.predict import load_run
@@ -106,19 +105,7 @@ def _convert(source: Path, data: Path) -> None:
         if (data / name / MANIFEST_NAME).exists() or not Path(str(folder)).is_dir():
             continue
         words = ["convert", kind, folder, data / name, *rest, "--quiet", "--overwrite"]
-        _step("effdet_tf", cli.main, words)
-
-
-def _step(module: str, command: Any, words: Sequence[object]) -> None:
-    """Print and run a command.
-
-    Raises:
-        UserError: when it fails.
-    """
-    arguments = [str(word) for word in words]
-    print(f"\n$ python -m {module} {shlex.join(arguments)}", flush=True)
-    if command(arguments) != 0:
-        raise UserError(f"stopped at `python -m {module} {arguments[0]}`; its message stands above")
+        run_step("effdet_tf", cli.main, words)
 
 
 def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
@@ -142,12 +129,12 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
     if score is not None:
         config = config.replace(postprocess__report_score=score)
     sets = [read_arrays(weights_file(run)) for run in runs]
+    shapes = [{name: value.shape for name, value in arrays.items()} for arrays in sets]
+    if any(other != shapes[-1] for other in shapes):
+        raise UserError(f"{', '.join(map(str, runs))}: weights of different networks have no mean")
     packed = {}
     for name in sets[-1]:
-        values = [arrays.get(name) for arrays in sets]
-        if len({None if v is None else v.shape for v in values}) > 1 or len({len(a) for a in sets}) > 1:
-            raise UserError(f"{runs[0]}, {runs[-1]}: weights of different networks have no mean ({name})")
-        value = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+        value = np.mean([arrays[name] for arrays in sets], axis=0, dtype=np.float64).astype(np.float32)
         packed[name] = value.astype(np.float16) if value.ndim > 1 else value.astype(np.float32)
         if not np.isfinite(packed[name]).all():
             raise UserError(f"{runs[-1]}: {name} holds values that float16 cannot; train it again")
