@@ -27,6 +27,8 @@ from training.run import FED, TERMS, Run
 
 # Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
 EPOCHS_AHEAD = 20
+# What TensorFlow raises in the others when a worker of a cluster is gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
 
 def make_step(
@@ -149,7 +151,9 @@ class Trainer(Run):
         try:
             with self.strategy.scope():  # in a cluster, variables take the first worker's values
                 super().__init__(config, store, folder, strict, backbone, own)
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        except LOST as error:
+            if self.workers == 1:
+                raise
             raise UserError(f"another worker was lost before training ({_line(error)})") from error
         self.validation = None if self.worker else validation
         self.step_function = make_step(
@@ -201,7 +205,7 @@ class Trainer(Run):
         fed = {name: batch[name] for name in FED}
         try:
             return self.step_function(fed, tf.constant(number), tf.constant(rate, tf.float32))
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        except LOST as error:
             if self.workers == 1:
                 raise
             raise self._lost(error) from error
