@@ -264,6 +264,13 @@ def converted(folder, write_records) -> Path:
     return write_records(folder / "converted", records)
 
 
+def beside_manifest(converted: Path, place: Path) -> Path:
+    """A folder with the manifest of a sound set; returns where its shard belongs."""
+    place.mkdir(exist_ok=True)
+    (place / MANIFEST_NAME).write_bytes((converted / MANIFEST_NAME).read_bytes())
+    return place / "one.tfrecord"
+
+
 def read_set(place: Path) -> None:
     """Read a converted set in both ways: record by record, and as training does."""
     answer(lambda: list(iterate_records(place)), UserError)
@@ -276,27 +283,22 @@ def read_set(place: Path) -> None:
 @given(data=st.data())
 @fuzz
 def test_shards(converted, folder, data):
-    place = folder / "shards"
-    place.mkdir(exist_ok=True)
-    (place / MANIFEST_NAME).write_bytes((converted / MANIFEST_NAME).read_bytes())
-    sound = (converted / "one.tfrecord").read_bytes()
-    (place / "one.tfrecord").write_bytes(data.draw(damaged_bytes([sound])))
-    read_set(place)
+    shard = beside_manifest(converted, folder / "shards")
+    shard.write_bytes(data.draw(damaged_bytes([(converted / shard.name).read_bytes()])))
+    read_set(shard.parent)
 
 
 @given(data=st.data())
 @fuzz
 def test_records_with_sound_checksums(converted, folder, data):
-    place = folder / "records"
-    place.mkdir(exist_ok=True)
-    (place / MANIFEST_NAME).write_bytes((converted / MANIFEST_NAME).read_bytes())
+    shard = beside_manifest(converted, folder / "records")
     sound = [serialize(record) for record in iterate_records(converted)]
     damaged = data.draw(damaged_bytes(sound))
     answer(lambda: deserialize(damaged), ValueError)
-    with tf.io.TFRecordWriter(str(place / "one.tfrecord")) as writer:
+    with tf.io.TFRecordWriter(str(shard)) as writer:
         writer.write(sound[0])
         writer.write(damaged)
-    read_set(place)
+    read_set(shard.parent)
 
 
 @given(data=st.data())
@@ -310,10 +312,10 @@ def test_manifests(converted, folder, data):
     read_set(place)
 
 
-CONFIG = dataclasses.asdict(preset("cells-lite0"))
+CONFIG = json.loads(json.dumps(dataclasses.asdict(preset("cells-lite0"))))  # lists in place of tuples
 
 
-@given(document=damaged_document(json.loads(json.dumps(CONFIG))))
+@given(document=damaged_document(CONFIG))
 @fuzz
 def test_config_document(folder, document):
     path = folder / "config.yaml"
@@ -324,7 +326,7 @@ def test_config_document(folder, document):
         assert repr(load_config(path)) == repr(config)  # by repr, since nan differs from itself
 
 
-@given(data=damaged_bytes([yaml.safe_dump(json.loads(json.dumps(CONFIG))).encode()]))
+@given(data=damaged_bytes([yaml.safe_dump(CONFIG).encode()]))
 @fuzz
 def test_config_bytes(folder, data):
     path = folder / "config.yaml"

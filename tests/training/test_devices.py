@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
+from tests.training.states import read_state
 from training import devices
 from training.devices import check_batch, cluster_task, make_strategy, own_part
 from training.options import add_options, chosen_settings, for_devices
@@ -88,14 +89,9 @@ class Workers:
         return [(process.wait(300), process.communicate()[0]) for process in self.processes]
 
 
-def states(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / STATE_FILE) as archive:
-        return {name: archive[name] for name in archive.files if name != "progress"}
-
-
 def apart(a: Path, b: Path) -> float:
     """The largest difference of the states of two runs; of what is above 1 (running variances) in parts."""
-    one, other = states(a), states(b)
+    one, other = read_state(a), read_state(b)
     assert one.keys() == other.keys()
     return max(
         float(np.abs(one[k].astype(float) - other[k]).max() / max(np.abs(one[k]).max(), 1))

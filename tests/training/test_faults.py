@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.training.states import read_state
 from training.state import PREVIOUS_FILE, STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,14 +72,9 @@ def kill_after_saves(process: subprocess.Popen, out: Path, saves: int) -> None:
     process.communicate()
 
 
-def state(out: Path) -> dict[str, np.ndarray]:
-    with np.load(out / STATE_FILE) as archive:
-        return {name: archive[name] for name in archive.files if name != "progress"}
-
-
 def assert_same(out: Path, other: Path) -> None:
     """Network, running average and optimizer are the same to the bit."""
-    a, b = state(out), state(other)
+    a, b = read_state(out), read_state(other)
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
