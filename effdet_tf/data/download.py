@@ -258,6 +258,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> list[Path]:
                 if not _is_there(target, member.file_size):
                     _write_member(opened, member, target)
             return targets
+    # zipfile's own: NotImplementedError for a compression that it lacks, RuntimeError for what is encrypted.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{archive}: not a sound zip archive ({error}); remove it and download it again"
