@@ -1,6 +1,7 @@
 """Crops per second that the input pipeline delivers: `python benchmarks/pipeline.py DATA [--cores 1 2]`.
 
-DATA is a folder that `convert` wrote, or a file that `pack` wrote: then it is the loader in numpy.
+DATA is a folder that `convert` wrote, or a file that `pack` wrote: then it is the loader in numpy, by threads
+and by processes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def main() -> None:
         kind(args.data, args.cores[0], args.seconds)
         return
     print(
-        "| cores | images | crop | batch | max_instances | crops/s | CPU ms per crop |\n" + "|---" * 7 + "|",
+        "| cores | images | crop | batch | max_instances | crops/s | own CPU ms per crop |\n"
+        + "|---" * 7
+        + "|",
         flush=True,
     )
     for cores in args.cores:
@@ -48,12 +51,15 @@ def measure_packed(data: str, cores: int, seconds: float) -> None:
     from training.arrays import training_batches
 
     packed = load_packed(data)
-    print_rows(
-        lambda config, batch: training_batches(packed, config, AugmentConfig(), batch, seed=0),
-        "packed, numpy",
-        cores,
-        seconds,
-    )
+    for where, processes in (("packed, threads", 0), ("packed, processes", cores)):
+        print_rows(
+            lambda config, batch, processes=processes: training_batches(
+                packed, config, AugmentConfig(), batch, seed=0, threads=cores, processes=processes
+            ),
+            where,
+            cores,
+            seconds,
+        )
 
 
 def measure_records(data: str, cores: int, seconds: float) -> None:
@@ -97,6 +103,8 @@ def print_rows(
             next(batches)
             done += batch
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+        if hasattr(batches, "close"):
+            batches.close()
         row = (cores, where, crop, batch, places, f"{done / wall:.0f}", f"{1000 * cpu / done:.1f}")
         print("| " + " | ".join(map(str, row)) + " |", flush=True)
 

@@ -23,6 +23,17 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
+def count(text: str) -> int:
+    """An argparse type for whole numbers from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+count.__name__ = "whole number"  # what argparse calls it in its message
+
+
 def exit_code(command: Callable[[], int | None], on_os_error: str = "", on_interrupt: str = "") -> int:
     """Run a command and turn a user's mistake, a failing disk or Ctrl-C into one line on stderr.
 

@@ -44,6 +44,14 @@ _REFERENCE = {
     "lite4": ("efficientnet-lite4", 640, 224, 7, 4, 4, 7),
 }
 
+# name: backbone, its levels, BiFPN channels, BiFPN repeats, head repeats, channels of the masks, drop rate,
+# crop, learning rate. Small cells need no context of hundreds of pixels: Lite0 is cut behind stride 16.
+_CELLS = {
+    "cells-lite0": ("efficientnet-lite0", (2, 3, 4), 64, 2, 2, 16, 0.0, 256, 4e-3),
+    "cells-lite2": ("efficientnet-lite2", (2, 3, 4, 5), 112, 4, 3, 32, 0.2, 256, 4e-3),
+    "cells-d0": ("efficientnet-b0", (2, 3, 4, 5), 64, 3, 3, 16, 0.2, 512, 1.5e-3),
+}
+
 
 def _reference(name: str) -> Config:
     backbone, size, channels, repeats, head_repeats, scale, max_level = _REFERENCE[name]
@@ -89,38 +97,38 @@ def _cells(name: str) -> Config:
 
     `benchmarks/ablations.md` holds the comparisons behind these choices.
     """
-    lite = name == "cells-lite0"
+    backbone, levels, channels, repeats, head_repeats, mask_channels, drop, crop, rate = _CELLS[name]
+    lite = "lite" in backbone
     return Config(
         preset=name,
         model=ModelConfig(
-            backbone="efficientnet-lite0" if lite else "efficientnet-b0",
-            # Cells need no context of hundreds of pixels: Lite0 is cut behind stride 16.
-            backbone_levels=(2, 3, 4) if lite else (2, 3, 4, 5),
+            backbone=backbone,
+            backbone_levels=levels,
             min_level=2,
-            max_level=5 if lite else 6,
-            fpn_channels=64,
-            fpn_repeats=2 if lite else 3,
+            max_level=levels[-1] + 1,
+            fpn_channels=channels,
+            fpn_repeats=repeats,
             fusion="sum" if lite else "fast",
-            head_repeats=2 if lite else 3,
+            head_repeats=head_repeats,
             activation="relu6" if lite else "swish",
-            drop_connect=0.0 if lite else 0.2,
+            drop_connect=drop,
             batch_norm_momentum=0.95,
-            mask=MaskConfig(stride=2, head="convolution", hidden=16),
+            mask=MaskConfig(stride=2, head="convolution", channels=mask_channels, hidden=mask_channels),
         ),
         # One point at each location; the sizes are where its box starts from.
         anchors=AnchorConfig(
             code="sides",
             ratios=(1.0,),
-            sizes=((20.0,), (40.0,), (80.0,), (160.0,), (320.0,))[: 4 if lite else 5],
+            sizes=((20.0,), (40.0,), (80.0,), (160.0,), (320.0,))[: len(levels) + 1],
             from_data=True,
         ),
         assign=AssignConfig(method="task_aligned"),
         loss=LossConfig(
             class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0
         ),
-        data=DataConfig(crop_size=(256, 256) if lite else (512, 512), zoom=1.5),
+        data=DataConfig(crop_size=(crop, crop), zoom=1.5),
         augment=AugmentConfig(),
-        train=TrainConfig(learning_rate=4e-3 if lite else 1.5e-3, ema=0.998),
+        train=TrainConfig(learning_rate=rate, ema=0.998),
         # IoU-weighted class scores times mask quality run low; a validated run tunes this.
         # Dense cells fill 5,000 candidates, a cell has dozens of them, before its neighbours come up.
         postprocess=PostprocessConfig(report_score=0.3, top_k=20_000, vote_iou=0.65),
@@ -128,7 +136,7 @@ def _cells(name: str) -> Config:
 
 
 REFERENCE_PRESETS: tuple[str, ...] = tuple(_REFERENCE)
-PRESETS: tuple[str, ...] = (*REFERENCE_PRESETS, "cells-lite0", "cells-d0")
+PRESETS: tuple[str, ...] = (*REFERENCE_PRESETS, *_CELLS)
 
 
 def preset(name: str) -> Config:
@@ -139,7 +147,7 @@ def preset(name: str) -> Config:
     """
     if name in _REFERENCE:
         return _reference(name)
-    if name in PRESETS:
+    if name in _CELLS:
         return _cells(name)
     near = difflib.get_close_matches(name, PRESETS, n=3) or PRESETS
     raise UserError(f"unknown preset {name!r}; did you mean {', '.join(near)}? All: {', '.join(PRESETS)}")

@@ -58,7 +58,7 @@ def test_every_network_has_the_published_size(name):
 
 
 def test_every_published_preset_has_a_count():
-    assert set(EXACT) | set(MILLIONS) | {"cells-lite0", "cells-d0"} == set(PRESETS)
+    assert set(EXACT) | set(MILLIONS) | {"cells-lite0", "cells-lite2", "cells-d0"} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)

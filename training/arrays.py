@@ -1,11 +1,12 @@
-"""Batches for training from a packed data set: threads that work in numpy, seeded and resumable."""
+"""Batches for training from a packed data set, by threads or processes in numpy; seeded and resumable."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy as np
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.packed import PackedSet
 from effdet_tf.data.plan import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
+from training.crop_processes import ALIGNED, Batch, CropProcesses
 from training.numpy_crops import augment
 
-LEAST_CELLS = 64  # places for cells in a batch, doubled as often as needed: each shape is compiled once
+PLACES = 64  # for cells in a batch come in this many; each shape is compiled once
+_SLACK = 1.5  # cells of one image are not spread evenly
 
 
 def training_batches(
@@ -27,7 +30,8 @@ def training_batches(
     epoch: int = 0,
     done: int = 0,
     threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+    processes: int = 0,
+) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, in the order of `effdet_tf.data.pipeline`.
 
     Order and content depend on nothing but the arguments before `threads`; epoch e after n batches is what
@@ -42,14 +46,17 @@ def training_batches(
         epoch: number of the first epoch.
         done: batches of it to leave out.
         threads: batches made at once; None for one on each core.
+        processes: that make them in place of the threads, which share one lock; see `CropProcesses`. Ask
+            `can_fork` before.
 
     Yields:
-        What `pipeline.training_dataset` gives, but for M: `LEAST_CELLS` doubled until the fullest crop
+        What `pipeline.training_dataset` gives, but for M: `first_places` doubled until the fullest crop
         finds room, at most max_instances.
 
     Raises:
-        UserError: for fewer crops than one batch.
+        UserError: for fewer crops than one batch, or when a process was killed.
     """
+    places = first_places(data, data_config, augment_config)
     steps = steps_per_epoch(data, data_config, batch_size)
 
     def plans() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -61,31 +68,71 @@ def training_batches(
                 yield numbers[part], seeds[part]
             number, first = number + 1, 0
 
-    def make(numbers: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    def make(numbers: np.ndarray, seeds: np.ndarray) -> Batch:
         crops = [
             augment(data.fetch(int(number)), crop_seed, augment_config, data_config)
             for number, crop_seed in zip(numbers, seeds, strict=True)
         ]
-        return stack(crops, data_config.max_instances)
+        return stack(crops, data_config.max_instances, places)
 
-    workers = threads or os.cpu_count() or 1
-    pool = ThreadPoolExecutor(workers, "crops")
+    workers = processes or threads or os.cpu_count() or 1
+    if processes:
+        pool = CropProcesses(make, processes, most_bytes(data, data_config, batch_size))
+        submit, close = pool.submit, pool.close
+    else:
+        executor = ThreadPoolExecutor(workers, "crops")
+
+        def submit(numbers: np.ndarray, seeds: np.ndarray) -> Callable[[], Batch]:
+            return executor.submit(make, numbers, seeds).result
+
+        def close() -> None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
     try:
-        waiting: deque[Future[dict[str, np.ndarray]]] = deque()
+        waiting: deque[Callable[[], Batch]] = deque()
         for numbers, seeds in plans():
-            waiting.append(pool.submit(make, numbers, seeds))
+            waiting.append(submit(numbers, seeds))
             if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
+                yield waiting.popleft()()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        close()
 
 
-def stack(crops: list[dict[str, Any]], max_instances: int) -> dict[str, np.ndarray]:
+def first_places(data: PackedSet, data_config: DataConfig, augment_config: AugmentConfig) -> int:
+    """Places for cells that hardly a batch needs more of, so that all have one shape.
+
+    Args:
+        data: the images.
+        data_config: crop size, zoom, resize and max_instances.
+        augment_config: the smallest scale, at which a crop sees the most cells.
+
+    Returns:
+        A multiple of `PLACES`, or max_instances where that is less.
+    """
+    sizes = data.arrays["size"][:, :2].astype(float)
+    scale = augment_config.scale_range[0] * data_config.zoom
+    seen = np.minimum(np.array(data_config.crop_size) / scale, sizes).prod(1) / sizes.prod(1)
+    if data_config.resize == "fit" or augment_config.short_sides:
+        seen = np.ones_like(seen)
+    most = float((data.cells * np.minimum(_SLACK * seen, 1)).max(initial=0.0))
+    return min(max(math.ceil(most / PLACES), 1) * PLACES, data_config.max_instances)
+
+
+def most_bytes(data: PackedSet, data_config: DataConfig, batch_size: int) -> int:
+    """Bytes of a batch in which a crop has `max_instances` cells."""
+    image = 4 * math.prod(data_config.crop_size) * data_config.channels
+    cells = data_config.max_instances * (4 * 4 + 4 + data.mask_size**2)  # box, class, bitmap
+    rest = IGNORED_REGIONS * 4 * 4 + 2 * 4 + 8 + 8  # ignored, scale, image_id, dropped
+    return batch_size * (image + cells + rest) + 8 * ALIGNED  # 8 arrays
+
+
+def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES) -> Batch:
     """Join crops to a batch: pad their cells, or keep as many of the largest.
 
     Args:
         crops: of `augment`.
         max_instances: largest number of cells in a crop.
+        places: for cells, doubled until the fullest crop finds room.
 
     Returns:
         `image [B, H, W, C]`, `boxes [B, M, 4]`, `classes [B, M]` (-1 = padding), `masks [B, M, m, m]`,
@@ -93,7 +140,6 @@ def stack(crops: list[dict[str, Any]], max_instances: int) -> dict[str, np.ndarr
         place.
     """
     counts = [len(crop["classes"]) for crop in crops]
-    places = LEAST_CELLS
     while places < max(counts):
         places *= 2
     places = min(places, max_instances)

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from effdet_tf.command_line import count
 from effdet_tf.errors import UserError
 from effdet_tf.lock import locked
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
@@ -51,10 +52,13 @@ def train(options: argparse.Namespace) -> None:
         config = open_run(resolve(config, data), folder)
         device = jax.devices()[0]
         set_precision(config, has_accelerator=device.platform != "cpu")
-        trainer = JaxTrainer(config, data, folder, options.strict)
+        workers = crop_workers(options.workers, device.platform != "cpu")
+        trainer = JaxTrainer(config, data, folder, options.strict, workers)
         trainer.announce()
+        hands = f"{workers} processes make" if workers else "threads make"
         print(
-            f"JAX {jax.__version__} on {device.device_kind}; the first step is compiled, for a minute or more"
+            f"JAX {jax.__version__} on {device.device_kind}; {hands} the crops; "
+            "the first step is compiled, for minutes"
         )
         trainer.run()
     print(
@@ -81,6 +85,22 @@ def choose_backend() -> None:
         raise UserError(f"this trains with JAX, Keras is set to {chosen}; set KERAS_BACKEND={BACKEND}")
 
 
+def crop_workers(wanted: int | None, has_accelerator: bool) -> int:
+    """Processes that make crops; 0 for threads of this one, which fill two cores about as well.
+
+    Raises:
+        UserError: when some are wanted where none can be forked.
+    """
+    from training.crop_processes import can_fork
+
+    if wanted and not can_fork():
+        raise UserError("--workers: processes can share the images on Linux alone; leave it out")
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if has_accelerator and can_fork() else 0
+    return cores - 1 if cores > 2 else 0
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.jax_main",
@@ -89,6 +109,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="file that `effdet_tf pack` wrote")
     add_options(parser, default_out="runs/jax")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes that make crops, 0 for threads of this one (default: beside a GPU or TPU on Linux "
+        "one less than the cores, else 0)",
+    )
     parser.set_defaults(out=Path("runs/jax"))
     return parser.parse_args(arguments)
 

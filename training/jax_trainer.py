@@ -103,7 +103,9 @@ class JaxTrainer(Run):
 
     AHEAD = 20
 
-    def __init__(self, config: Config, store: PackedSet, folder: Path, strict: bool = False) -> None:
+    def __init__(
+        self, config: Config, store: PackedSet, folder: Path, strict: bool = False, workers: int = 0
+    ) -> None:
         """Build the network, and pick up a saved state or the weights that `train.init` names.
 
         Args:
@@ -111,11 +113,13 @@ class JaxTrainer(Run):
             store: the training images.
             folder: the run folder.
             strict: refuse start weights that do not fill the parts of the network that they cover.
+            workers: processes that make crops; 0 for threads of this one.
 
         Raises:
             UserError: when the folder's state belongs to another network, or the start weights do not fit.
         """
         super().__init__(config, store, folder, strict)
+        self.workers = workers
         self.step_function = make_step(config, self.network, self.optimizer)
         self.restore()
 
@@ -147,6 +151,7 @@ class JaxTrainer(Run):
             config.train.seed,
             self.epoch,
             self.epoch_step,
+            processes=self.workers,
         )
 
     def _train(self, batch: dict[str, np.ndarray], number: int, rate: float) -> jax.Array:

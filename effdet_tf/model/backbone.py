@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras import layers
 
 from effdet_tf.errors import UserError
-from effdet_tf.model.layers import StochasticDepth, activation, batch_norm
+from effdet_tf.model.layers import DepthwiseConv2D, StochasticDepth, activation, batch_norm
 
 Tensor = Any
 
@@ -153,9 +153,7 @@ def _block(
     if stage.expand != 1:
         x = layers.Conv2D(channels * stage.expand, 1, use_bias=False, name=f"{name}_expand_conv")(x)
         x = activation(batch_norm(f"{name}_expand_bn", momentum)(x), act)
-    x = layers.DepthwiseConv2D(
-        stage.kernel, stage.stride, padding="same", use_bias=False, name=f"{name}_dw_conv"
-    )(x)
+    x = DepthwiseConv2D(stage.kernel, stage.stride, padding="same", use_bias=False, name=f"{name}_dw_conv")(x)
     x = activation(batch_norm(f"{name}_dw_bn", momentum)(x), act)
     if squeeze:
         gate = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_se_pool")(x)

@@ -7,7 +7,7 @@ from typing import Any
 from keras import layers
 
 from effdet_tf.config import ModelConfig
-from effdet_tf.model.layers import FastFusion, UpsampleLike, activation, batch_norm
+from effdet_tf.model.layers import FastFusion, SeparableConv2D, UpsampleLike, activation, batch_norm
 
 Tensor = Any
 
@@ -31,7 +31,7 @@ def _node(inputs: list[Tensor], name: str, config: ModelConfig) -> Tensor:
         else layers.Add(name=f"{name}_fuse")(inputs)
     )
     x = activation(fused, config.activation)
-    x = layers.SeparableConv2D(config.fpn_channels, 3, padding="same", name=f"{name}_conv")(x)
+    x = SeparableConv2D(config.fpn_channels, 3, padding="same", name=f"{name}_conv")(x)
     return batch_norm(f"{name}_bn", config.batch_norm_momentum)(x)
 
 

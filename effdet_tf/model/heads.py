@@ -9,7 +9,7 @@ import keras
 from keras import layers
 
 from effdet_tf.config import ModelConfig
-from effdet_tf.model.layers import activation, batch_norm
+from effdet_tf.model.layers import SeparableConv2D, activation, batch_norm
 
 Tensor = Any
 
@@ -28,7 +28,7 @@ def build_tower(pyramid: dict[int, Tensor], name: str, config: ModelConfig) -> d
         level -> `[B, H_l, W_l, fpn_channels]`.
     """
     convolutions = [
-        layers.SeparableConv2D(
+        SeparableConv2D(
             config.fpn_channels,
             3,
             padding="same",
@@ -64,7 +64,7 @@ def build_predictor(
         `[B, A, outputs]`, A = all anchors, finest level first, location row-major.
     """
     bias = -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR) if prior else 0.0
-    convolution = layers.SeparableConv2D(
+    convolution = SeparableConv2D(
         outputs * anchors,
         3,
         padding="same",

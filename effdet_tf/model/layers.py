@@ -50,6 +50,58 @@ def batch_norm(name: str, momentum: float) -> BatchNorm:
     )
 
 
+def depthwise_products(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Depthwise convolution as a sum of shifted products, with padding `same`.
+
+    XLA makes one loop of it, forward and backward. Its grouped convolutions take 3 to 9 times as long on a
+    CPU, and minutes to compile for a GPU (benchmarks/training_speed.md).
+
+    Args:
+        x: `[B, H, W, C]`; H and W known.
+        kernel: `[k, k, C, 1]`.
+        stride: in both directions.
+
+    Returns:
+        `[B, ceil(H / stride), ceil(W / stride), C]`, summed in float32, in the dtype of x.
+    """
+    side = kernel.shape[0]
+    sizes = [-(-length // stride) for length in x.shape[1:3]]
+    spans = [(size - 1) * stride + 1 for size in sizes]
+    missing = [max(span + side - 1 - n, 0) for span, n in zip(spans, x.shape[1:3], strict=True)]
+    room = [(m // 2, m - m // 2) for m in missing]
+    padded = ops.pad(ops.cast(x, "float32"), [(0, 0), *room, (0, 0)])
+    weights = ops.cast(kernel, "float32")
+    terms = [
+        padded[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * weights[i, j, :, 0]
+        for i in range(side)
+        for j in range(side)
+    ]
+    return ops.cast(sum(terms[1:], terms[0]), x.dtype)
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class DepthwiseConv2D(layers.DepthwiseConv2D):
+    """Keras's, padding `same`, without bias or activation; by `depthwise_products` under JAX."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Convolve `[B, H, W, C]`."""
+        if keras.backend.backend() != "jax":
+            return super().call(inputs)
+        return depthwise_products(inputs, ops.convert_to_tensor(self.kernel), self.strides[0])
+
+
+@keras.saving.register_keras_serializable("effdet_tf")
+class SeparableConv2D(layers.SeparableConv2D):
+    """Keras's, padding `same`, stride 1, with bias, without activation; by `depthwise_products` under JAX."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Convolve `[B, H, W, C]`."""
+        if keras.backend.backend() != "jax":
+            return super().call(inputs)
+        x = depthwise_products(inputs, ops.convert_to_tensor(self.depthwise_kernel), 1)
+        return ops.conv(x, self.pointwise_kernel) + self.bias
+
+
 def activation(x: Tensor, kind: str, name: str | None = None) -> Tensor:
     """`swish` or `relu6`."""
     return layers.Activation("silu" if kind == "swish" else "relu6", name=name)(x)

@@ -6,7 +6,13 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from effdet_tf.model.layers import BatchNorm, FastFusion, StochasticDepth, UpsampleLike
+from effdet_tf.model.layers import (
+    BatchNorm,
+    FastFusion,
+    StochasticDepth,
+    UpsampleLike,
+    depthwise_products,
+)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 8), (5, 7), (5, 8), (1, 1)])
@@ -44,6 +50,21 @@ def test_stochastic_depth_is_off_at_inference_and_keeps_the_mean_in_training():
     assert found.mean() == pytest.approx(1, abs=0.04)  # standard deviation .009
     assert (found == 0).mean() == pytest.approx(0.25, abs=0.03)
     assert (ops.convert_to_numpy(layer(x, training=True)) != found).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "side", "stride"), [(9, 8, 3, 1), (9, 8, 3, 2), (7, 12, 5, 2), (2, 1, 5, 1)]
+)
+def test_shifted_products_are_the_depthwise_convolution(rows, columns, side, stride):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, rows, columns, 4)).astype(np.float32)
+    kernel = rng.normal(size=(side, side, 4, 1)).astype(np.float32)
+    expected = tf.nn.depthwise_conv2d(x, kernel, (1, stride, stride, 1), "SAME")
+    found = ops.convert_to_numpy(depthwise_products(ops.convert_to_tensor(x), kernel, stride))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    half = depthwise_products(ops.convert_to_tensor(x, "bfloat16"), kernel, stride)
+    assert half.dtype == tf.bfloat16  # but summed in float32
+    np.testing.assert_allclose(tf.cast(half, tf.float32), expected, rtol=0.02, atol=0.05)
 
 
 def pair():

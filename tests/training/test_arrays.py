@@ -17,7 +17,7 @@ from effdet_tf.data.packed import PackedSet
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from training import numpy_crops
-from training.arrays import LEAST_CELLS, stack, training_batches
+from training.arrays import PLACES, first_places, stack, training_batches
 
 SIZE = (90, 130)
 CELLS = 25
@@ -179,7 +179,7 @@ def test_batches_are_those_of_the_pipeline_in_shape_and_order(packed: PackedSet,
             assert ours[name].dtype == value.dtype, name
             if name not in ("boxes", "classes", "masks"):
                 assert ours[name].shape == value.shape, name
-        assert ours["classes"].shape == (5, LEAST_CELLS) and ours["boxes"].shape == (5, LEAST_CELLS, 4)
+        assert ours["classes"].shape == (5, PLACES) and ours["boxes"].shape == (5, PLACES, 4)
         cells = ours["classes"] >= 0
         assert cells.any() and (ours["classes"][~cells] == -1).all()
         assert not ours["boxes"][~cells].any() and not ours["masks"][~cells].any()
@@ -191,13 +191,33 @@ def test_any_number_of_threads_and_any_restart_give_the_same(packed: PackedSet) 
     assert_same(whole, batches(packed, 6, threads=3))
     assert_same(whole[1:], batches(packed, 5, done=1))
     assert_same(whole[2:], batches(packed, 4, epoch=1))
+    assert_same(whole, batches(packed, 6, processes=2))
     other = batches(packed, 1, seed=5)[0]
     assert not np.array_equal(other["image"], whole[0]["image"])
 
 
+def test_the_places_for_cells_suit_the_crops() -> None:
+    arrays = {"size": np.int32([[400, 600, 1], [200, 300, 1]]), "count": np.int64([2000, 900])}
+    data = PackedSet(arrays, ("cell",), (1,), "", True)
+    crops = AugmentConfig(scale_range=(0.5, 2))
+
+    def places(zoom: float = 1.0, augment: AugmentConfig = crops, **changes) -> int:
+        settings = {"crop_size": (100, 150), "max_instances": 5000, "zoom": zoom} | changes
+        return first_places(data, DataConfig(**settings), augment)
+
+    # At half size a crop sees a quarter of the large image, and all of the small one, which has 900 cells.
+    assert places() == 960
+    # Magnified twice, a sixteenth of 2,000 cells or a quarter of 900, and half again.
+    assert places(zoom=2.0) == 384
+    assert places(zoom=100.0) == PLACES
+    assert places(max_instances=77) == 77
+    # No crops but whole images.
+    assert places(resize="fit") == places(augment=AugmentConfig(short_sides=(100,))) == 2048
+
+
 def test_padding_grows_by_steps_and_the_largest_cells_stay() -> None:
     crowded = example()
-    many = 2 * LEAST_CELLS + 6
+    many = 2 * PLACES + 6
     crowded["boxes"] = np.tile(np.float32([[5, 5, 25, 25]]), (many, 1))
     crowded["boxes"][:, 2] += np.arange(many, dtype=np.float32) / 4
     crowded |= {"classes": np.arange(many, dtype=np.int32), "iscrowd": np.zeros(many, np.uint8)}
@@ -214,7 +234,9 @@ def test_padding_grows_by_steps_and_the_largest_cells_stay() -> None:
     settings = {"augment_config": still, "batch_size": 1}
     data = DataConfig(crop_size=SIZE, max_instances=2000)
     (batch,) = batches(one, 1, data_config=data, **settings)
-    assert batch["classes"].shape == (1, 4 * LEAST_CELLS) and (batch["classes"] >= 0).sum() == many
+    assert (
+        batch["classes"].shape == (1, -(-many // PLACES) * PLACES) and (batch["classes"] >= 0).sum() == many
+    )
     assert batch["dropped"] == [0]
     data = DataConfig(crop_size=SIZE, max_instances=30)
     (batch,) = batches(one, 1, data_config=data, **settings)
