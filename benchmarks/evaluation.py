@@ -1,21 +1,32 @@
-"""Time of the two COCO evaluators at thousands of cells, and whether their figures are the same.
+"""Time and memory of the evaluation at thousands of cells, and whether its figures are those of COCO's packages.
 
-`python benchmarks/evaluation.py --images 4 --cells 50 250 --fast-only 1000` prints a Markdown table. The
-images hold random ellipses; up to four detections per cell: near ones, doubles and false ones.
+`python benchmarks/evaluation.py --images 2 --cells 100 500` compares with pycocotools and faster-coco-eval;
+`--stream 98 391 1564` takes so many images of 500 cells and 2,000 detections one by one, as
+`training.evaluate` does, each number in a process of its own. The images hold random ellipses; up to four
+detections per cell: near ones, doubles and false ones. Twelve images are drawn, further ones are the same under
+other ids.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import io
+import resource
+import subprocess
+import sys
 import time
 from typing import Any
 
 import cv2
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from effdet_tf.masks import mask_to_patch, patch_box, patch_to_rle
-from effdet_tf.metrics.cells import score_cells
-from effdet_tf.metrics.coco import evaluate_coco
+from effdet_tf.metrics.coco import KINDS, PROTOCOLS, evaluate_coco
+from effdet_tf.metrics.inputs import image_case
+from effdet_tf.metrics.report import Judge
 
 HEIGHT, WIDTH = 520, 704
 
@@ -58,60 +69,120 @@ def make_case(images: int, cells: int, seed: int = 0) -> tuple[dict[str, Any], l
     return truth, found
 
 
-def largest_difference(one: Any, two: Any) -> float:
-    """Largest difference between two nested dicts of figures; infinite when they differ in anything else."""
-    if isinstance(one, dict):
-        if one.keys() != two.keys():
-            return float("inf")
-        return max((largest_difference(one[key], two[key]) for key in one), default=0.0)
-    if isinstance(one, float) and isinstance(two, float):
-        return abs(one - two)
-    return 0.0 if one == two else float("inf")
+def package_figures(name: str, truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """AP and AR of one of the packages, by the LIVECell protocol."""
+    rules, figures = PROTOCOLS["livecell"], {}
+    index = importlib.import_module("pycocotools.coco" if name == "pycocotools" else name).COCO
+    module = importlib.import_module("pycocotools.cocoeval" if name == "pycocotools" else name)
+    evaluation = module.COCOeval if name == "pycocotools" else module.COCOeval_faster
+    for kind in KINDS:
+        sets = []
+        for entries in (truth["annotations"], found):
+            coco = index()
+            areas = [float(coco_mask.area(entry["segmentation"])) for entry in entries]
+            if kind == "bbox" and entries is found:
+                areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+            entries = [
+                {"iscrowd": 0, **entry, "id": k, "area": area}
+                for k, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1)
+            ]
+            coco.dataset = {**truth, "annotations": entries}
+            coco.createIndex()
+            sets.append(coco)
+        run = evaluation(*sets, kind)
+        run.params.maxDets, run.params.areaRng = list(rules.max_detections), rules.area_ranges
+        run.evaluate()
+        run.accumulate()
+        precision, recall = np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
+        for name_, values in (
+            ("AP", precision[..., 0, 2]),
+            ("AP50", precision[0, ..., 0, 2]),
+            ("AP75", precision[5, ..., 0, 2]),
+            ("APs", precision[..., 1, 2]),
+            ("AR", recall[..., 0, 2]),
+        ):
+            figures[kind, name_] = float(values[values > -1].mean())
+    return figures
+
+
+def compare(images: int, cells: int, packages: list[str]) -> None:
+    """Print one row: seconds of each, largest difference of their figures from ours."""
+    truth, found = make_case(images, cells)
+    start = time.perf_counter()
+    report = evaluate_coco(truth, found)["all"]
+    ours = time.perf_counter() - start
+    row = [images, len(truth["annotations"]), len(found), f"{ours:.1f} s"]
+    for name in ("faster_coco_eval", "pycocotools"):
+        if name not in packages:
+            row += ["-", "-", "-"]
+            continue
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            figures = package_figures(name, truth, found)
+        took = time.perf_counter() - start
+        worst = max(abs(value - report[kind][key]) for (kind, key), value in figures.items())
+        row += [f"{took:.1f} s", f"{took / ours:.1f}", f"{worst:.0e}"]
+    print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def stream(images: int) -> None:
+    """Judge images one by one, all figures; print time and memory."""
+    truth, found = make_case(12, 500)
+    by_image = [
+        [[e for e in entries if e["image_id"] == image["id"]] for entries in (truth["annotations"], found)]
+        for image in truth["images"]
+    ]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    judge, start = Judge(truth["categories"], 0.3), time.perf_counter()
+    for number in range(images):
+        cells, entries = by_image[number % len(by_image)]
+        image = {"id": number + 1, "height": HEIGHT, "width": WIDTH, "cell_type": f"type {number % 8}"}
+        judge.add(image_case(image, cells, entries))
+    added = time.perf_counter()
+    report = judge.report()
+    done = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = report["livecell"]["all"]["cells"]
+    row = (images, f"{total:,}", f"{report['livecell']['all']['predictions']:,}", f"{done - start:.0f} s")
+    row += (
+        f"{done - added:.0f} s",
+        f"{total / (done - start):,.0f}",
+        f"{before / 1024:.0f}",
+        f"{peak / 1024:.0f}",
+    )
+    print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 def main() -> None:
-    """Print one row per density."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--cells", type=int, nargs="+", default=[100, 400], help="cells per image")
-    parser.add_argument("--fast-only", type=int, nargs="*", default=[], help="densities without pycocotools")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--cells", type=int, nargs="*", default=[100, 400], help="cells per image")
+    parser.add_argument("--without-pycocotools", type=int, nargs="*", default=[], help="more of these")
+    parser.add_argument("--stream", type=int, nargs="*", default=[], help="numbers of images")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    columns = (
-        "images",
-        "cells",
-        "found",
-        "faster-coco-eval",
-        "pycocotools",
-        "ratio",
-        "difference",
-        "cell scores",
-    )
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for cells in [*options.cells, *options.fast_only]:
-        truth, found = make_case(options.images, cells)
-        seconds, figures = {}, {}
-        names = ["faster-coco-eval", "pycocotools"] if cells in options.cells else ["faster-coco-eval"]
-        for name in names:
-            start = time.perf_counter()
-            figures[name] = evaluate_coco(truth, found, evaluator=name)["all"]
-            seconds[name] = time.perf_counter() - start
-        start = time.perf_counter()
-        score_cells(truth, found)
-        cell_seconds = time.perf_counter() - start
-        fast = seconds["faster-coco-eval"]
-        if len(names) == 2:
-            slow = seconds["pycocotools"]
-            difference = largest_difference(*figures.values())
-            rest = f"{slow:.1f} s | {slow / fast:.0f} | {difference:.1g}"
-        else:
-            rest = "- | - | -"
+    if options.measure:
+        stream(options.measure)
+        return
+    columns = ["images", "cells", "found", "ours"]
+    for name in ("faster-coco-eval", "pycocotools"):
+        columns += [name, "times ours", "difference"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
+    for cells in options.cells:
+        compare(options.images, cells, ["faster_coco_eval", "pycocotools"])
+    for cells in options.without_pycocotools:
+        compare(options.images, cells, ["faster_coco_eval"])
+    if options.stream:
         print(
-            f"| {options.images} | {len(truth['annotations'])} | {len(found)} | {fast:.1f} s | {rest} "
-            f"| {cell_seconds:.1f} s |",
-            flush=True,
+            "\n| images | cells | found | time | of it the figures | cells/s | MiB before | peak MiB |\n"
+            + "|---" * 8
+            + "|"
         )
+    for images in options.stream:
+        subprocess.run([sys.executable, __file__, "--measure", str(images)], check=True)
 
 
 if __name__ == "__main__":

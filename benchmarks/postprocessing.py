@@ -84,7 +84,7 @@ def main() -> None:
             predictor = AugmentedPredictor(predictor, make_views())
         elif name.startswith("scales"):
             predictor = AugmentedPredictor(predictor, make_views(False, (0.85, 1.0, 1.2)))
-        report, _ = evaluate_run(predictor, options.data, options.limit, progress=False)
+        report = evaluate_run(predictor, options.data, options.limit, progress=False)
         cells = report["cells"]
         last = f"{cells['score_threshold']:.2f} | {cells['all']['count_bias']:+.1f}"
         print(f"| {name} | {figures(report)} | {last} |", flush=True)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
+from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
 from effdet_tf.data.manifest import refuse_pseudo
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.report import summarise
+from effdet_tf.metrics.inputs import image_case
+from effdet_tf.metrics.report import Judge
 from effdet_tf.results import Result
+
+Entries = list[dict[str, Any]]
 
 
 class FoundCells:
-    """The COCO predictions of one network on one annotated data set, gathered image by image.
+    """What one network finds, as COCO predictions on one annotated data set.
 
     Attributes:
-        predictions: COCO results so far.
         left_out: cells of classes that the data do not have: they cannot be judged.
         masks: whether every result had masks.
         strangers: why classes cannot be compared, or "": no class name is among those of the data. Every
@@ -51,16 +53,56 @@ class FoundCells:
             known = ~known
         self._known = known
         self._ids = [int(categories[0]["id"]) if identity is None else identity for identity in category_ids]
-        self.predictions: list[dict[str, Any]] = []
         self.left_out = 0
         self.masks = True
 
-    def add(self, image_id: int, found: Result) -> None:
-        """Take the cells of one image."""
+    def entries(self, image_id: int, found: Result) -> Entries:
+        """The cells of one image as COCO results."""
         result = found.take(self._known[found.classes])
         self.left_out += len(found) - len(result)
         self.masks = self.masks and result.masks is not None
-        self.predictions.extend(result.to_coco(image_id, self._ids))
+        return result.to_coco(image_id, self._ids)
+
+
+class Truth(NamedTuple):
+    """One annotated image.
+
+    Attributes:
+        record: as converted.
+        image: its entry of COCO's "images".
+        cells: its entries of COCO's "annotations".
+    """
+
+    record: ImageRecord
+    image: dict[str, Any]
+    cells: Entries
+
+
+def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[Truth]:
+    """The images of a converted data set, one by one.
+
+    Args:
+        data_dir: folder with manifest and shards.
+        limit: only the first images; None for all.
+
+    Raises:
+        UserError: when a network labelled the images, there is none, or two have the same id.
+    """
+    manifest = read_manifest(data_dir)
+    refuse_pseudo(data_dir, manifest, "judge on annotated images")
+    ids = [int(category["id"]) for category in manifest.categories]
+    seen: dict[int, str] = {}
+    for record in islice(iterate_records(data_dir), limit):
+        entry = image_entry(record)
+        if entry["id"] in seen:
+            raise UserError(
+                f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}; "
+                "convert the data again with distinct ids"
+            )
+        seen[entry["id"]] = record.file_name
+        yield Truth(record, entry, cell_entries(record, ids))
+    if not seen:
+        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
 
 
 def evaluate_run(
@@ -70,8 +112,9 @@ def evaluate_run(
     progress: bool = True,
     score_threshold: float | None = None,
     coco: bool | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Predict on the images of a converted data set and score the result.
+    keep: Callable[[Entries], object] = len,
+) -> dict[str, Any]:
+    """Predict on the images of a converted data set and score the result, image by image.
 
     Args:
         predictor: has `predict(image [H, W, C]) -> Result`, `class_names`, tuple of str, and `per_class`,
@@ -81,11 +124,12 @@ def evaluate_run(
         progress: whether to draw a progress bar on stderr.
         score_threshold: see `summarise`.
         coco: also score by COCO's own protocol; None does so for a network that tells classes apart.
+        keep: is given the COCO results of each image.
 
     Returns:
-        (the report of `summarise` with "left_out", COCO results). Predictions of classes that the data do not
-        have cannot be judged: they are left out, and left_out counts them. When no class name is among those
-        of the data, every prediction gets the first category: the figures without classes stay valid.
+        The report of `Judge.report` with "left_out". Predictions of classes that the data do not have cannot
+        be judged: they are left out, and left_out counts them. When no class name is among those of the data,
+        every prediction gets the first category: the figures without classes stay valid.
 
     Raises:
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
@@ -98,30 +142,11 @@ def evaluate_run(
         if coco is None and predictor.per_class:
             print(f"no figures by COCO's protocol: {cells.strangers}", file=sys.stderr)
         coco = False
-
-    def predicted() -> Iterator[ImageRecord]:
-        images = manifest.images if limit is None else min(limit, manifest.images)
-        records = islice(iterate_records(data_dir), limit)
-        for record in tqdm(records, "predict", images, unit="image", file=sys.stderr, disable=not progress):
-            cells.add(int(record.image_id), predictor.predict(decode_pixels(record)))
-            yield record
-
-    truth = truth_of(predicted(), data_dir, manifest.categories)
-    coco = predictor.per_class if coco is None else coco
-    report = summarise(truth, cells.predictions, score_threshold, coco=coco, masks=cells.masks)
-    return {**report, "left_out": cells.left_out}, cells.predictions
-
-
-def truth_of(
-    records: Iterable[ImageRecord], data_dir: str | Path, categories: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The annotations of records as a COCO dict; see `build_ground_truth`.
-
-    Raises:
-        UserError: when a network labelled the images, there is no record, or two images have the same id.
-    """
-    refuse_pseudo(data_dir, read_manifest(data_dir), "judge on annotated images")
-    truth = build_ground_truth(records, categories)
-    if not truth["images"]:
-        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
-    return truth
+    judge = Judge(manifest.categories, score_threshold, coco=predictor.per_class if coco is None else coco)
+    images = manifest.images if limit is None else min(limit, manifest.images)
+    truths = annotated_images(data_dir, limit)
+    for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+        found = cells.entries(truth.image["id"], predictor.predict(decode_pixels(truth.record)))
+        judge.add(image_case(truth.image, truth.cells, found))
+        keep(found)
+    return {**judge.report(cells.masks), "left_out": cells.left_out}

@@ -6,9 +6,8 @@ import datetime
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from tqdm import tqdm
 
 from effdet_tf._version import __version__
 from effdet_tf.data.ground_truth import decode_pixels
-from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
-from effdet_tf.evaluation import FoundCells, truth_of
-from effdet_tf.metrics.coco import KINDS, evaluate_coco
-from effdet_tf.metrics.inputs import has_masks
+from effdet_tf.data.record import read_manifest
+from effdet_tf.evaluation import FoundCells, annotated_images
+from effdet_tf.metrics.coco import KINDS, CocoJudge
+from effdet_tf.metrics.inputs import image_case
 from export.agreement import Agreement
 from export.images import Images
 
@@ -197,22 +196,23 @@ def _score(
     """The protocol, and {kind: {"AP", "AP50"}} of each network by it."""
     categories = read_manifest(data).categories
     cells = [FoundCells(network.class_names, categories, data) for network in scored]
-
-    def records() -> Iterator[ImageRecord]:
-        for record in islice(iterate_records(data), number):
-            results = predicted(decode_pixels(record))
-            for found, network in zip(cells, scored, strict=True):
-                found.add(int(record.image_id), results[id(network)])
-            bar.update()
-            yield record
-
-    truth = truth_of(records(), data, categories)
     # Where the network tells classes apart, so must its figures.
     protocol = "coco" if scored[0].per_class and not cells[0].strangers else "livecell"
-    kinds = KINDS if cells[0].masks and has_masks(truth) else KINDS[:1]
+    judges = [CocoJudge(categories, protocol=protocol, by=None) for _ in scored]
+    kinds = KINDS
+    for truth in annotated_images(data, number):
+        results = predicted(decode_pixels(truth.record))
+        for judge, found, network in zip(judges, cells, scored, strict=True):
+            entries = found.entries(truth.image["id"], results[id(network)])
+            case = image_case(truth.image, truth.cells, entries)
+            if not found.masks or any(cell.rle is None for cell in case.cells):
+                kinds = KINDS[:1]
+            judge.kinds = kinds
+            judge.add(case)
+        bar.update()
     precisions = []
-    for found in cells:
-        everything = evaluate_coco(truth, found.predictions, kinds, protocol, by=None)["all"]
+    for judge in judges:
+        everything = judge.report(kinds)["all"]
         precisions.append({kind: {key: everything[kind][key] for key in ("AP", "AP50")} for kind in kinds})
     return protocol, precisions
 

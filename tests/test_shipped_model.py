@@ -98,7 +98,7 @@ def test_it_finds_the_cells_of_images_it_never_saw(cells, real_data: Path, tmp_p
     words = ["convert", "sartorius", root, data, "--classes", "one", "--ids", tmp_path / "ids.txt", "--quiet"]
     assert cli.main(list(map(str, words))) == 0
     score = cells.config.postprocess.report_score
-    report, _ = evaluate_run(cells, data, progress=False, score_threshold=score)
+    report = evaluate_run(cells, data, progress=False, score_threshold=score)
     mask = report["livecell"]["all"]["segm"]
     assert report["livecell"]["all"]["images"] == 6
     # The whole validation set is in the model card; these six are of all its kinds.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from effdet_tf.command_line import exit_code, positive
 from effdet_tf.commands.predict import add_view_options, with_views
-from effdet_tf.data.record import iterate_records, read_manifest
-from effdet_tf.errors import UserError
-from effdet_tf.evaluation import evaluate_run, truth_of
+from effdet_tf.data.record import read_manifest
+from effdet_tf.evaluation import annotated_images, evaluate_run
 from effdet_tf.files import write_json
-from effdet_tf.metrics.report import format_table, summarise
+from effdet_tf.metrics.inputs import image_case, stranger
+from effdet_tf.metrics.report import Judge, format_table
 from effdet_tf.run_folder import MODELS, find_run
+from training.prediction_files import PredictionFile, prediction_writer
 
 BEST = "best"
 
@@ -28,38 +27,23 @@ def evaluate_file(
     limit: int | None = None,
     score_threshold: float | None = None,
     coco: bool | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> dict[str, Any]:
     """Score a COCO results file; with `limit`, predictions on the other images are left out.
 
     Raises:
         UserError: for a file that is no COCO results list, or does not fit the images.
     """
-    predictions = read_predictions(path)
-    records = islice(iterate_records(data_dir), limit)
-    truth = truth_of(records, data_dir, read_manifest(data_dir).categories)
-    if limit is not None:
-        kept = {image["id"] for image in truth["images"]}
-        predictions = [found for found in predictions if found.get("image_id") in kept]
-    return summarise(truth, predictions, score_threshold, coco=bool(coco)), predictions
-
-
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """Read a COCO results list, or the annotations of a COCO dict.
-
-    Raises:
-        UserError: when the file is missing or holds something else.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    if isinstance(found, dict):
-        found = found.get("annotations")
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{path}: not a COCO results file; it must hold a list of predictions")
-    return [{"category_id": 1, **entry} for entry in found]
+    predictions = PredictionFile(path)
+    judge = Judge(read_manifest(data_dir).categories, score_threshold, coco=bool(coco))
+    images = 0
+    for truth in annotated_images(data_dir, limit):
+        images += 1
+        found, numbers = predictions.take(truth.image["id"])
+        judge.add(image_case(truth.image, truth.cells, found, numbers))
+    left = predictions.left()
+    if left is not None and limit is None:
+        raise stranger(*left, images)
+    return judge.report()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,15 +63,22 @@ def _run(options: argparse.Namespace) -> None:
             settings["score_threshold"] = predictor.config.postprocess.report_score
         elif options.score == BEST:
             settings["score_threshold"] = None
-        report, predictions = evaluate_run(with_views(predictor, options), options.data, **settings)
+        predictor = with_views(predictor, options)
     else:
         settings["score_threshold"] = None if options.score == BEST else options.score
-        report, predictions = evaluate_file(options.predictions, options.data, **settings)
-    print(format_table(report))
     out = options.out
     if out is None and run is not None and not run.is_relative_to(MODELS):
         # Named after the data: a second set must not replace the figures of the first.
         out = run / f"evaluation-{options.data.resolve().name}.json"
+    found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
+    if run is None:
+        report = evaluate_file(options.predictions, options.data, **settings)
+    elif found is None:
+        report = evaluate_run(predictor, options.data, **settings)
+    else:
+        with prediction_writer(found) as writer:
+            report = evaluate_run(predictor, options.data, keep=writer.write, **settings)
+    print(format_table(report))
     if out is None:
         return
     report["evaluated"] = {
@@ -97,9 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     }
     write_json(out, report)
     print(f"\nwritten: {out}")
-    if options.run is not None:
-        found = out.with_suffix(".predictions.json")
-        write_json(found, predictions, indent=None)
+    if found is not None:
         print(f"written: {found}")
 
 

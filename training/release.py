@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     for name in _JUDGED:
         if (out / "data" / name / MANIFEST_NAME).exists():
             print(f"\njudging on {name}, cells of score {score:.2f} and more", flush=True)
-            reports[name], _ = evaluate_run(predictor, out / "data" / name, score_threshold=score)
+            reports[name] = evaluate_run(predictor, out / "data" / name, score_threshold=score)
     if "val" in reports:
         write_json(out / "model" / FIGURES_FILE, reports["val"])
     card = model_card(out / "model", reports, _command(options), read_manifest(out / "data" / "train").images)

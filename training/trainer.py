@@ -234,7 +234,7 @@ class Trainer(Run):
         if self.validation is None or not (last or row["epoch"] % every == 0):
             return
         limit = None if last else self.config.train.evaluate_images or None
-        report, _ = evaluate_run(self.predictor, self.validation, limit, progress=last)
+        report = evaluate_run(self.predictor, self.validation, limit, progress=last)
         figures = headline(report)
         row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
         score = choosing_score(figures)

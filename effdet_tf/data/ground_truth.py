@@ -1,8 +1,8 @@
-"""The evaluation truth of a converted data set: a COCO dict at full resolution, and the pixels."""
+"""The evaluation truth of a converted image: COCO entries at full resolution, and the pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -50,39 +50,6 @@ def cell_entries(record: ImageRecord, category_ids: Sequence[int]) -> list[dict[
             cell["segmentation"] = {"size": size, "counts": counts.decode("ascii")}
         cells.append(cell)
     return cells
-
-
-def build_ground_truth(
-    records: Iterable[ImageRecord], categories: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Collect records into one COCO dict.
-
-    Args:
-        records: annotated images.
-        categories: the manifest's, `{"id", "name"}`; the index in the list is the class inside.
-
-    Returns:
-        `{"images", "annotations", "categories"}`; annotation ids run from 1.
-
-    Raises:
-        UserError: when two images have the same id.
-    """
-    ids = [int(category["id"]) for category in categories]
-    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [dict(c) for c in categories]}
-    seen: dict[int, str] = {}
-    for record in records:
-        entry = image_entry(record)
-        if entry["id"] in seen:
-            raise UserError(
-                f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}; "
-                "convert the data again with distinct ids"
-            )
-        seen[entry["id"]] = record.file_name
-        truth["images"].append(entry)
-        truth["annotations"] += cell_entries(record, ids)
-    for number, cell in enumerate(truth["annotations"], start=1):
-        cell["id"] = number
-    return truth
 
 
 def decode_pixels(record: ImageRecord) -> np.ndarray:

@@ -5,7 +5,6 @@ A match is one-to-one with an IoU of .5 or more, best scores first, as in COCO's
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from effdet_tf.errors import UserError
 from effdet_tf.metrics.cells import SCORE_GRID, count_figures, detection_figures
-from effdet_tf.metrics.inputs import check_predictions, group_images, prepare_ground_truth
+from effdet_tf.metrics.inputs import Cell, Found, ImageCase, group_images, image_cases, unknown_class
 
 _IOU = 0.5
 
@@ -61,65 +61,101 @@ def score_boxes(
     Raises:
         UserError: for a detection on an unknown image or class, or without a finite score.
     """
-    matches = match_boxes(ground_truth, predictions, per_class)
-    curve = [(_figures(list(matches.values()), score)["f1"] or 0.0, -score) for score in grid]
-    best, negative = max(curve)
-    chosen = -negative if score_threshold is None else float(score_threshold)
-    groups = group_images(ground_truth["images"], by)
-    return {
-        "score_threshold": chosen,
-        "chosen": "best here" if score_threshold is None else "given",
-        "best_score_threshold": -negative,
-        "best_f1": best,
-        "all": _figures(list(matches.values()), chosen),
-        "by": {
-            name: _figures([matches[image] for image in sorted(ids)], chosen) for name, ids in groups.items()
-        },
-    }
+    judge = BoxJudge(ground_truth["categories"], score_threshold, by, per_class, grid)
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case)
+    return judge.report()
 
 
-def match_boxes(
-    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]], per_class: bool
-) -> dict[int, BoxMatch]:
+class BoxJudge:
+    """Takes annotated images one by one, and has the figures of `score_boxes` in the end."""
+
+    def __init__(
+        self,
+        categories: Sequence[dict[str, Any]],
+        score_threshold: float | None = None,
+        by: str | None = "cell_type",
+        per_class: bool = False,
+        grid: Sequence[float] = SCORE_GRID,
+    ) -> None:
+        """Set the rules, as of `score_boxes`; `categories` are COCO's, `{"id", "name"}`."""
+        self.given, self.by, self.grid = score_threshold, by, tuple(grid)
+        self.classes = [int(category["id"]) for category in categories] if per_class else None
+        self._images: list[dict[str, Any]] = []
+        self._matches: dict[Any, BoxMatch] = {}
+
+    def add(self, case: ImageCase) -> None:
+        """Judge the boxes found in one image.
+
+        Raises:
+            UserError: for a detection of an unknown class, when classes count, or without a box.
+        """
+        self._images.append(
+            {"id": case.image["id"]} | ({self.by: case.image.get(self.by)} if self.by else {})
+        )
+        self._matches[case.image["id"]] = match_boxes(case, self.classes)
+
+    def report(self) -> dict[str, Any]:
+        """The figures; see `score_boxes`."""
+        matches = self._matches
+        curve = [(_figures(list(matches.values()), score)["f1"] or 0.0, -score) for score in self.grid]
+        best, negative = max(curve)
+        chosen = -negative if self.given is None else float(self.given)
+        groups = group_images(self._images, self.by)
+        return {
+            "score_threshold": chosen,
+            "chosen": "best here" if self.given is None else "given",
+            "best_score_threshold": -negative,
+            "best_f1": best,
+            "all": _figures(list(matches.values()), chosen),
+            "by": {
+                name: _figures([matches[image] for image in sorted(ids)], chosen)
+                for name, ids in groups.items()
+            },
+        }
+
+
+def match_boxes(case: ImageCase, classes: Sequence[int] | None = None) -> BoxMatch:
     """Match found boxes to true ones by falling score, once: those above any score are a prefix.
 
     Args:
-        ground_truth: COCO dict.
-        predictions: COCO results with a bbox each.
-        per_class: whether a match must have the right class.
+        case: one image.
+        classes: a match must have the right one of these; None where classes do not count.
 
     Raises:
-        UserError: for a detection on an unknown image or class, or without a finite score.
+        UserError: for a detection of an unknown class, when classes count, or without a box.
     """
-    truth = prepare_ground_truth(ground_truth, per_class)
-    check_predictions(truth, predictions, per_class)
-    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for kept, entries in ((cells, truth["annotations"]), (found, predictions)):
-        for entry in entries:
-            kept[entry["image_id"], entry["category_id"] if per_class else None].append(entry)
-    classes = [category["id"] for category in truth["categories"]] if per_class else [None]
-    matches = {}
-    for image in truth["images"]:
-        parts = [_match(cells[image["id"], kind], found[image["id"], kind]) for kind in classes]
-        matches[image["id"]] = BoxMatch(
-            sum(part.true for part in parts),
-            np.concatenate([part.scores for part in parts]),
-            np.concatenate([part.hits for part in parts]),
+    for number, entry in enumerate(case.found):
+        if entry.box is None:
+            raise UserError(f"{case.what(number)} has no box to score")
+        if classes is not None and entry.category_id not in classes:
+            raise unknown_class(case.what(number), entry.category_id, classes)
+    if classes is None:
+        return _match(case.cells, case.found)
+    parts = [
+        _match(
+            [cell for cell in case.cells if cell.category_id == kind],
+            [entry for entry in case.found if entry.category_id == kind],
         )
-    return matches
+        for kind in classes
+    ]
+    return BoxMatch(
+        sum(part.true for part in parts),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.hits for part in parts]),
+    )
 
 
-def _match(cells: list[dict[str, Any]], found: list[dict[str, Any]]) -> BoxMatch:
+def _match(cells: Sequence[Cell], found: Sequence[Found]) -> BoxMatch:
     """Match the boxes of one image and class."""
-    found = sorted(found, key=lambda entry: -entry["score"])
-    crowd = np.array([cell["iscrowd"] for cell in cells], dtype=bool)
-    scores = np.array([entry["score"] for entry in found], dtype=np.float64)
+    found = sorted(found, key=lambda entry: -entry.score)
+    crowd = np.array([cell.crowd for cell in cells], dtype=bool)
+    scores = np.array([entry.score for entry in found], dtype=np.float64)
     hits, judged = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
     if cells and found:
-        boxes = [[entry["bbox"] for entry in entries] for entries in (found, cells)]
+        boxes = [np.array([entry.box for entry in entries], np.float64) for entries in (found, cells)]
         # Of a crowd region: the share of the found box that lies in it.
-        overlap = coco_mask.iou(*(np.array(part, np.float64) for part in boxes), crowd.astype(np.uint8))
+        overlap = coco_mask.iou(*boxes, crowd.astype(np.uint8))
         for index, row in enumerate(overlap):
             free = np.where(crowd, -1.0, row)
             best = int(free.argmax())

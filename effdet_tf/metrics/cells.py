@@ -6,19 +6,13 @@ A match is one-to-one with an IoU strictly above the threshold.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from effdet_tf.masks import Patch, rle_to_patch
-from effdet_tf.metrics.inputs import (
-    check_predictions,
-    compress_segmentation,
-    group_images,
-    prepare_ground_truth,
-)
+from effdet_tf.masks import rle_to_patch
+from effdet_tf.metrics.inputs import ImageCase, group_images, image_cases
 from effdet_tf.metrics.matching import ImageMatch, ImageTally, match_image, tally
 
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -52,68 +46,80 @@ def score_cells(
     Raises:
         UserError: for a detection on an unknown image or without a finite score.
     """
-    least = min([*grid, *([] if score_threshold is None else [score_threshold])])
-    matches = match_images(ground_truth, predictions, least)
-    curve = []
-    for score in grid:
-        tallies = [tally(match, score) for match in matches.values()]
-        error = float(np.mean([abs(t.found - t.true) for t in tallies])) if tallies else 0.0
-        curve.append((sartorius(tallies), error, score))
-    best, _, best_score = max(curve, key=lambda point: (point[0], -point[2]))
-    near = [point for point in curve if point[0] >= (1 - COUNT_SLACK) * best]
-    chosen = best_score if score_threshold is None else float(score_threshold)
-    at_chosen = {image: tally(match, chosen) for image, match in matches.items()}
-    groups = group_images(ground_truth["images"], by)
-    return {
-        "score_threshold": chosen,
-        "chosen": "best here" if score_threshold is None else "given",
-        "best_score_threshold": best_score,
-        "best_sartorius": best,
-        "counting_score_threshold": min(near, key=lambda point: point[1:])[2],
-        "all": summarise_tallies(list(at_chosen.values())),
-        "by": {
-            name: summarise_tallies([at_chosen[image] for image in sorted(ids)])
-            for name, ids in groups.items()
-        },
-    }
+    judge = CellJudge(score_threshold, by, grid)
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case)
+    return judge.report()
 
 
-def match_images(
-    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]], min_score: float = 0.0
-) -> dict[int, ImageMatch]:
-    """Compare the true and found masks of every image, once; empty masks are left out.
+class CellJudge:
+    """Takes annotated images one by one, and has the figures of `score_cells` in the end."""
+
+    def __init__(
+        self,
+        score_threshold: float | None = None,
+        by: str | None = "cell_type",
+        grid: Sequence[float] = SCORE_GRID,
+    ) -> None:
+        """Set the score, the split and the grid, as of `score_cells`."""
+        self.given, self.by, self.grid = score_threshold, by, tuple(grid)
+        self._scores = tuple(dict.fromkeys([*grid, *([] if score_threshold is None else [score_threshold])]))
+        self._images: list[dict[str, Any]] = []
+        self._tallies: dict[float, dict[Any, ImageTally]] = {score: {} for score in self._scores}
+
+    def add(self, case: ImageCase) -> None:
+        """Judge the cells found in one image."""
+        match = match_cells(case, min(self._scores))
+        self._images.append(
+            {"id": case.image["id"]} | ({self.by: case.image.get(self.by)} if self.by else {})
+        )
+        for score, tallies in self._tallies.items():
+            tallies[case.image["id"]] = tally(match, score)
+
+    def report(self) -> dict[str, Any]:
+        """The figures; see `score_cells`."""
+        curve = []
+        for score in self.grid:
+            tallies = list(self._tallies[score].values())
+            error = float(np.mean([abs(t.found - t.true) for t in tallies])) if tallies else 0.0
+            curve.append((sartorius(tallies), error, score))
+        best, _, best_score = max(curve, key=lambda point: (point[0], -point[2]))
+        near = [point for point in curve if point[0] >= (1 - COUNT_SLACK) * best]
+        chosen = best_score if self.given is None else float(self.given)
+        at_chosen = self._tallies[chosen]
+        groups = group_images(self._images, self.by)
+        return {
+            "score_threshold": chosen,
+            "chosen": "best here" if self.given is None else "given",
+            "best_score_threshold": best_score,
+            "best_sartorius": best,
+            "counting_score_threshold": min(near, key=lambda point: point[1:])[2],
+            "all": summarise_tallies(list(at_chosen.values())),
+            "by": {
+                name: summarise_tallies([at_chosen[image] for image in sorted(ids)])
+                for name, ids in groups.items()
+            },
+        }
+
+
+def match_cells(case: ImageCase, min_score: float = 0.0) -> ImageMatch:
+    """Compare the true and found masks of an image, once; empty masks are left out.
 
     Args:
-        ground_truth: COCO dict.
-        predictions: COCO results with a segmentation RLE each.
+        case: one image.
         min_score: detections below it are never asked for; leaving them out saves their decoding.
-
-    Raises:
-        UserError: for a detection on an unknown image or without a finite score.
     """
-    truth = prepare_ground_truth(ground_truth)
-    check_predictions(truth, predictions)
-    true: dict[int, list[Patch]] = defaultdict(list)
-    ignored: dict[int, list[Patch]] = defaultdict(list)
-    for cell in truth["annotations"]:
-        patch = rle_to_patch(cell["segmentation"])
+    true, ignored, found, scores = [], [], [], []
+    for cell in case.cells:
+        patch = rle_to_patch(cell.rle)
         if patch is not None:
-            (ignored if cell["iscrowd"] else true)[cell["image_id"]].append(patch)
-    detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for detection in predictions:
-        if detection["score"] >= min_score:
-            detections[detection["image_id"]].append(detection)
-    matches = {}
-    for image in truth["images"]:
-        key, height, width = image["id"], image["height"], image["width"]
-        found, scores = [], []
-        for detection in detections.pop(key, []):
-            patch = rle_to_patch(compress_segmentation(detection["segmentation"], height, width))
-            if patch is not None:
-                found.append(patch)
-                scores.append(detection["score"])
-        matches[key] = match_image(true[key], found, scores, height, width, ignored[key])
-    return matches
+            (ignored if cell.crowd else true).append(patch)
+    for entry in case.found:
+        patch = rle_to_patch(entry.rle) if entry.score >= min_score else None
+        if patch is not None:
+            found.append(patch)
+            scores.append(entry.score)
+    return match_image(true, found, scores, case.image["height"], case.image["width"], ignored)
 
 
 def summarise_tallies(tallies: Sequence[ImageTally]) -> dict[str, Any]:

@@ -1,35 +1,29 @@
 """COCO average precision, by the LIVECell protocol first and by COCO's own as the other choice.
 
 LIVECell (Edlund et al. 2021, Nature Methods 18, 1038): all classes as one, up to 100/500/2000 detections
-an image, small/medium/large split at 18^2 and 31^2 px. The evaluator is faster-coco-eval where it is
-installed and pycocotools elsewhere; both give the same figures.
+an image, small/medium/large split at 18^2 and 31^2 px. The figures are those of pycocotools.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.inputs import (
-    ANY_CLASS,
-    check_predictions,
-    compress_segmentation,
-    group_images,
-    has_masks,
-    prepare_ground_truth,
+from effdet_tf.metrics.inputs import ANY_CLASS, ImageCase, group_images, has_masks, image_cases, unknown_class
+from effdet_tf.metrics.precision import (
+    Cells,
+    Detections,
+    MatchedImage,
+    match_detections,
+    precision_and_recall,
 )
 
 KINDS = ("bbox", "segm")
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,134 @@ PROTOCOLS = {
 }
 
 
+class CocoJudge:
+    """Takes annotated images one by one, has the average precision in the end; keeps a few KB of each."""
+
+    def __init__(
+        self,
+        categories: Sequence[dict[str, Any]],
+        kinds: Sequence[str] = KINDS,
+        protocol: str = "livecell",
+        by: str | None = "cell_type",
+    ) -> None:
+        """Set the rules.
+
+        Args:
+            categories: COCO's, `{"id", "name"}`.
+            kinds: "bbox", "segm" or both.
+            protocol: a name in `PROTOCOLS`.
+            by: image field to split the images by; None for no split.
+
+        Raises:
+            ValueError: for an unknown protocol or kind.
+        """
+        if protocol not in PROTOCOLS or not set(kinds) <= set(KINDS):
+            raise ValueError(f"unknown protocol {protocol!r} or kinds {kinds!r}")
+        self.rules, self.kinds, self.by = PROTOCOLS[protocol], tuple(kinds), by
+        names = {int(category["id"]): str(category["name"]) for category in categories}
+        self.names = dict(sorted(names.items())) if self.rules.per_class else {ANY_CLASS: "cell"}
+        self._images: list[dict[str, Any]] = []
+        self._counts: dict[int, tuple[int, int, int]] = {}  # by image: cells, predictions, dropped
+        self._matched: dict[tuple[str, int, int], MatchedImage] = {}  # by kind, class and image
+
+    def add(self, case: ImageCase) -> None:
+        """Judge the detections on one image.
+
+        Raises:
+            UserError: for a detection of an unknown class (when classes count), or without the box or mask
+                that is to be scored.
+        """
+        identity, per_class = case.image["id"], self.rules.per_class
+        self._images.append({"id": identity} | ({self.by: case.image.get(self.by)} if self.by else {}))
+        found: dict[int, list[int]] = defaultdict(list)
+        for number, entry in enumerate(case.found):
+            kind = entry.category_id if per_class else ANY_CLASS
+            if kind not in self.names:
+                raise unknown_class(case.what(number), kind, self.names)
+            found[kind].append(number)
+        cells: dict[int, list[int]] = defaultdict(list)
+        for number, cell in enumerate(case.cells):
+            cells[cell.category_id if per_class else ANY_CLASS].append(number)
+        most = self.rules.max_detections[-1]
+        self._counts[identity] = (
+            sum(not cell.crowd for cell in case.cells),
+            len(case.found),
+            sum(max(0, len(numbers) - most) for numbers in found.values()),
+        )
+        for kind in self.kinds:
+            for category in {*found, *cells}:
+                self._matched[kind, category, identity] = match_detections(
+                    _cells(case, cells[category], kind),
+                    _detections(case, found[category], kind),
+                    self.rules.area_ranges,
+                    most,
+                )
+
+    def report(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
+        """The figures; see `evaluate_coco`.
+
+        Args:
+            kinds: some of those that were judged; None for all of them.
+
+        Raises:
+            UserError: when there was no image.
+        """
+        if not self._images:
+            raise UserError("no annotated image to score on")
+        everything = {image["id"] for image in self._images}
+        groups = group_images(self._images, self.by)
+        report = {"protocol": self.rules.name, "all": self._group(everything, kinds or self.kinds)}
+        report["by"] = {
+            name: report["all"] if ids == everything else self._group(ids, kinds or self.kinds)
+            for name, ids in groups.items()
+        }
+        return report
+
+    def _group(self, ids: set[int], kinds: Sequence[str]) -> dict[str, Any]:
+        counts = np.array([self._counts[identity] for identity in ids]).sum(0)
+        group: dict[str, Any] = {"images": len(ids)}
+        group |= {name: int(n) for name, n in zip(("cells", "predictions", "dropped"), counts, strict=True)}
+        return group | {kind: self._figures(kind, sorted(ids)) for kind in kinds}
+
+    def _figures(self, kind: str, ids: Sequence[int]) -> dict[str, Any]:
+        areas = len(self.rules.area_ranges)
+        curves = []
+        for category in self.names:
+            keys = [(kind, category, identity) for identity in ids]
+            matched = [self._matched[key] for key in keys if key in self._matched]
+            curves.append(
+                [precision_and_recall(matched, k, areas, self.rules.max_detections) for k in range(areas)]
+            )
+        precision = np.array([[p for p, _ in of_class] for of_class in curves])  # [class, area, IoU, recall]
+        recall = np.array([[r for _, r in of_class] for of_class in curves])  # [class, area, IoU, detections]
+        figures: dict[str, Any] = {
+            "AP": _mean(precision[:, 0]),
+            "AP50": _mean(precision[:, 0, 0]),
+            "AP75": _mean(precision[:, 0, 5]),
+            "APs": _mean(precision[:, 1]),
+            "APm": _mean(precision[:, 2]),
+            "APl": _mean(precision[:, 3]),
+            "AP50_80": _mean(precision[:, 0, :7]),
+        }
+        for slot, limit in enumerate(self.rules.max_detections[:2]):
+            figures[f"AR{limit}"] = _mean(recall[:, 0, :, slot])
+        for area, name in enumerate(("AR", "ARs", "ARm", "ARl")):
+            figures[name] = _mean(recall[:, area, :, 2])
+        figures["AFNR"] = None if figures["AR"] is None else 1.0 - figures["AR"]
+        if self.rules.per_class:
+            figures["classes"] = {
+                name: {"AP": _mean(precision[k, 0]), "AP50": _mean(precision[k, 0, 0])}
+                for k, name in enumerate(self.names.values())
+            }
+        return figures
+
+
 def evaluate_coco(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     kinds: Sequence[str] = KINDS,
     protocol: str = "livecell",
     by: str | None = "cell_type",
-    evaluator: str | None = None,
 ) -> dict[str, Any]:
     """Score detections against annotated images.
 
@@ -85,10 +200,9 @@ def evaluate_coco(
         kinds: "bbox", "segm" or both.
         protocol: a name in `PROTOCOLS`.
         by: image field to split the images by; None for no split.
-        evaluator: "faster-coco-eval" or "pycocotools"; None takes the first that is installed.
 
     Returns:
-        `{"protocol", "evaluator", "all": group, "by": {value: group}}`, a group being `{"images", "cells",
+        `{"protocol", "all": group, "by": {value: group}}`, a group being `{"images", "cells",
         "predictions", "dropped", kind: {figure: value}}`; dropped counts the detections of lowest score
         beyond the protocol's limit for one image. With `per_class` protocols each kind also holds
         "classes": {name: {AP, AP50}}.
@@ -97,162 +211,42 @@ def evaluate_coco(
         UserError: for a detection on an unknown image, of an unknown class (when classes count), without a
             finite score, or without the box or mask that `kinds` asks for; for masks of cells that are
             annotated by boxes alone.
-        ValueError: for an unknown protocol, kind or evaluator.
+        ValueError: for an unknown protocol or kind.
     """
-    if protocol not in PROTOCOLS or not set(kinds) <= set(KINDS):
-        raise ValueError(f"unknown protocol {protocol!r} or kinds {kinds!r}")
-    rules = PROTOCOLS[protocol]
-    backend = evaluator or default_evaluator()
+    judge = CocoJudge(ground_truth["categories"], kinds, protocol, by)
     if "segm" in kinds and not has_masks(ground_truth):
         raise UserError("the annotations have boxes only, so there are no masks to score; score boxes alone")
-    truth = prepare_ground_truth(ground_truth, rules.per_class)
-    check_predictions(truth, predictions, rules.per_class)
-    groups = group_images(truth["images"], by)
-    report: dict[str, Any] = {
-        "protocol": protocol,
-        "evaluator": backend,
-        "all": _count(truth, predictions, None, rules),
-        "by": {name: _count(truth, predictions, ids, rules) for name, ids in groups.items()},
-    }
-    for kind in kinds:
-        detections = _detections(truth, predictions, kind, rules)
-        run = _evaluator(backend, truth, detections, kind, rules)
-        report["all"][kind] = _figures(run, None, truth["categories"], rules)
-        for name, ids in groups.items():
-            whole = len(groups) == 1 and len(ids) == len(truth["images"])
-            report["by"][name][kind] = (
-                report["all"][kind] if whole else _figures(run, sorted(ids), truth["categories"], rules)
-            )
-    return report
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case)
+    return judge.report()
 
 
-def default_evaluator() -> str:
-    """The faster of the two evaluators where it is installed, else pycocotools."""
-    return "faster-coco-eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+def _cells(case: ImageCase, numbers: Sequence[int], kind: str) -> Cells:
+    """Some cells of an image; their areas are the masks' where there are masks."""
+    chosen = [case.cells[number] for number in numbers]
+    shapes: Any = [cell.rle for cell in chosen]
+    if kind == "bbox":
+        shapes = np.array([cell.box for cell in chosen], np.float64).reshape(-1, 4)
+    areas = np.array([cell.area for cell in chosen], np.float64)
+    return Cells(shapes, areas, np.array([cell.crowd for cell in chosen], np.uint8))
 
 
-def _count(
-    truth: dict[str, Any], predictions: Sequence[dict[str, Any]], ids: set[int] | None, rules: Protocol
-) -> dict[str, Any]:
-    """Images, cells, predictions and dropped predictions of one group of images."""
-    images = {image["id"] for image in truth["images"]} if ids is None else ids
-    found = Counter(
-        (p["image_id"], p["category_id"] if rules.per_class else ANY_CLASS)
-        for p in predictions
-        if p["image_id"] in images
+def _detections(case: ImageCase, numbers: Sequence[int], kind: str) -> Detections:
+    """Some detections on an image; the area is the box's for boxes, the mask's for masks."""
+    chosen = [case.found[number] for number in numbers]
+    scores = np.array([entry.score for entry in chosen], np.float64)
+    for number, entry in zip(numbers, chosen, strict=True):
+        if (entry.rle if kind == "segm" else entry.box) is None:
+            raise UserError(f"{case.what(number)} has no {'mask' if kind == 'segm' else 'box'} to score")
+    if kind == "bbox":
+        boxes = np.array([entry.box for entry in chosen], np.float64).reshape(-1, 4)
+        return Detections(boxes, boxes[:, 2] * boxes[:, 3], scores)
+    return Detections(
+        [entry.rle for entry in chosen], np.array([entry.area for entry in chosen], np.float64), scores
     )
-    return {
-        "images": len(images),
-        "cells": sum(a["image_id"] in images and not a["iscrowd"] for a in truth["annotations"]),
-        "predictions": found.total(),
-        "dropped": sum(max(0, n - rules.max_detections[-1]) for n in found.values()),
-    }
-
-
-def _detections(
-    truth: dict[str, Any], predictions: Sequence[dict[str, Any]], kind: str, rules: Protocol
-) -> list[dict[str, Any]]:
-    """Detections as an evaluator wants them; the area is the box's for boxes, the mask's for masks."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    detections = []
-    for number, found in enumerate(predictions, start=1):
-        detection = {
-            "id": number,
-            "image_id": found["image_id"],
-            "category_id": found["category_id"] if rules.per_class else ANY_CLASS,
-            "score": float(found["score"]),
-            "iscrowd": 0,
-        }
-        mask = found.get("segmentation")
-        box = found.get("bbox")
-        if mask is None and (kind == "segm" or box is None):
-            raise UserError(f"prediction {number - 1} has no {'mask' if kind == 'segm' else 'box'} to score")
-        rle = None if mask is None else compress_segmentation(mask, *sizes[found["image_id"]])
-        if rle is not None and tuple(rle["size"]) != sizes[found["image_id"]]:
-            raise UserError(
-                f"prediction {number - 1}: its mask is {rle['size'][0]}x{rle['size'][1]}, image "
-                f"{found['image_id']} is {sizes[found['image_id']][0]}x{sizes[found['image_id']][1]}"
-            )
-        if kind == "segm":
-            detection |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
-            detection["bbox"] = coco_mask.toBbox(rle).tolist()
-        else:
-            values = [float(v) for v in (coco_mask.toBbox(rle) if box is None else box)]
-            detection |= {"bbox": values, "area": values[2] * values[3]}
-        detections.append(detection)
-    return detections
-
-
-def _evaluator(
-    backend: str, truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, rules: Protocol
-) -> Any:
-    """A COCOeval of the chosen package, ready to evaluate."""
-    if backend == "faster-coco-eval":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        index, evaluation = COCO, COCOeval_faster
-    elif backend == "pycocotools":
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        index, evaluation = COCO, COCOeval
-    else:
-        raise ValueError(f"unknown evaluator {backend!r}")
-    shared = {"images": truth["images"], "categories": truth["categories"]}
-    with contextlib.redirect_stdout(io.StringIO()):
-        indexed = []
-        # The evaluators write into the annotations they are given.
-        for cells in ([dict(cell) for cell in truth["annotations"]], detections):
-            coco = index()
-            coco.dataset = {**shared, "annotations": cells}
-            coco.createIndex()
-            indexed.append(coco)
-        run = evaluation(*indexed, kind)
-    # `useCats` stays on: without classes everything has the same one. Switched off, pycocotools forgets the
-    # class ids after its first accumulate().
-    run.params.maxDets = list(rules.max_detections)
-    run.params.areaRng = rules.area_ranges
-    run.params.areaRngLbl = ["all", "small", "medium", "large"]
-    return run
-
-
-def _figures(
-    run: Any, image_ids: list[int] | None, categories: list[dict[str, Any]], rules: Protocol
-) -> dict[str, Any]:
-    """Evaluate on some images; `precision` is read directly, `summarize()` knows only 100 detections."""
-    if image_ids is not None:
-        run.params.imgIds = image_ids
-    if not run.params.imgIds:
-        raise UserError("no annotated image to score on")
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.evaluate()
-        run.accumulate()
-    precision = np.asarray(run.eval["precision"])  # [IoU, recall, class, area, detections]
-    recall = np.asarray(run.eval["recall"])  # [IoU, class, area, detections]
-    figures: dict[str, Any] = {
-        "AP": _mean(precision[:, :, :, 0, 2]),
-        "AP50": _mean(precision[0, :, :, 0, 2]),
-        "AP75": _mean(precision[5, :, :, 0, 2]),
-        "APs": _mean(precision[:, :, :, 1, 2]),
-        "APm": _mean(precision[:, :, :, 2, 2]),
-        "APl": _mean(precision[:, :, :, 3, 2]),
-        "AP50_80": _mean(precision[:7, :, :, 0, 2]),
-    }
-    for slot, limit in enumerate(rules.max_detections[:2]):
-        figures[f"AR{limit}"] = _mean(recall[:, :, 0, slot])
-    for area, name in enumerate(("AR", "ARs", "ARm", "ARl")):
-        figures[name] = _mean(recall[:, :, area, 2])
-    figures["AFNR"] = None if figures["AR"] is None else 1.0 - figures["AR"]
-    if rules.per_class:
-        names = {category["id"]: category["name"] for category in categories}
-        figures["classes"] = {
-            names[id_]: {"AP": _mean(precision[:, :, k, 0, 2]), "AP50": _mean(precision[0, :, k, 0, 2])}
-            for k, id_ in enumerate(run.params.catIds)
-        }
-    return figures
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is defined; the evaluators mark the rest with -1."""
+    """Mean of what is defined; the rest is marked with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -50,49 +50,133 @@ def has_masks(ground_truth: dict[str, Any]) -> bool:
     return all(cell.get("segmentation") for cell in ground_truth["annotations"])
 
 
-def prepare_ground_truth(ground_truth: dict[str, Any], per_class: bool = False) -> dict[str, Any]:
-    """A copy with masks as compressed RLE, ids from 1 and, unless `per_class`, one class.
+class Cell(NamedTuple):
+    """An annotated cell.
 
-    The area is the mask's, or the box's where only that is annotated; `segmentation` is absent there.
+    Attributes:
+        category_id: its class.
+        crowd: whether it is a region that is not judged.
+        box: x, y, w, h, px.
+        area: of the mask, or of the box where there is no mask, px^2.
+        rle: compressed, with counts as bytes; None where only the box is annotated.
     """
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    annotations = []
-    # Ids start at 1: pycocotools takes a match with annotation 0 for no match.
-    for number, cell in enumerate(ground_truth["annotations"], start=1):
-        prepared = {
-            "id": number,
-            "image_id": cell["image_id"],
-            "category_id": cell["category_id"] if per_class else ANY_CLASS,
-            "iscrowd": int(cell.get("iscrowd", 0)),
-        }
+
+    category_id: int
+    crowd: bool
+    box: list[float]
+    area: float
+    rle: dict[str, Any] | None
+
+
+class Found(NamedTuple):
+    """A detection; `box` as of `Cell`, `rle` and the `area` of its mask None without a mask."""
+
+    category_id: int
+    score: float
+    box: list[float] | None
+    area: float | None
+    rle: dict[str, Any] | None
+
+
+class ImageCase(NamedTuple):
+    """One image with its cells and the detections on it, checked, with masks as compressed RLE.
+
+    Attributes:
+        image: `id`, `height`, `width`, and fields to group by.
+        cells: annotated.
+        found: detected.
+        numbers: of the detections in the list that they came from, for messages.
+    """
+
+    image: dict[str, Any]
+    cells: list[Cell]
+    found: list[Found]
+    numbers: Sequence[int]
+
+    def what(self, index: int) -> str:
+        """Names a detection, for messages."""
+        return f"prediction {self.numbers[index]}"
+
+
+def image_case(
+    image: dict[str, Any],
+    annotations: Iterable[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    numbers: Sequence[int] | None = None,
+) -> ImageCase:
+    """Prepare one image.
+
+    Args:
+        image: COCO's, `id`, `height`, `width`.
+        annotations: of this image: category_id, segmentation as polygons or RLE, bbox x, y, w, h, iscrowd.
+        predictions: COCO results of this image.
+        numbers: of the predictions, for messages; None counts from 0.
+
+    Raises:
+        UserError: for a detection without a finite score, or whose mask is not of the image's size.
+    """
+    height, width = image["height"], image["width"]
+    numbers = range(len(predictions)) if numbers is None else numbers
+    cells = []
+    for cell in annotations:
+        kind, crowd = cell["category_id"], bool(cell.get("iscrowd", 0))
         if cell.get("segmentation"):
-            rle = compress_segmentation(cell["segmentation"], *sizes[cell["image_id"]])
+            rle = compress_segmentation(cell["segmentation"], height, width)
             box = [float(v) for v in cell.get("bbox") or coco_mask.toBbox(rle)]
-            prepared |= {"segmentation": rle, "bbox": box, "area": float(coco_mask.area(rle))}
+            cells.append(Cell(kind, crowd, box, float(coco_mask.area(rle)), rle))
         else:
             box = [float(v) for v in cell["bbox"]]
-            prepared |= {"bbox": box, "area": box[2] * box[3]}
-        annotations.append(prepared)
-    categories = ground_truth["categories"] if per_class else [{"id": ANY_CLASS, "name": "cell"}]
-    return {"images": ground_truth["images"], "categories": categories, "annotations": annotations}
+            cells.append(Cell(kind, crowd, box, box[2] * box[3], None))
+    found = []
+    for number, entry in zip(numbers, predictions, strict=True):
+        score = entry.get("score")
+        if not isinstance(score, int | float | np.number) or not np.isfinite(score):
+            raise UserError(f"prediction {number}: its score {entry.get('score')!r} is not a finite number")
+        mask, values, rle = entry.get("segmentation"), entry.get("bbox"), None
+        if mask is not None:
+            rle = compress_segmentation(mask, height, width)
+            if tuple(rle["size"]) != (height, width):
+                raise UserError(
+                    f"prediction {number}: its mask is {rle['size'][0]}x{rle['size'][1]}, image "
+                    f"{image['id']} is {height}x{width}"
+                )
+            values = coco_mask.toBbox(rle) if values is None else values
+        box = None if values is None else [float(v) for v in values]
+        area = None if rle is None else float(coco_mask.area(rle))
+        found.append(Found(entry.get("category_id", ANY_CLASS), float(entry["score"]), box, area, rle))
+    return ImageCase(image, cells, found, numbers)
 
 
-def check_predictions(
-    truth: dict[str, Any], predictions: Sequence[dict[str, Any]], per_class: bool = False
-) -> None:
-    """Raise a UserError for the first detection on an unknown image or class, or without a finite score."""
-    images = {image["id"] for image in truth["images"]}
-    classes = {category["id"] for category in truth["categories"]}
-    for index, found in enumerate(predictions):
-        if found.get("image_id") not in images:
-            raise UserError(
-                f"prediction {index}: image_id {found.get('image_id')!r} is not among the {len(images)} "
-                "annotated images; predict on the same images, or keep only theirs"
-            )
-        if per_class and found.get("category_id") not in classes:
-            raise UserError(
-                f"prediction {index}: category_id {found.get('category_id')!r} is not among the annotated "
-                f"classes {sorted(classes)}; score without classes, or map them"
-            )
-        if not np.isfinite(found.get("score", np.nan)):
-            raise UserError(f"prediction {index}: its score {found.get('score')!r} is not a finite number")
+def image_cases(ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> Iterator[ImageCase]:
+    """Prepare the images of a COCO dict and COCO results one by one.
+
+    Raises:
+        UserError: for a detection on an unknown image, and as `image_case` does.
+    """
+    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for cell in ground_truth["annotations"]:
+        cells[cell["image_id"]].append(cell)
+    found: dict[Any, list[int]] = {image["id"]: [] for image in ground_truth["images"]}
+    for number, entry in enumerate(predictions):
+        if entry.get("image_id") not in found:
+            raise stranger(number, entry.get("image_id"), len(found))
+        found[entry["image_id"]].append(number)
+    for image in ground_truth["images"]:
+        numbers = found[image["id"]]
+        yield image_case(image, cells[image["id"]], [predictions[n] for n in numbers], numbers)
+
+
+def unknown_class(what: str, category_id: object, classes: Iterable[int]) -> UserError:
+    """What to raise for a detection of a class that is not annotated."""
+    return UserError(
+        f"{what}: category_id {category_id!r} is not among the annotated classes {sorted(classes)}; score "
+        "without classes, or map them"
+    )
+
+
+def stranger(number: int, image_id: object, images: int) -> UserError:
+    """What to raise for a detection on none of the annotated images."""
+    return UserError(
+        f"prediction {number}: image_id {image_id!r} is not among the {images} annotated images; predict on "
+        "the same images, or keep only theirs"
+    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from effdet_tf.metrics.boxes import score_boxes
-from effdet_tf.metrics.cells import score_cells
-from effdet_tf.metrics.coco import KINDS, evaluate_coco
-from effdet_tf.metrics.inputs import has_masks
+from effdet_tf.errors import UserError
+from effdet_tf.metrics.boxes import BoxJudge
+from effdet_tf.metrics.cells import CellJudge
+from effdet_tf.metrics.coco import KINDS, CocoJudge
+from effdet_tf.metrics.inputs import ImageCase, image_cases
 
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
 # The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
@@ -42,7 +43,7 @@ def summarise(
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
-    """Compute every figure.
+    """Compute every figure of what is in memory; `Judge` takes images one by one.
 
     Args:
         ground_truth: COCO dict with the truth at full resolution.
@@ -55,26 +56,85 @@ def summarise(
             yes.
 
     Returns:
-        `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
-        evaluate_coco(...), "boxes_only"}`, ready for JSON. "boxes_only" says why masks are not scored and
-        "cells" is None; it and "boxes" are None where masks are scored. "coco" is None when `coco` is off.
+        See `Judge.report`.
 
     Raises:
         UserError: for predictions that do not fit the images.
     """
-    if masks is None:
-        masks = any("segmentation" in found for found in predictions) or not predictions
-    boxes_only = None if masks else "the predictions have no masks"
-    if not has_masks(ground_truth):
-        boxes_only = "the images are annotated by boxes alone"
-    kinds = KINDS[:1] if boxes_only else KINDS
-    return {
-        "livecell": evaluate_coco(ground_truth, predictions, kinds, "livecell", by),
-        "cells": None if boxes_only else score_cells(ground_truth, predictions, score_threshold, by),
-        "boxes": score_boxes(ground_truth, predictions, score_threshold, by, coco) if boxes_only else None,
-        "coco": evaluate_coco(ground_truth, predictions, kinds, "coco", by) if coco else None,
-        "boxes_only": boxes_only,
-    }
+    judge = Judge(ground_truth["categories"], score_threshold, by, coco)
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case)
+    return judge.report(masks)
+
+
+class Judge:
+    """Takes annotated images and what was found in them, one by one; it keeps a few KB of each."""
+
+    def __init__(
+        self,
+        categories: Sequence[dict[str, Any]],
+        score_threshold: float | None = None,
+        by: str | None = "cell_type",
+        coco: bool = False,
+    ) -> None:
+        """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
+        self._protocols = {
+            name: CocoJudge(categories, KINDS, name, by) for name in ("livecell", *(["coco"] if coco else []))
+        }
+        self._cells = CellJudge(score_threshold, by)
+        self._boxes = BoxJudge(categories, score_threshold, by, coco)
+        self._boxes_alone = False  # some annotation has no mask
+        self._masked = 0  # predictions that have one
+        self._unmasked: str | None = None  # the first prediction that has none
+
+    def add(self, case: ImageCase) -> None:
+        """Judge what was found in one image.
+
+        Raises:
+            UserError: for a detection of an unknown class, when classes count, or without a box.
+        """
+        self._boxes_alone |= any(cell.rle is None for cell in case.cells)
+        lacking = [number for number, entry in enumerate(case.found) if entry.rle is None]
+        self._masked += len(case.found) - len(lacking)
+        if lacking and self._unmasked is None:
+            self._unmasked = case.what(lacking[0])
+        masks = not self._boxes_alone and self._unmasked is None
+        for judge in self._protocols.values():
+            judge.kinds = KINDS if masks else KINDS[:1]
+            judge.add(case)
+        if masks:
+            self._cells.add(case)
+        self._boxes.add(case)
+
+    def report(self, masks: bool | None = None) -> dict[str, Any]:
+        """The figures of all images.
+
+        Args:
+            masks: as of `summarise`.
+
+        Returns:
+            `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
+            evaluate_coco(...), "boxes_only"}`, ready for JSON. "boxes_only" says why masks are not scored and
+            "cells" is None; it and "boxes" are None where masks are scored. "coco" is None when that is off.
+
+        Raises:
+            UserError: for predictions that do not fit the images.
+        """
+        masks = (self._masked > 0 or self._unmasked is None) if masks is None else masks
+        boxes_only = None if masks else "the predictions have no masks"
+        if self._boxes_alone:
+            boxes_only = "the images are annotated by boxes alone"
+        if not boxes_only and self._unmasked is not None:
+            raise UserError(f"{self._unmasked} has no mask to score")
+        kinds = KINDS[:1] if boxes_only else KINDS
+        figures = {name: judge.report(kinds) for name, judge in self._protocols.items()}
+        return {
+            "livecell": figures["livecell"],
+            "cells": None if boxes_only else self._cells.report(),
+            "boxes": self._boxes.report() if boxes_only else None,
+            "coco": figures.get("coco"),
+            "boxes_only": boxes_only,
+        }
 
 
 def headline(report: dict[str, Any]) -> dict[str, float | None]:

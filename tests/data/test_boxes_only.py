@@ -12,7 +12,7 @@ import pytest
 
 from effdet_tf import cli
 from effdet_tf.data import check
-from effdet_tf.data.ground_truth import build_ground_truth
+from effdet_tf.data.ground_truth import cell_entries
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
@@ -59,10 +59,10 @@ def test_boxes_stay_as_annotated_and_no_mask_is_made_up(tmp_path, segmentation, 
     np.testing.assert_allclose(record.annotated_boxes, annotated, rtol=1e-6)
     np.testing.assert_allclose(record.boxes, annotated.clip(0), rtol=1e-6)  # training stays in the frame
     assert (record.masks == 255).all()
-    truth = build_ground_truth([record], manifest.categories)
-    assert all("segmentation" not in cell for cell in truth["annotations"])
-    np.testing.assert_allclose([cell["bbox"] for cell in truth["annotations"]], BOXES[:3], atol=1e-5)
-    assert [cell["category_id"] for cell in truth["annotations"]] == [7, 9, 7]
+    truth = cell_entries(record, [category["id"] for category in manifest.categories])
+    assert all("segmentation" not in cell for cell in truth)
+    np.testing.assert_allclose([cell["bbox"] for cell in truth], BOXES[:3], atol=1e-5)
+    assert [cell["category_id"] for cell in truth] == [7, 9, 7]
     assert not RecordStore(out).masks
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from effdet_tf.data.ground_truth import build_ground_truth, decode_pixels, match_classes
+from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
 from effdet_tf.masks import decode_rle, encode_rle
@@ -40,31 +40,23 @@ def make_record(image_id=11, image=None, cells=2):
 
 
 def test_ground_truth_has_the_annotated_box_the_full_mask_and_the_sources_category():
-    truth = build_ground_truth(
-        [make_record(11), make_record(5, cells=0), make_record(12, cells=1)], CATEGORIES
-    )
-    assert [image["id"] for image in truth["images"]] == [11, 5, 12]
-    assert truth["images"][0] == {
+    ids = [category["id"] for category in CATEGORIES]
+    assert image_entry(make_record(11)) == {
         "id": 11,
         "file_name": "11.png",
         "height": 20,
         "width": 30,
         "cell_type": "BV2",
     }
-    first, second, third = truth["annotations"]
-    assert [cell["id"] for cell in truth["annotations"]] == [1, 2, 3]
+    first, second = cell_entries(make_record(11), ids)
+    assert cell_entries(make_record(5, cells=0), ids) == []
     assert first["bbox"] == [3.0, 1.5, 6.5, 4.5]
     assert (first["category_id"], second["category_id"]) == (7, 3)
     assert (first["iscrowd"], second["iscrowd"]) == (0, 1)
-    assert third["image_id"] == 12
+    assert first["image_id"] == second["image_id"] == 11
     mask = decode_rle(first["segmentation"])
     assert mask.shape == (20, 30)
     assert mask.sum() == 24 and mask[2:6, 3:9].all()
-
-
-def test_two_images_with_one_id_are_refused():
-    with pytest.raises(UserError, match=r"12.png and 12.png have the same image id 12"):
-        build_ground_truth([make_record(12), make_record(12)], CATEGORIES)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

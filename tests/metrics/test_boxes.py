@@ -9,6 +9,7 @@ from pycocotools.cocoeval import COCOeval
 
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.boxes import match_boxes, score_boxes
+from effdet_tf.metrics.inputs import image_cases
 
 
 def truth(*cells, images=(1, 2)):
@@ -96,7 +97,8 @@ def test_matches_are_those_of_cocos_own_evaluator(capsys):
         for _ in range(int(random.integers(0, 3)))
     ]
     ground_truth, predictions = truth(*cells), found(*boxes)
-    ours = match_boxes(ground_truth, predictions, per_class=True)
+    classes = [category["id"] for category in ground_truth["categories"]]
+    ours = {case.image["id"]: match_boxes(case, classes) for case in image_cases(ground_truth, predictions)}
     coco = COCO()
     coco.dataset = {
         **ground_truth,

@@ -8,7 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_rle
-from effdet_tf.metrics.cells import match_images, score_cells
+from effdet_tf.metrics.cells import match_cells, score_cells
+from effdet_tf.metrics.inputs import image_cases
 from effdet_tf.metrics.matching import tally
 
 HEIGHT, WIDTH = 60, 80
@@ -119,6 +120,10 @@ def test_counts():
     figures = score_cells(*case(true, found), score_threshold=0.1)["all"]
     assert (figures["count_mean_error"], figures["count_bias"]) == (1.5, 1.5)
     assert figures["count_correlation"] == pytest.approx(1.0)
+
+
+def match_images(ground_truth, predictions):
+    return {case.image["id"]: match_cells(case) for case in image_cases(ground_truth, predictions)}
 
 
 def test_found_cells_share_no_pixel_and_the_higher_score_wins():

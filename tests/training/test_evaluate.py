@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from effdet_tf.data.record import ImageRecord
+from effdet_tf import evaluation
+from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
 from effdet_tf.metrics.report import format_table
@@ -84,9 +85,16 @@ class PerfectPredictor:
         )
 
 
+def judged(predictor, data, **settings):
+    """The report, and the predictions of all images."""
+    predictions = []
+    report = evaluate.evaluate_run(predictor, data, progress=False, keep=predictions.extend, **settings)
+    return report, predictions
+
+
 def test_a_perfect_predictor_scores_1(data):
     predictor = PerfectPredictor()
-    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, coco=True)
+    report, predictions = judged(predictor, data, coco=True)
     assert predictor.seen == [(HEIGHT, WIDTH, 1)] * 3
     assert report["livecell"]["all"]["images"] == 3
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
@@ -98,7 +106,7 @@ def test_a_perfect_predictor_scores_1(data):
 
 
 def test_limit_takes_the_first_images_and_their_truth(data):
-    report, predictions = evaluate.evaluate_run(PerfectPredictor(), data, limit=1, progress=False)
+    report, predictions = judged(PerfectPredictor(), data, limit=1)
     assert report["livecell"]["all"]["cells"] == 3
     assert {p["image_id"] for p in predictions} == {31}
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
@@ -106,7 +114,7 @@ def test_limit_takes_the_first_images_and_their_truth(data):
 
 def test_other_classes_are_scored_without_classes_and_refused_with(data):
     stranger = PerfectPredictor(("cell",))
-    report, predictions = evaluate.evaluate_run(stranger, data, progress=False)
+    report, predictions = judged(stranger, data)
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
     assert {p["category_id"] for p in predictions} == {9}
     with pytest.raises(UserError, match="classes cell.*round, thin"):
@@ -115,22 +123,22 @@ def test_other_classes_are_scored_without_classes_and_refused_with(data):
 
 def test_cocos_protocol_comes_by_itself_where_the_network_tells_classes_apart(data, capsys):
     predictor = PerfectPredictor()
-    assert evaluate.evaluate_run(predictor, data, progress=False)[0]["coco"] is None
+    assert judged(predictor, data)[0]["coco"] is None
     predictor.per_class = True
-    report, _ = evaluate.evaluate_run(predictor, data, progress=False)
+    report, _ = judged(predictor, data)
     assert report["coco"]["all"]["segm"]["AP"] == pytest.approx(1.0)
-    assert evaluate.evaluate_run(predictor, data, progress=False, coco=False)[0]["coco"] is None
+    assert judged(predictor, data, coco=False)[0]["coco"] is None
     assert capsys.readouterr().err == ""
     stranger = PerfectPredictor(("cell",))
     stranger.per_class = True
-    assert evaluate.evaluate_run(stranger, data, progress=False)[0]["coco"] is None
+    assert judged(stranger, data)[0]["coco"] is None
     assert "no figures by COCO's protocol: the network knows the classes cell" in capsys.readouterr().err
 
 
 def test_classes_that_the_data_lack_are_left_out(data):
     """As a detector of 90 classes on data of 80, which cannot tell whether there is a `street sign`."""
     predictor = PerfectPredictor(("sign", "round", "thin"))
-    report, predictions = evaluate.evaluate_run(predictor, data, progress=False, coco=True)
+    report, predictions = judged(predictor, data, coco=True)
     assert [p["category_id"] for p in predictions] == [9, 4, 9]  # round, thin of image 31, round of 32
     assert report["left_out"] == 2
     assert report["livecell"]["all"]["segm"]["AR"] == pytest.approx(3 / 5)
@@ -144,7 +152,7 @@ def run(*arguments):
 
 
 def test_command_scores_a_file_of_predictions(data, tmp_path):
-    _, predictions = evaluate.evaluate_run(PerfectPredictor(), data, progress=False)
+    _, predictions = judged(PerfectPredictor(), data)
     found = tmp_path / "found.json"
     found.write_text(json.dumps(predictions[:3]))
     out = tmp_path / "new" / "metrics.json"
@@ -203,11 +211,11 @@ def test_views_go_with_a_network(data, tmp_path):
 
 
 def test_predictions_of_images_beyond_the_limit_are_left_out(data, tmp_path):
-    _, predictions = evaluate.evaluate_run(PerfectPredictor(), data, progress=False)
+    _, predictions = judged(PerfectPredictor(), data)
     found = tmp_path / "found.json"
     found.write_text(json.dumps({"annotations": predictions}))
-    report, kept = evaluate.evaluate_file(found, data, limit=1)
-    assert len(kept) == 3
+    report = evaluate.evaluate_file(found, data, limit=1)
+    assert report["livecell"]["all"]["predictions"] == 3
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
 
 
@@ -215,6 +223,13 @@ def test_predictions_of_images_beyond_the_limit_are_left_out(data, tmp_path):
     ("content", "words"),
     [
         (None, "No such file"),
+        ("", "not a JSON file"),
+        ('{"images": []}', "not a COCO results file"),
+        ('{"annotations": 3}', "not a COCO results file"),
+        ('[{"image_id": [31], "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id"),
+        ('[{"score": 1, "bbox": [0, 0, 1, 1]}]', "image_id None"),
+        ('[{"image_id": 31, "score": "high", "bbox": [0, 0, 1, 1]}]', "score 'high'"),
+        ('[{"image_id": 31, "score": 0.5}]', "prediction 0 has no box"),
         ("{", "not a JSON file"),
         ("[1, 2]", "not a COCO results file"),
         ('[{"image_id": 99, "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id 99"),
@@ -228,6 +243,26 @@ def test_a_bad_file_ends_in_one_line_and_exit_code_1(data, tmp_path, capsys, con
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert words in error
+
+
+def test_figures_do_not_depend_on_the_order_of_a_file(data, tmp_path):
+    report, predictions = judged(PerfectPredictor(), data)
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps(predictions[::-1], indent=1))
+    again = evaluate.evaluate_file(found, data, score_threshold=report["cells"]["score_threshold"])
+    assert again["livecell"] == report["livecell"]
+    assert again["cells"]["all"] == report["cells"]["all"]
+
+
+def test_two_images_with_one_id_and_no_image_at_all_are_refused(data, tmp_path, monkeypatch):
+    records = list(iterate_records(data))
+    monkeypatch.setattr(evaluation, "iterate_records", lambda folder: iter([*records, records[0]]))
+    name = records[0].file_name
+    with pytest.raises(UserError, match=f"{name} and {name} have the same image id 31"):
+        judged(PerfectPredictor(), data)
+    monkeypatch.setattr(evaluation, "iterate_records", lambda folder: iter([]))
+    with pytest.raises(UserError, match="no image to evaluate on"):
+        judged(PerfectPredictor(), data)
 
 
 def test_a_folder_that_was_not_converted_ends_in_exit_code_1(tmp_path, capsys):
