@@ -53,7 +53,6 @@ setup(
         "h5py>=3.11",
         "opencv-python-headless>=4.10",
         "pycocotools>=2.0.8",
-        "faster-coco-eval>=1.8,<2",
         "pandas>=2.2",
         "pillow>=10.3",
         "tifffile>=2024.2",
@@ -77,6 +76,7 @@ setup(
             "mypy>=1.11",
             "setuptools>=77",
             "wheel",
+            "faster-coco-eval>=1.8,<2",  # the evaluation is held to it and to pycocotools
             "openvino>=2026",  # a runtime of its own, to hold the SavedModel against
             *PRETRAINED,
             *TFLITE,

@@ -1,10 +1,10 @@
-"""Time and memory of the evaluation at thousands of cells, and whether its figures are those of COCO's packages.
+"""Time and memory of the evaluation at thousands of cells; are its figures those of COCO's packages?
 
 `python benchmarks/evaluation.py --images 2 --cells 100 500` compares with pycocotools and faster-coco-eval;
 `--stream 98 391 1564` takes so many images of 500 cells and 2,000 detections one by one, as
 `training.evaluate` does, each number in a process of its own. The images hold random ellipses; up to four
-detections per cell: near ones, doubles and false ones. Twelve images are drawn, further ones are the same under
-other ids.
+detections per cell: near ones, doubles and false ones. Twelve images are drawn, further ones are the same
+under other ids.
 """
 
 from __future__ import annotations

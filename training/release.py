@@ -80,7 +80,11 @@ def _run(options: argparse.Namespace) -> None:
             reports[name] = evaluate_run(predictor, out / "data" / name, score_threshold=score)
     if "val" in reports:
         write_json(out / "model" / FIGURES_FILE, reports["val"])
-    card = model_card(out / "model", reports, _command(options), read_manifest(out / "data" / "train").images)
+    training = f"```\n{_command(options)}\n```"
+    if options.trained_by is not None:
+        training = options.trained_by.read_text(encoding="utf-8").strip()
+    images = read_manifest(out / "data" / "train").images
+    card = model_card(options.name, out / "model", reports, training, images)
     with atomic_write(out / "model" / CARD_FILE) as temporary:
         temporary.write_text(card, encoding="utf-8")
     print(f"\n{card}\nwritten: {out / 'model'}")
@@ -151,13 +155,14 @@ def _command(options: argparse.Namespace) -> str:
     return f"python -m training.release {shlex.join(words)}"
 
 
-def model_card(model: Path, reports: dict[str, dict[str, Any]], command: str, images: int) -> str:
+def model_card(name: str, model: Path, reports: dict[str, dict[str, Any]], training: str, images: int) -> str:
     """The card of a packed network, Markdown.
 
     Args:
+        name: of the network.
         model: its folder.
         reports: of `evaluate_run` by name of the data set.
-        command: that makes it again.
+        training: how it is made again, Markdown.
         images: that it was trained on.
     """
     config = load_config(model / CONFIG_FILE)
@@ -165,12 +170,12 @@ def model_card(model: Path, reports: dict[str, dict[str, Any]], command: str, im
     parameters = sum(v.size for name, v in arrays.items() if "moving_" not in name)
     megabytes = (model / BEST_FILE).stat().st_size / 1e6
     rows = []
-    for name, report in reports.items():
+    for data, report in reports.items():
         groups = report["livecell"]["all"]
         box, mask, cells = groups["bbox"], groups["segm"], report["cells"]
         kinds = ", ".join(f"{kind} {figures['sartorius']:.3f}" for kind, figures in cells["by"].items())
         rows.append(
-            f"| {_JUDGED[name]}: {groups['images']} images, {groups['cells']:,} cells "
+            f"| {_JUDGED[data]}: {groups['images']} images, {groups['cells']:,} cells "
             f"| {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} "
             f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
             f"| {100 * mask['AFNR']:.1f} % | {cells['all']['sartorius']:.3f}{f' ({kinds})' if kinds else ''} "
@@ -178,11 +183,13 @@ def model_card(model: Path, reports: dict[str, dict[str, Any]], command: str, im
             f"| {cells['all']['count_mean_error']:.1f} of {cells['all']['count_mean_true']:.0f} |"
         )
     return _CARD.format(
+        name=name,
+        backbone=config.model.backbone.replace("efficientnet-", "EfficientNet-").replace("lite", "Lite"),
         parameters=f"{parameters:,}",
         megabytes=f"{megabytes:.1f}",
         preset=config.preset,
         zoom=config.data.zoom,
-        command=command,
+        training=training,
         images=images,
         score=f"{config.postprocess.report_score:.2f}",
         rows="\n".join(rows),
@@ -190,10 +197,10 @@ def model_card(model: Path, reports: dict[str, dict[str, Any]], command: str, im
 
 
 _CARD = """\
-# cells
+# {name}
 
-Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.load("cells")`, or
-`python -m effdet_tf predict images/ --out found`.
+Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.load("{name}")`, or
+`python -m effdet_tf predict images/ --run {name} --out found`.
 
 {preset}, {parameters} parameters, {megabytes} MB (kernels in float16); one class, `cell`; gray images, 8 or
 16 bit, normalised by their own mean and standard deviation and magnified {zoom:g} times inside the network.
@@ -203,14 +210,12 @@ Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.lo
 Trained on the {images} annotated images of the Kaggle competition "Sartorius - Cell Instance Segmentation"
 (2021) that were not kept for validation: SH-SY5Y neuroblastoma, astrocytes and cortical neurons, phase
 contrast, 704 x 520 px. They are competition data for non-commercial research, and so are these weights. The
-backbone started from the ImageNet weights of EfficientNet-Lite0 (Apache-2.0). No LIVECell and no Usiigaci
+backbone started from the ImageNet weights of {backbone} (Apache-2.0). No LIVECell and no Usiigaci
 image was trained on.
 
-## Command
+## Training
 
-```
-{command}
-```
+{training}
 
 ## Figures
 
@@ -220,7 +225,7 @@ image was trained on.
 
 AP and AFNR by the LIVECell protocol, %. The last three at score {score}, which is saved with the network and
 was chosen from a grid on the Sartorius validation images: there it flatters a little, on the others it does
-not. The weights are those of the last step of each upright part, averaged where there are several.
+not.
 
 ## Limits
 
@@ -228,7 +233,7 @@ not. The weights are those of the last step of each upright part, averaged where
   histology and bright-field images are foreign to it.
 - Its outlines follow the annotation of the Sartorius images, which lies half a pixel above the cells.
 - Cells of 60 px and more in confluent sheets, thin processes, and the densest neighbourhoods are its weak
-  points: look at the overlays before you rely on counts. `training.main --init cells` fine-tunes it on cells
+  points: look at the overlays before you rely on counts. `training.main --init {name}` fine-tunes it on cells
   of your own.
 """
 
@@ -261,6 +266,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--run", type=Path, nargs="+", help="trained runs to pack, their mean, in place of training"
+    )
+    parser.add_argument("--name", default="cells", help="of the network, for the card (default: %(default)s)")
+    parser.add_argument(
+        "--trained-by",
+        type=Path,
+        metavar="FILE",
+        help="Markdown for the card that says how the runs of --run were trained (default: this command)",
     )
     parser.add_argument(
         "--set",

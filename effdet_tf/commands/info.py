@@ -9,7 +9,7 @@ from pathlib import Path
 
 from effdet_tf.run_folder import find_run, model_names
 
-PACKAGES = ("keras", "numpy", "opencv-python-headless", "pycocotools", "faster-coco-eval")
+PACKAGES = ("keras", "numpy", "opencv-python-headless", "pycocotools")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:

@@ -98,6 +98,16 @@ def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data,
     ]  # fmt: skip
 
 
+def test_a_network_of_another_name_says_how_it_was_trained(earlier_run, tmp_path):
+    release.pack([earlier_run], tmp_path / "model")
+    card = release.model_card("cells-large", tmp_path / "model", {}, "By hand, on Monday.", 3)
+    assert card.startswith("# cells-large\n") and 'effdet_tf.load("cells-large")' in card
+    assert "--run cells-large --out" in card and "--init cells-large" in card
+    assert "## Training\n\nBy hand, on Monday.\n" in card and "training.release" not in card
+    backbone = load_config(earlier_run / CONFIG_FILE).model.backbone
+    assert f"weights of {backbone}".lower() in card.lower()
+
+
 def test_it_trains_in_parts_and_packs_the_mean_of_the_upright_ones(
     earlier_run, train_data, tmp_path, monkeypatch
 ):
