@@ -74,7 +74,9 @@ def read_metadata(text: str | bytes, where: str) -> tuple[dict[str, Any], Config
             f"{where}: holds no description by effdet_tf; export it with `python -m export.main`"
         ) from error
     if version != FORMAT:
-        raise UserError(f"{where}: its description has format {version}, this program reads {FORMAT}; update")
+        raise UserError(
+            f"{where}: its description has format {version!r}, this program reads {FORMAT}; update"
+        )
     try:
         return found, build(Config, config, "")
     except UserError as error:

@@ -68,7 +68,7 @@ def summarise(
 
 
 class Judge:
-    """Takes annotated images and what was found in them, one by one; it keeps a few KB of each."""
+    """Takes annotated images and what was found in them, one by one; it keeps 120 bytes of a detection."""
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ def test_another_layout_is_refused(tmp_path: Path, change: dict, message: str) -
         {"shards": [7]},
         {"shards": [{"file": "../a.tfrecord", "images": 1}]},
         {"shards": [{"file": "a\n", "images": 1}]},
+        {"shards": [{"file": "x" * 256, "images": 1}]},
         {"shards": [{"file": "a.tfrecord", "images": "1"}]},
         {"categories": [{"id": "1", "name": "cell"}]},
         {"categories": [{"id": 1}]},
