@@ -1,4 +1,4 @@
-"""The network that comes with the package: it is there, opens by its name, and finds real cells."""
+"""The networks that come with the package: they are there, open by their names, and find real cells."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, MODELS, find_run, model
 MODEL = MODELS / "cells"
 
 
-@pytest.fixture(scope="module")
-def cells():
-    return effdet_tf.load("cells")
+@pytest.fixture(scope="module", params=["cells", "cells-large"])
+def cells(request: pytest.FixtureRequest):
+    return effdet_tf.load(request.param)
 
 
-def test_it_is_small_and_says_what_it_is():
-    assert model_names() == ["cells"]
-    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 25e6
-    card = (MODEL / "MODEL_CARD.md").read_text()
-    for words in ("non-commercial", "Sartorius", "python -m training.release", "## Figures", "## Limits"):
-        assert words in card
-    assert load_config(MODEL / CONFIG_FILE).class_names == ("cell",)
+def test_they_are_small_and_say_what_they_are():
+    assert model_names() == ["cells", "cells-large"]
+    for name in model_names():
+        assert sum(path.stat().st_size for path in (MODELS / name).iterdir()) < 25e6
+        card = (MODELS / name / "MODEL_CARD.md").read_text()
+        for words in (f"# {name}\n", "non-commercial", "Sartorius", "python -m training.release", "## Limits"):
+            assert words in card
+        assert load_config(MODELS / name / CONFIG_FILE).class_names == ("cell",)
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
@@ -69,14 +70,15 @@ def test_info_describes_it(capsys):
     assert cli.main(["info", "cells"]) == 0
     assert "preset cells-lite0" in capsys.readouterr().out
     assert cli.main(["info"]) == 0
-    assert "trained networks: cells" in capsys.readouterr().out
+    assert "trained networks: cells, cells-large" in capsys.readouterr().out
 
 
-def test_training_can_start_from_all_of_it():
-    network = build_network(load_config(MODEL / CONFIG_FILE))
-    rows = start_from(network, open_source("cells"), strict=True)
+@pytest.mark.parametrize("name", ["cells", "cells-large"])
+def test_training_can_start_from_all_of_it(name):
+    network = build_network(load_config(MODELS / name / CONFIG_FILE))
+    rows = start_from(network, open_source(name), strict=True)
     assert {row.outcome for row in rows} == {"loaded"}
-    assert weights_file(MODEL).name == BEST_FILE
+    assert weights_file(MODELS / name).name == BEST_FILE
 
 
 CHOSEN = {"cort": 2, "shsy5y": 2, "astro": 2}  # of the held-out images, the first of each type by id

@@ -56,7 +56,7 @@ PROTOCOLS = {
 
 
 class CocoJudge:
-    """Takes annotated images one by one, keeps some bytes of a detection, has the average precision in the end."""
+    """Takes annotated images one by one, and has the average precision in the end."""
 
     def __init__(
         self,
