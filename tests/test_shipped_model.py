@@ -32,7 +32,8 @@ def test_they_are_small_and_say_what_they_are():
     for name in model_names():
         assert sum(path.stat().st_size for path in (MODELS / name).iterdir()) < 25e6
         card = (MODELS / name / "MODEL_CARD.md").read_text()
-        for words in (f"# {name}\n", "non-commercial", "Sartorius", "python -m training.release", "## Limits"):
+        assert card.startswith(f"# {name}\n")
+        for words in ("non-commercial", "Sartorius", "python -m training.release", "## Figures", "## Limits"):
             assert words in card
         assert load_config(MODELS / name / CONFIG_FILE).class_names == ("cell",)
 

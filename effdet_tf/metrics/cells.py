@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.masks import rle_to_patch
+from effdet_tf.masks import Patch, rle_to_patch
 from effdet_tf.metrics.inputs import ImageCase, group_images, image_cases
 from effdet_tf.metrics.matching import ImageMatch, ImageTally, match_image, tally
 
@@ -109,13 +109,16 @@ def match_cells(case: ImageCase, min_score: float = 0.0) -> ImageMatch:
         case: one image.
         min_score: detections below it are never asked for; leaving them out saves their decoding.
     """
-    true, ignored, found, scores = [], [], [], []
+    true: list[Patch] = []
+    ignored: list[Patch] = []
+    found: list[Patch] = []
+    scores: list[float] = []
     for cell in case.cells:
-        patch = rle_to_patch(cell.rle)
+        patch = rle_to_patch(cell.rle) if cell.rle is not None else None
         if patch is not None:
             (ignored if cell.crowd else true).append(patch)
     for entry in case.found:
-        patch = rle_to_patch(entry.rle) if entry.score >= min_score else None
+        patch = rle_to_patch(entry.rle) if entry.rle is not None and entry.score >= min_score else None
         if patch is not None:
             found.append(patch)
             scores.append(entry.score)

@@ -96,10 +96,10 @@ class CocoJudge:
         self._images.append({"id": identity} | ({self.by: case.image.get(self.by)} if self.by else {}))
         found: dict[int, list[int]] = defaultdict(list)
         for number, entry in enumerate(case.found):
-            kind = entry.category_id if per_class else ANY_CLASS
-            if kind not in self.names:
-                raise unknown_class(case.what(number), kind, self.names)
-            found[kind].append(number)
+            category = entry.category_id if per_class else ANY_CLASS
+            if category not in self.names:
+                raise unknown_class(case.what(number), category, self.names)
+            found[category].append(number)
         cells: dict[int, list[int]] = defaultdict(list)
         for number, cell in enumerate(case.cells):
             cells[cell.category_id if per_class else ANY_CLASS].append(number)

@@ -132,18 +132,18 @@ def image_case(
         score = entry.get("score")
         if not isinstance(score, int | float | np.number) or not np.isfinite(score):
             raise UserError(f"prediction {number}: its score {entry.get('score')!r} is not a finite number")
-        mask, values, rle = entry.get("segmentation"), entry.get("bbox"), None
+        mask, values, outline = entry.get("segmentation"), entry.get("bbox"), None
         if mask is not None:
-            rle = compress_segmentation(mask, height, width)
-            if tuple(rle["size"]) != (height, width):
+            outline = compress_segmentation(mask, height, width)
+            if tuple(outline["size"]) != (height, width):
                 raise UserError(
-                    f"prediction {number}: its mask is {rle['size'][0]}x{rle['size'][1]}, image "
+                    f"prediction {number}: its mask is {outline['size'][0]}x{outline['size'][1]}, image "
                     f"{image['id']} is {height}x{width}"
                 )
-            values = coco_mask.toBbox(rle) if values is None else values
-        box = None if values is None else [float(v) for v in values]
-        area = None if rle is None else float(coco_mask.area(rle))
-        found.append(Found(entry.get("category_id", ANY_CLASS), float(entry["score"]), box, area, rle))
+            values = coco_mask.toBbox(outline) if values is None else values
+        found_box = None if values is None else [float(v) for v in values]
+        area = None if outline is None else float(coco_mask.area(outline))
+        found.append(Found(entry.get("category_id", ANY_CLASS), float(score), found_box, area, outline))
     return ImageCase(image, cells, found, numbers)
 
 
