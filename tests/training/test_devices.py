@@ -109,7 +109,10 @@ def words(tiny_points, train_data, val_data, tmp_path_factory) -> list[object]:
 @pytest.fixture(scope="module")
 def alone(words, tmp_path_factory) -> Path:
     """The run of one process."""
-    out = tmp_path_factory.mktemp("alone") / "run"
+    return one_process(words, tmp_path_factory.mktemp("alone") / "run")
+
+
+def one_process(words, out: Path) -> Path:
     command = [sys.executable, "-m", "training.main", *map(str, words), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
     return out
@@ -124,6 +127,15 @@ def test_several_workers_train_as_one_process_does(words, alone, tmp_path, count
     assert figures[0]["livecell"]["all"]["cells"] == figures[1]["livecell"]["all"]["cells"] > 0
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert left == sorted(path.name for path in alone.iterdir())
+
+
+@pytest.mark.slow
+def test_three_workers_train_as_one_process_does(words, tmp_path):
+    words = [*words, "--set", "train.batch=6"]  # two crops for each
+    alone = one_process(words, tmp_path / "alone")
+    for code, text in Workers(3, *words, "--out", tmp_path / "run").ended():
+        assert code == 0, text
+    assert apart(alone, tmp_path / "run") < 1e-5
 
 
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
