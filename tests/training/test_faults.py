@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import resource
@@ -157,34 +156,6 @@ def test_images_in_memory_may_go_away(
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     assert_same(out, undisturbed)
-
-
-CLOCK = """
-import random, sys, time
-real = time.time
-time.time = lambda: real() + random.uniform(-1e8, 1e8)  # three years back or forth, at every look
-from training import main
-sys.exit(main.main(sys.argv[1:]))
-"""
-
-
-def test_a_clock_that_is_set_changes_nothing(
-    undisturbed: Path, train_data: Path, run_config: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    words = ["--config", run_config, "--data", train_data, "--epochs", EPOCHS, "--out", out]
-    done = subprocess.run(
-        [sys.executable, "-c", CLOCK, *map(str, words), "--set", "train.save_minutes=0"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert_same(out, undisturbed)
-    with open(out / "log.csv", newline="") as file:
-        minutes = [float(row["minutes"]) for row in csv.DictReader(file)]
-    assert minutes == sorted(minutes) and 0 <= minutes[0] and minutes[-1] < 10
 
 
 def test_a_second_trainer_is_refused_and_disturbs_nothing(
