@@ -97,7 +97,7 @@ class Scores:
         figure = self.figures[len(self.limits) - 1]
         if isinstance(figure, BaseException):
             raise figure
-        return {"mask_AP": figure, "cells": None}, []
+        return {"mask_AP": figure, "cells": None}
 
 
 @pytest.fixture
