@@ -112,7 +112,7 @@ def evaluate_run(
     progress: bool = True,
     score_threshold: float | None = None,
     coco: bool | None = None,
-    keep: Callable[[Entries], object] = len,
+    keep: Callable[[Entries], object] | None = None,
 ) -> dict[str, Any]:
     """Predict on the images of a converted data set and score the result, image by image.
 
@@ -148,5 +148,6 @@ def evaluate_run(
     for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):
         found = cells.entries(truth.image["id"], predictor.predict(decode_pixels(truth.record)))
         judge.add(image_case(truth.image, truth.cells, found))
-        keep(found)
+        if keep is not None:
+            keep(found)
     return {**judge.report(cells.masks), "left_out": cells.left_out}

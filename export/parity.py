@@ -198,7 +198,7 @@ def _score(
     cells = [FoundCells(network.class_names, categories, data) for network in scored]
     # Where the network tells classes apart, so must its figures.
     protocol = "coco" if scored[0].per_class and not cells[0].strangers else "livecell"
-    judges = [CocoJudge(categories, protocol=protocol, by=None) for _ in scored]
+    judges = [CocoJudge(categories, protocol, by=None) for _ in scored]
     kinds = KINDS
     for truth in annotated_images(data, number):
         results = predicted(decode_pixels(truth.record))
@@ -207,8 +207,7 @@ def _score(
             case = image_case(truth.image, truth.cells, entries)
             if not found.masks or any(cell.rle is None for cell in case.cells):
                 kinds = KINDS[:1]
-            judge.kinds = kinds
-            judge.add(case)
+            judge.add(case, kinds)
         bar.update()
     precisions = []
     for judge in judges:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.cells import SCORE_GRID, count_figures, detection_figures
-from effdet_tf.metrics.inputs import Cell, Found, ImageCase, group_images, image_cases, unknown_class
+from effdet_tf.metrics.inputs import Cell, Found, ImageCase, ImageGroups, image_cases, unknown_class
+from effdet_tf.metrics.precision import box_cells, box_detections, match_detections
 
-_IOU = 0.5
+_IOU = 0  # of IOU_THRESHOLDS: .5
+_ANY_AREA = (0.0, 1e10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +80,9 @@ class BoxJudge:
         grid: Sequence[float] = SCORE_GRID,
     ) -> None:
         """Set the rules, as of `score_boxes`; `categories` are COCO's, `{"id", "name"}`."""
-        self.given, self.by, self.grid = score_threshold, by, tuple(grid)
+        self.given, self.grid = score_threshold, tuple(grid)
         self.classes = [int(category["id"]) for category in categories] if per_class else None
-        self._images: list[dict[str, Any]] = []
+        self._groups = ImageGroups(by)
         self._matches: dict[Any, BoxMatch] = {}
 
     def add(self, case: ImageCase) -> None:
@@ -90,9 +91,7 @@ class BoxJudge:
         Raises:
             UserError: for a detection of an unknown class, when classes count, or without a box.
         """
-        self._images.append(
-            {"id": case.image["id"]} | ({self.by: case.image.get(self.by)} if self.by else {})
-        )
+        self._groups.add(case.image)
         self._matches[case.image["id"]] = match_boxes(case, self.classes)
 
     def report(self) -> dict[str, Any]:
@@ -101,7 +100,6 @@ class BoxJudge:
         curve = [(_figures(list(matches.values()), score)["f1"] or 0.0, -score) for score in self.grid]
         best, negative = max(curve)
         chosen = -negative if self.given is None else float(self.given)
-        groups = group_images(self._images, self.by)
         return {
             "score_threshold": chosen,
             "chosen": "best here" if self.given is None else "given",
@@ -110,7 +108,7 @@ class BoxJudge:
             "all": _figures(list(matches.values()), chosen),
             "by": {
                 name: _figures([matches[image] for image in sorted(ids)], chosen)
-                for name, ids in groups.items()
+                for name, ids in self._groups.split().items()
             },
         }
 
@@ -148,23 +146,9 @@ def match_boxes(case: ImageCase, classes: Sequence[int] | None = None) -> BoxMat
 
 def _match(cells: Sequence[Cell], found: Sequence[Found]) -> BoxMatch:
     """Match the boxes of one image and class."""
-    found = sorted(found, key=lambda entry: -entry.score)
-    crowd = np.array([cell.crowd for cell in cells], dtype=bool)
-    scores = np.array([entry.score for entry in found], dtype=np.float64)
-    hits, judged = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
-    if cells and found:
-        boxes = [np.array([entry.box for entry in entries], np.float64) for entries in (found, cells)]
-        # Of a crowd region: the share of the found box that lies in it.
-        overlap = coco_mask.iou(*boxes, crowd.astype(np.uint8))
-        for index, row in enumerate(overlap):
-            free = np.where(crowd, -1.0, row)
-            best = int(free.argmax())
-            if free[best] >= _IOU:
-                hits[index] = True
-                overlap[index + 1 :, best] = -1.0  # taken
-            else:
-                judged[index] = not (row[crowd] >= _IOU).any()
-    return BoxMatch(int((~crowd).sum()), scores[judged], hits[judged])
+    matched = match_detections(box_cells(cells), box_detections(found), [_ANY_AREA], len(found))
+    judged = ~matched.bits("ignored", 0, _IOU)
+    return BoxMatch(int(matched.cells[0]), matched.scores[judged], matched.bits("hits", 0, _IOU)[judged])
 
 
 def _figures(matches: Sequence[BoxMatch], score: float) -> dict[str, Any]:

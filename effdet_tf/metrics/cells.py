@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.masks import Patch, rle_to_patch
-from effdet_tf.metrics.inputs import ImageCase, group_images, image_cases
+from effdet_tf.metrics.inputs import ImageCase, ImageGroups, image_cases
 from effdet_tf.metrics.matching import ImageMatch, ImageTally, match_image, tally
 
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -62,17 +62,15 @@ class CellJudge:
         grid: Sequence[float] = SCORE_GRID,
     ) -> None:
         """Set the score, the split and the grid, as of `score_cells`."""
-        self.given, self.by, self.grid = score_threshold, by, tuple(grid)
+        self.given, self.grid = score_threshold, tuple(grid)
         self._scores = tuple(dict.fromkeys([*grid, *([] if score_threshold is None else [score_threshold])]))
-        self._images: list[dict[str, Any]] = []
+        self._groups = ImageGroups(by)
         self._tallies: dict[float, dict[Any, ImageTally]] = {score: {} for score in self._scores}
 
     def add(self, case: ImageCase) -> None:
         """Judge the cells found in one image."""
         match = match_cells(case, min(self._scores))
-        self._images.append(
-            {"id": case.image["id"]} | ({self.by: case.image.get(self.by)} if self.by else {})
-        )
+        self._groups.add(case.image)
         for score, tallies in self._tallies.items():
             tallies[case.image["id"]] = tally(match, score)
 
@@ -87,7 +85,6 @@ class CellJudge:
         near = [point for point in curve if point[0] >= (1 - COUNT_SLACK) * best]
         chosen = best_score if self.given is None else float(self.given)
         at_chosen = self._tallies[chosen]
-        groups = group_images(self._images, self.by)
         return {
             "score_threshold": chosen,
             "chosen": "best here" if self.given is None else "given",
@@ -97,7 +94,7 @@ class CellJudge:
             "all": summarise_tallies(list(at_chosen.values())),
             "by": {
                 name: summarise_tallies([at_chosen[image] for image in sorted(ids)])
-                for name, ids in groups.items()
+                for name, ids in self._groups.split().items()
             },
         }
 

@@ -14,16 +14,29 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.inputs import ANY_CLASS, ImageCase, group_images, has_masks, image_cases, unknown_class
+from effdet_tf.metrics.inputs import (
+    ANY_CLASS,
+    Cell,
+    Found,
+    ImageCase,
+    ImageGroups,
+    has_masks,
+    image_cases,
+    unknown_class,
+)
 from effdet_tf.metrics.precision import (
-    Cells,
-    Detections,
     MatchedImage,
+    box_cells,
+    box_detections,
+    mask_cells,
+    mask_detections,
     match_detections,
     precision_and_recall,
 )
 
 KINDS = ("bbox", "segm")
+_SHAPES = {"box": "bbox", "mask": "segm"}
+_READERS = {"bbox": (box_cells, box_detections), "segm": (mask_cells, mask_detections)}
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,6 @@ class CocoJudge:
     def __init__(
         self,
         categories: Sequence[dict[str, Any]],
-        kinds: Sequence[str] = KINDS,
         protocol: str = "livecell",
         by: str | None = "cell_type",
     ) -> None:
@@ -69,72 +81,75 @@ class CocoJudge:
 
         Args:
             categories: COCO's, `{"id", "name"}`.
-            kinds: "bbox", "segm" or both.
             protocol: a name in `PROTOCOLS`.
             by: image field to split the images by; None for no split.
 
         Raises:
-            ValueError: for an unknown protocol or kind.
+            ValueError: for an unknown protocol.
         """
-        if protocol not in PROTOCOLS or not set(kinds) <= set(KINDS):
-            raise ValueError(f"unknown protocol {protocol!r} or kinds {kinds!r}")
-        self.rules, self.kinds, self.by = PROTOCOLS[protocol], tuple(kinds), by
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {protocol!r}")
+        self.rules = PROTOCOLS[protocol]
         names = {int(category["id"]): str(category["name"]) for category in categories}
         self.names = dict(sorted(names.items())) if self.rules.per_class else {ANY_CLASS: "cell"}
-        self._images: list[dict[str, Any]] = []
+        self._groups = ImageGroups(by)
         self._counts: dict[int, tuple[int, int, int]] = {}  # by image: cells, predictions, dropped
         self._matched: dict[tuple[str, int, int], MatchedImage] = {}  # by kind, class and image
 
-    def add(self, case: ImageCase) -> None:
+    def add(self, case: ImageCase, kinds: Sequence[str] = KINDS) -> None:
         """Judge the detections on one image.
+
+        Args:
+            case: the image.
+            kinds: "bbox", "segm" or both.
 
         Raises:
             UserError: for a detection of an unknown class (when classes count), or without the box or mask
                 that is to be scored.
         """
         identity, per_class = case.image["id"], self.rules.per_class
-        self._images.append({"id": identity} | ({self.by: case.image.get(self.by)} if self.by else {}))
-        found: dict[int, list[int]] = defaultdict(list)
+        self._groups.add(case.image)
+        found: dict[int, list[Found]] = defaultdict(list)
         for number, entry in enumerate(case.found):
             category = entry.category_id if per_class else ANY_CLASS
             if category not in self.names:
                 raise unknown_class(case.what(number), category, self.names)
-            found[category].append(number)
-        cells: dict[int, list[int]] = defaultdict(list)
-        for number, cell in enumerate(case.cells):
-            cells[cell.category_id if per_class else ANY_CLASS].append(number)
+            for kind, shape in (("box", entry.box), ("mask", entry.rle)):
+                if shape is None and _SHAPES[kind] in kinds:
+                    raise UserError(f"{case.what(number)} has no {kind} to score")
+            found[category].append(entry)
+        cells: dict[int, list[Cell]] = defaultdict(list)
+        for cell in case.cells:
+            cells[cell.category_id if per_class else ANY_CLASS].append(cell)
         most = self.rules.max_detections[-1]
         self._counts[identity] = (
             sum(not cell.crowd for cell in case.cells),
             len(case.found),
-            sum(max(0, len(numbers) - most) for numbers in found.values()),
+            sum(max(0, len(entries) - most) for entries in found.values()),
         )
-        for kind in self.kinds:
+        for kind in kinds:
+            true_of, found_of = _READERS[kind]
             for category in {*found, *cells}:
                 self._matched[kind, category, identity] = match_detections(
-                    _cells(case, cells[category], kind),
-                    _detections(case, found[category], kind),
-                    self.rules.area_ranges,
-                    most,
+                    true_of(cells[category]), found_of(found[category]), self.rules.area_ranges, most
                 )
 
-    def report(self, kinds: Sequence[str] | None = None) -> dict[str, Any]:
+    def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
         """The figures; see `evaluate_coco`.
 
         Args:
-            kinds: some of those that were judged; None for all of them.
+            kinds: some of those that were judged.
 
         Raises:
             UserError: when there was no image.
         """
-        if not self._images:
+        everything = set(self._groups.ids)
+        if not everything:
             raise UserError("no annotated image to score on")
-        everything = {image["id"] for image in self._images}
-        groups = group_images(self._images, self.by)
-        report = {"protocol": self.rules.name, "all": self._group(everything, kinds or self.kinds)}
+        report = {"protocol": self.rules.name, "all": self._group(everything, kinds)}
         report["by"] = {
-            name: report["all"] if ids == everything else self._group(ids, kinds or self.kinds)
-            for name, ids in groups.items()
+            name: report["all"] if ids == everything else self._group(ids, kinds)
+            for name, ids in self._groups.split().items()
         }
         return report
 
@@ -150,9 +165,7 @@ class CocoJudge:
         for category in self.names:
             keys = [(kind, category, identity) for identity in ids]
             matched = [self._matched[key] for key in keys if key in self._matched]
-            curves.append(
-                [precision_and_recall(matched, k, areas, self.rules.max_detections) for k in range(areas)]
-            )
+            curves.append([precision_and_recall(matched, k, self.rules.max_detections) for k in range(areas)])
         precision = np.array([[p for p, _ in of_class] for of_class in curves])  # [class, area, IoU, recall]
         recall = np.array([[r for _, r in of_class] for of_class in curves])  # [class, area, IoU, detections]
         figures: dict[str, Any] = {
@@ -213,37 +226,14 @@ def evaluate_coco(
             annotated by boxes alone.
         ValueError: for an unknown protocol or kind.
     """
-    judge = CocoJudge(ground_truth["categories"], kinds, protocol, by)
+    if not set(kinds) <= set(KINDS):
+        raise ValueError(f"unknown kinds {kinds!r}")
+    judge = CocoJudge(ground_truth["categories"], protocol, by)
     if "segm" in kinds and not has_masks(ground_truth):
         raise UserError("the annotations have boxes only, so there are no masks to score; score boxes alone")
     for case in image_cases(ground_truth, predictions):
-        judge.add(case)
-    return judge.report()
-
-
-def _cells(case: ImageCase, numbers: Sequence[int], kind: str) -> Cells:
-    """Some cells of an image; their areas are the masks' where there are masks."""
-    chosen = [case.cells[number] for number in numbers]
-    shapes: Any = [cell.rle for cell in chosen]
-    if kind == "bbox":
-        shapes = np.array([cell.box for cell in chosen], np.float64).reshape(-1, 4)
-    areas = np.array([cell.area for cell in chosen], np.float64)
-    return Cells(shapes, areas, np.array([cell.crowd for cell in chosen], np.uint8))
-
-
-def _detections(case: ImageCase, numbers: Sequence[int], kind: str) -> Detections:
-    """Some detections on an image; the area is the box's for boxes, the mask's for masks."""
-    chosen = [case.found[number] for number in numbers]
-    scores = np.array([entry.score for entry in chosen], np.float64)
-    for number, entry in zip(numbers, chosen, strict=True):
-        if (entry.rle if kind == "segm" else entry.box) is None:
-            raise UserError(f"{case.what(number)} has no {'mask' if kind == 'segm' else 'box'} to score")
-    if kind == "bbox":
-        boxes = np.array([entry.box for entry in chosen], np.float64).reshape(-1, 4)
-        return Detections(boxes, boxes[:, 2] * boxes[:, 3], scores)
-    return Detections(
-        [entry.rle for entry in chosen], np.array([entry.area for entry in chosen], np.float64), scores
-    )
+        judge.add(case, kinds)
+    return judge.report(kinds)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -15,16 +15,27 @@ from effdet_tf.masks import polygons_to_rle
 ANY_CLASS = 1
 
 
-def group_images(images: Iterable[dict[str, Any]], by: str | None) -> dict[str, set[int]]:
-    """Image ids per value of a field, sorted by value; empty when no image has the field."""
-    if by is None:
-        return {}
-    groups: dict[str, set[int]] = defaultdict(set)
-    for image in images:
-        groups[str(image.get(by) or "unknown")].add(image["id"])
-    if set(groups) <= {"unknown"}:
-        return {}
-    return dict(sorted(groups.items()))
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+class ImageGroups:
+    """The images that were judged, and how a field of theirs splits them."""
+
+    def __init__(self, by: str | None) -> None:
+        """`by` names the field; None for no split."""
+        self.ids: list[int] = []
+        self._by = by
+        self._groups: dict[str, set[int]] = defaultdict(set)
+
+    def add(self, image: dict[str, Any]) -> None:
+        """Take an image of COCO's, `{"id", ...}`."""
+        self.ids.append(image["id"])
+        if self._by is not None:
+            self._groups[str(image.get(self._by) or "unknown")].add(image["id"])
+
+    def split(self) -> dict[str, set[int]]:
+        """Image ids per value of the field, sorted by value; empty when no image has the field."""
+        return {} if set(self._groups) <= {"unknown"} else dict(sorted(self._groups.items()))
 
 
 def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from effdet_tf.masks import Patch, resolve_overlaps
+from effdet_tf.metrics.inputs import IOU_THRESHOLDS
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _IGNORED_SHARE = 0.5
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+from effdet_tf.metrics.inputs import IOU_THRESHOLDS, Cell, Found
+
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -45,7 +46,7 @@ class MatchedImage:
 
     Attributes:
         scores: float64 `[D]`, falling.
-        hits: bits of bool `[A, T, D]`, packed: has a cell of its own, in each area range at each IoU.
+        hits: bool `[A, T, D]`, packed along D: has a cell of its own, in each area range at each IoU.
         ignored: likewise: neither true nor false.
         cells: int64 `[A]`, cells of each area range.
     """
@@ -54,6 +55,32 @@ class MatchedImage:
     hits: np.ndarray
     ignored: np.ndarray
     cells: np.ndarray
+
+    def bits(self, name: str, area: int, step: int) -> np.ndarray:
+        """Of `hits` or `ignored`: bool `[D]` of one area range and IoU."""
+        return np.unpackbits(getattr(self, name)[area, step], count=len(self.scores)).view(bool)
+
+
+def box_cells(cells: Sequence[Cell]) -> Cells:
+    """Cells by their boxes; the areas are the masks' where there are masks."""
+    return Cells(_boxes(cells), *_areas_and_crowds(cells))
+
+
+def mask_cells(cells: Sequence[Cell]) -> Cells:
+    """Cells by their masks."""
+    return Cells([cell.rle for cell in cells], *_areas_and_crowds(cells))
+
+
+def box_detections(found: Sequence[Found]) -> Detections:
+    """Detections by their boxes and the areas of those."""
+    boxes = _boxes(found)
+    return Detections(boxes, boxes[:, 2] * boxes[:, 3], _scores(found))
+
+
+def mask_detections(found: Sequence[Found]) -> Detections:
+    """Detections by their masks and the areas of those."""
+    areas = np.array([entry.area for entry in found], np.float64)
+    return Detections([entry.rle for entry in found], areas, _scores(found))
 
 
 def match_detections(
@@ -95,19 +122,21 @@ def match_detections(
             ignored[area, step, row] = outside[area, cell]
     ignored |= ~hits & strange[:, None]
     return MatchedImage(
-        found.scores[order], np.packbits(hits), np.packbits(ignored), np.count_nonzero(~outside, axis=1)
+        found.scores[order],
+        np.packbits(hits, axis=-1),
+        np.packbits(ignored, axis=-1),
+        np.count_nonzero(~outside, axis=1),
     )
 
 
 def precision_and_recall(
-    images: Sequence[MatchedImage], area: int, areas: int, limits: Sequence[int]
+    images: Sequence[MatchedImage], area: int, limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Join images and follow precision over recall.
 
     Args:
         images: of one class, in the order of their ids, which decides among equal scores.
         area: which range.
-        areas: how many there are.
         limits: detections of an image that count, rising.
 
     Returns:
@@ -125,7 +154,7 @@ def precision_and_recall(
         order = np.argsort(-scores, kind="stable")
         for step in range(thresholds):
             hits, ignored = (
-                np.concatenate([_bits(image, name, area, areas, step)[:limit] for image in images])[order]
+                np.concatenate([image.bits(name, area, step)[:limit] for image in images])[order]
                 for name in ("hits", "ignored")
             )
             true = np.cumsum(hits & ~ignored, dtype=np.float64)
@@ -139,9 +168,13 @@ def precision_and_recall(
     return precision, recall
 
 
-def _bits(image: MatchedImage, name: str, area: int, areas: int, step: int) -> np.ndarray:
-    """Bool `[D]` of one area range and IoU."""
-    shape = (areas, len(IOU_THRESHOLDS), len(image.scores))
-    return (
-        np.unpackbits(getattr(image, name), count=int(np.prod(shape))).reshape(shape)[area, step].astype(bool)
-    )
+def _boxes(entries: Sequence[Cell] | Sequence[Found]) -> np.ndarray:
+    return np.array([entry.box for entry in entries], np.float64).reshape(-1, 4)
+
+
+def _areas_and_crowds(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([c.area for c in cells], np.float64), np.array([c.crowd for c in cells], np.uint8)
+
+
+def _scores(found: Sequence[Found]) -> np.ndarray:
+    return np.array([entry.score for entry in found], np.float64)

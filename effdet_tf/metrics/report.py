@@ -79,7 +79,7 @@ class Judge:
     ) -> None:
         """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
         self._protocols = {
-            name: CocoJudge(categories, KINDS, name, by) for name in ("livecell", *(["coco"] if coco else []))
+            name: CocoJudge(categories, name, by) for name in ("livecell", *(["coco"] if coco else []))
         }
         self._cells = CellJudge(score_threshold, by)
         self._boxes = BoxJudge(categories, score_threshold, by, coco)
@@ -100,8 +100,7 @@ class Judge:
             self._unmasked = case.what(lacking[0])
         masks = not self._boxes_alone and self._unmasked is None
         for judge in self._protocols.values():
-            judge.kinds = KINDS if masks else KINDS[:1]
-            judge.add(case)
+            judge.add(case, KINDS if masks else KINDS[:1])
         if masks:
             self._cells.add(case)
         self._boxes.add(case)

@@ -56,16 +56,21 @@ def random_case(seed=0, cells=40):
     return truth(images, annotations, ((3, "thin"), (9, "round"))), predictions
 
 
+def indexed(index, ground_truth, predictions, kind):
+    """Truth and detections in the classes of a COCO package."""
+    true = index()
+    true.dataset = copy.deepcopy(ground_truth)
+    for annotation in true.dataset["annotations"]:
+        annotation["area"] = float(mask.area(annotation["segmentation"]))
+    true.createIndex()
+    found = [{k: v for k, v in p.items() if kind == "bbox" or k != "bbox"} for p in predictions]
+    return true, true.loadRes(found)
+
+
 def reference(ground_truth, predictions, kind, images, livecell):
     """pycocotools called directly, the way its own documentation shows."""
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = copy.deepcopy(ground_truth)
-        for annotation in coco.dataset["annotations"]:
-            annotation["area"] = float(mask.area(annotation["segmentation"]))
-        coco.createIndex()
-        found = [{k: v for k, v in p.items() if kind == "bbox" or k != "bbox"} for p in predictions]
-        run = COCOeval(coco, coco.loadRes(found), kind)
+        run = COCOeval(*indexed(COCO, ground_truth, predictions, kind), kind)
         run.params.imgIds = images
         if livecell:
             run.params.useCats = 0
@@ -199,13 +204,7 @@ def test_every_value_of_precision_and_recall_is_that_of_the_packages(package, ki
         faster = pytest.importorskip(package)
         index, evaluation = faster.COCO, faster.COCOeval_faster
     with contextlib.redirect_stdout(io.StringIO()):
-        true = index()
-        true.dataset = copy.deepcopy(ground_truth)
-        for annotation in true.dataset["annotations"]:
-            annotation["area"] = float(mask.area(annotation["segmentation"]))
-        true.createIndex()
-        found = [{k: v for k, v in p.items() if kind == "bbox" or k != "bbox"} for p in predictions]
-        run = evaluation(true, true.loadRes(found), kind)
+        run = evaluation(*indexed(index, ground_truth, predictions, kind), kind)
         run.params.areaRng, run.params.maxDets = rules.area_ranges, list(limits)
         run.evaluate()
         run.accumulate()
@@ -219,12 +218,6 @@ def test_every_value_of_precision_and_recall_is_that_of_the_packages(package, ki
     np.testing.assert_allclose(
         recall, np.moveaxis(np.asarray(run.eval["recall"]), (0, 1, 2, 3), (2, 0, 1, 3)), atol=1e-12
     )
-
-
-def flat(value, name=""):
-    if not isinstance(value, dict):
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}/{key}").items()}
 
 
 def grid_of_cells(count, image=1):
