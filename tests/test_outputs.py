@@ -117,7 +117,7 @@ def test_overlay_outlines_each_cell_in_its_own_colour(result, image, tmp_path):
     inside = cv2.erode((cells.labels > 0).astype(np.uint8), np.ones((7, 7))).repeat(4, 0).repeat(4, 1) > 0
     inside &= (cells.labels == 1).repeat(4, 0).repeat(4, 1)
     assert not (colourful & inside)[:60].any()
-    colours = {outputs._colour(number) for number in range(1, 41)}
+    colours = {outputs.cell_colour(number) for number in range(1, 41)}
     assert len(colours) > 35
     outputs.write_overlay(tmp_path / "a.png", image, cells)
     assert np.array_equal(read_image(tmp_path / "a.png"), drawn)  # red stays red
