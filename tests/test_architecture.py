@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "masks",
         "kernels",
     ),
-    ("anchors", "data.image_io", "data.manifest", "data.record"),
+    ("anchors", "data.tif_metadata", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("pretrained",),
     ("assignment", "targets", "losses", "postprocess", "metrics", "results", "measure"),

@@ -108,7 +108,7 @@ def test_all_outputs_of_an_image_agree(images, tmp_path):
     overlay = cv2.imread(str(tmp_path / "out" / "b16.overlay.png"))
     assert labels.dtype == np.uint16 and labels[10, 10] == 1 and labels[28, 33] == 2
     assert table["area"].tolist() == np.bincount(labels.ravel())[1:].tolist() == [100, 36]
-    assert table["mean_intensity"].tolist() == [40000, 40000]
+    assert table["intensity_mean"].tolist() == [40000, 40000]
     assert table["class"].tolist() == ["large", "small"]
     assert [entry["category_id"] for entry in coco["annotations"]] == [2, 4]
     assert coco["images"][0]["file_name"] == "b16.tif"

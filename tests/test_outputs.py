@@ -69,7 +69,7 @@ def test_table_equals_scikit_image(result, image):
         assert (row.centroid_y, row.centroid_x) == pytest.approx(region.centroid, abs=0.006)
         assert row.perimeter == pytest.approx(region.perimeter, abs=0.006)
         assert row.eccentricity == pytest.approx(region.eccentricity, abs=1e-4)
-        assert row.mean_intensity == pytest.approx(region.intensity_mean, abs=1e-3)
+        assert row.intensity_mean == pytest.approx(region.intensity_mean, abs=1e-3)
 
 
 def test_table_file_reads_back(result, image, tmp_path):

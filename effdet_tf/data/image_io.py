@@ -17,11 +17,12 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from effdet_tf.data.tif_metadata import stack_axis, um_per_px
 from effdet_tf.errors import UserError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
-# A 16-bit gray image of this size takes half a GiB; a larger one is a whole slide or a decompression bomb.
-MAX_PIXELS = 2**28
+# A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
+MAX_PIXELS = 2**29
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -56,6 +57,8 @@ class Stack:
 
     Attributes:
         pages: how many; pages of another size than the first are thumbnails and do not count.
+        um_per_px: side of a pixel in micrometres where the file says so, else None.
+        axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -70,12 +73,15 @@ class Stack:
         """
         self.path, self._max_pixels = Path(path), max_pixels
         self._file: tifffile.TiffFile | None = None
+        self.um_per_px: float | None = None
+        self.axis = "T"
         self._size, head = _head(self.path)
         self._places = [(0, 0)]
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
                 self._file = tifffile.TiffFile(self.path)
                 self._places = _places(self._file)
+                self.um_per_px, self.axis = um_per_px(self._file), stack_axis(self._file)
         self.pages = len(self._places)
 
     def __enter__(self) -> Stack:
