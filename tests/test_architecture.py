@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rle",
         "masks",
         "kernels",
+        "wells",
     ),
     ("anchors", "data.tif_metadata", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from effdet_tf.masks import Patch, mask_to_patch
 from effdet_tf.results import Result
+
+_LARGE = 2**26  # pixels from which a label image lies in a file, of which memory holds what is in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,5 +55,24 @@ def number_cells(result: Result, min_visible: float = 0.5) -> Cells:
     """
     if result.masks is None:
         return Cells(result, None)
-    labels, kept = result.label_image(min_visible)
+    size = (result.height, result.width)
+    if result.height * result.width < _LARGE:
+        labels = np.zeros(size, np.int32)
+    else:
+        with tempfile.TemporaryFile() as file:
+            labels = np.memmap(file, np.int32, "w+", shape=size)
+    labels, kept = result.paint(labels, min_visible)
     return Cells(result.take(kept), labels)
+
+
+def visible_shapes(cells: Cells) -> Iterator[tuple[int, Patch]]:
+    """Number and pixels of each cell: as in the label image, or its box's for a network without masks."""
+    if cells.labels is not None:
+        yield from cells.patches()
+        return
+    size = np.array([cells.result.height, cells.result.width])
+    edges = np.round(cells.result.boxes).astype(int)
+    low = np.clip(edges[:, :2], 0, size - 1)
+    high = np.clip(edges[:, 2:], low + 1, size)
+    for number, ((y0, x0), (y1, x1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True), start=1):
+        yield number, Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool))

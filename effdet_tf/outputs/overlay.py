@@ -13,13 +13,15 @@ from effdet_tf.files import atomic_write
 from effdet_tf.outputs.cells import Cells
 
 _SIDE = 1400  # smaller images are enlarged to about this, so that outlines stay thin beside tiny cells
+_MOST = 6000  # larger ones are shrunk below this: a picture to look at, not to measure in
+_BAND = 2**24  # pixels that are shrunk together
 
 
 def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     """Draw the outline of each cell, in a colour of its own, on the contrast-stretched image.
 
-    Small images are enlarged by a whole factor first. Without masks the boxes are drawn, with the name of the
-    class where there are several.
+    Small images are enlarged by a whole factor first, very large ones shrunk. Without masks the boxes are
+    drawn, with the name of the class where there are several.
 
     Args:
         image: `[H, W]` or `[H, W, C]`, C 1 or 3 (RGB), any real type.
@@ -28,11 +30,13 @@ def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     Returns:
         uint8 RGB `[H * factor, W * factor, 3]`.
     """
-    gray = stretch_contrast(to_gray(image))
-    height, width = gray.shape
-    factor = int(np.clip(round(_SIDE / max(height, width)), 1, 4))
-    if factor > 1:
-        gray = cv2.resize(gray, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+    height, width = image.shape[:2]
+    shrink = -(-max(height, width) // _MOST)
+    gray = stretch_contrast(to_gray(image) if shrink == 1 else _shrunk(image, shrink))
+    enlarge = int(np.clip(round(_SIDE / max(height, width)), 1, 4))
+    factor = enlarge / shrink
+    if enlarge > 1:
+        gray = cv2.resize(gray, (width * enlarge, height * enlarge), interpolation=cv2.INTER_CUBIC)
     canvas = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
     for number, outline in _outlines(cells):
         # 4 fractional bits; the centre of pixel 0 lies at (factor - 1) / 2 of the enlarged image
@@ -52,6 +56,18 @@ def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: Cells)
     """Write `draw_overlay` as PNG."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode_png(draw_overlay(image, cells)))
+
+
+def _shrunk(image: np.ndarray, shrink: int) -> np.ndarray:
+    """The image as gray, float32, each pixel the mean of `shrink` x `shrink`, made in bands of rows."""
+    height, width = image.shape[:2]
+    rows = max(_BAND // width // shrink, 1) * shrink
+    bands = []
+    for top in range(0, height, rows):
+        gray = to_gray(np.asarray(image[top : top + rows]))
+        size = -(-width // shrink), -(-gray.shape[0] // shrink)
+        bands.append(cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
+    return np.concatenate(bands)
 
 
 def stretch_contrast(gray: np.ndarray) -> np.ndarray:
