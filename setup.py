@@ -57,6 +57,7 @@ setup(
         "pillow>=10.3",
         "tifffile>=2024.2",
         "imagecodecs>=2024.1",
+        "roifile>=2024.1",
         "protobuf>=5",
         "pyyaml>=6",
         "tqdm>=4.66",
@@ -72,6 +73,7 @@ setup(
             "pytest>=8",
             "scikit-image>=0.24",
             "scipy>=1.13",
+            "shapely>=2",  # GeoJSON is held to it
             "ruff>=0.6",
             "mypy>=1.11",
             "setuptools>=77",

@@ -92,20 +92,29 @@ class Stack:
             self._file.close()
 
     def read(self, page: int = 0) -> np.ndarray:
-        """A page as `read_image` gives an image.
-
-        Args:
-            page: from 0.
+        """A page, counted from 0, as `read_image` gives an image.
 
         Raises:
             UserError: when the page is damaged.
         """
         if self._file is None:
             return read_image(self.path, self._max_pixels)
+        return _channels(_native_dtype(self._pixels(page, False), self.path), self.path)
+
+    def read_labels(self, page: int = 0) -> np.ndarray:
+        """A page, counted from 0, as `read_labels` gives a label map.
+
+        Raises:
+            UserError: when the page is damaged, or no label map.
+        """
+        if self._file is None:
+            return read_labels(self.path, self._max_pixels)
+        return _as_labels(self._pixels(page, True), self.path)
+
+    def _pixels(self, page: int, labels: bool) -> np.ndarray:
         with _decoding(self.path):
             place = self._places[page]
-            pixels = _read_tiff(self._file, self.path, self._size, self._max_pixels, False, place)
-        return _channels(_native_dtype(pixels, self.path), self.path)
+            return _read_tiff(self._file, self.path, self._size, self._max_pixels, labels, place)
 
 
 def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -123,7 +132,11 @@ def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> n
     Raises:
         UserError: as `read_image`, and when the file holds colours, fractions or negative numbers.
     """
-    labels = _read(Path(path), max_pixels, labels=True)
+    return _as_labels(_read(Path(path), max_pixels, labels=True), Path(path))
+
+
+def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Check that pixels of a file are a label map; gives integers [H, W]."""
     if labels.ndim == 3:
         if labels.shape[2] > 1 and not (labels[..., :3] == labels[..., :1]).all():
             raise UserError(f"{path}: is a colour picture, not a label map; save the label numbers instead")

@@ -44,7 +44,7 @@ def um_per_px(file: tifffile.TiffFile) -> float | None:
 
 
 def stack_axis(file: tifffile.TiffFile) -> str:
-    """What changes from page to page of a stack: "T" time (also where it is not told), "Z" depth, "C" channel."""
+    """What changes from page to page of a stack: "T" time (or not told), "Z" depth, "C" channel."""
     imagej: dict[str, Any] = (file.imagej_metadata or {}) if file.is_imagej else {}
     for key, axis in (("frames", "T"), ("slices", "Z"), ("channels", "C")):
         if int(imagej.get(key, 1)) > 1:

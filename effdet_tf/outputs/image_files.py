@@ -30,7 +30,7 @@ class ImageFiles:
     """Writes `FORMATS` of one image file, page by page, as a context manager.
 
     A page of a stack is a page of `NAME.labels.tif` and `NAME.overlay.tif`, an image of `NAME.coco.json`, a
-    `page` in the table, a position of the regions, a plane of the GeoJSON and a file `NAME_0001.txt` for YOLO.
+    `page` in the table, a position of the regions, a plane of the GeoJSON and a `NAME_0001.txt` for YOLO.
     """
 
     def __init__(self, base: Path, info: ImageInfo, formats: Collection[str]) -> None:

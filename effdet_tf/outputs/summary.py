@@ -17,8 +17,8 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
     """Columns of summary.csv; `error` is empty when the image went well.
 
     `page` is that of a stack, from 1; well, site and minutes are read from names as Incucyte and LIVECell
-    write them; `covered` is the share of the image under cells; mean_score and mean_area are empty without cells,
-    um_per_px and mean_area_um2 where the size of a pixel is not known.
+    write them; `covered` is the share of the image under cells; mean_score and mean_area are empty without
+    cells, um_per_px and mean_area_um2 where the size of a pixel is not known.
     """
     return [
         *_PLACE,
