@@ -2,9 +2,9 @@
 
     python benchmarks/large_image.py --side 20000 --out /tmp/large
 
-Generated pictures of 2,000 px lie side by side, mirrored, so that every true cell is known. `predict` runs in a process
-of its own. Cells that a seam runs through are held against those that none does: as many must be found, and as
-much of them.
+Generated pictures of 2,000 px lie side by side, mirrored, so that every true cell is known. `predict` runs in
+a process of its own. Cells that a seam runs through are held against those that none does: as many must be
+found, and as much of them.
 """
 
 from __future__ import annotations

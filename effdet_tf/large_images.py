@@ -19,7 +19,7 @@ from effdet_tf.results import Result
 from effdet_tf.tiling import Found, Merger, make_tiles
 
 LARGE = 2048 * 2048  # pixels from which an image is predicted in tiles
-TILE = 1024  # px, side of a tile
+TILE = 1536  # px, side of a tile
 OVERLAP = 192  # px that tiles share at least: cells up to this size come whole
 
 
