@@ -46,12 +46,9 @@ def main() -> None:
     seconds, peak, own = measure([sys.executable, "-m", "effdet_tf", *map(str, words)])
     found = pd.read_csv(options.out / "found" / "large.cells.csv")
     labels = tifffile.imread(options.out / "found" / "large.labels.tif")
-    print(
-        f"{options.side} x {options.side} px, {len(true)} true cells, {len(found)} found, {labels.max()} labels"
-    )
-    print(
-        f"{seconds:.0f} s ({options.side**2 / seconds / 1e6:.2f} Mpx/s), peak RSS {peak:.2f} GiB, {own:.2f} GiB its own"
-    )
+    side, speed = options.side, options.side**2 / seconds / 1e6
+    print(f"{side} x {side} px, {len(true)} true cells, {len(found)} found, {labels.max()} labels")
+    print(f"{seconds:.0f} s ({speed:.2f} Mpx/s), peak RSS {peak:.2f} GiB, {own:.2f} GiB its own")
     for line in seams(true, found, options.side, options.run):
         print(line)
 

@@ -16,6 +16,7 @@ import tifffile
 import effdet_tf
 from effdet_tf import large_images, outputs
 from effdet_tf.boxes import iou
+from effdet_tf.data.image_io import read_image
 from effdet_tf.data.phase_contrast import render_image
 from effdet_tf.data.prepare import brightness, normalize
 from effdet_tf.large_images import predict_in_tiles, tile_unit
@@ -92,6 +93,20 @@ def test_no_cell_is_doubled_or_cut_at_a_seam(predictor, small_tiles):
         for found, kept in zip((whole, tiled), crossing, strict=True)
     ]
     assert size[1] == pytest.approx(size[0], rel=0.02)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("pattern", ["livecell/**/*.tif", "sartorius/train/*.png"])
+def test_tiled_equals_whole_on_real_images(real_data, predictor, monkeypatch, pattern):
+    monkeypatch.setattr(large_images, "TILE", 384)
+    monkeypatch.setattr(large_images, "OVERLAP", 128)
+    image = read_image(sorted(real_data.glob(pattern))[3])
+    score = predictor.config.postprocess.report_score
+    whole, tiled = (
+        found.filter(score) for found in (predictor.predict(image), predict_in_tiles(predictor, image))
+    )
+    best = pairwise_iou(whole.boxes, tiled.boxes).max(axis=1)
+    assert len(whole) > 30 and (best > 0.9).mean() >= 0.99 and abs(len(whole) - len(tiled)) <= 2
 
 
 def test_large_images_go_in_tiles_by_themselves(predictor, small_tiles, monkeypatch):
