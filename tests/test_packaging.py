@@ -64,6 +64,16 @@ def test_wheel_holds_the_trained_network(wheel):
     assert "effdet_tf/models/cells/best.npz" in held
 
 
+def test_napari_finds_its_plugin(wheel):
+    (points,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    assert (
+        "[napari.manifest]\neffdet_tf = effdet_tf.napari_plugin:napari.yaml\n" in wheel.read(points).decode()
+    )
+    assert wheel.read("effdet_tf/napari_plugin/napari.yaml").startswith(b"name: effdet_tf\n")
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    assert "\nName: effdet_tf\n" in wheel.read(metadata).decode()  # npe2 asks for the manifest's name
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()
@@ -72,5 +82,5 @@ def test_wheel_says_what_it_is(wheel):
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert re.search(r"\nRequires-Dist: tensorflow[<>=,.0-9]+\n", metadata)
     extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
-    assert extras == {"test", "tflite", "pretrained", "plates", "benchmark", "notebooks", "jax"}
+    assert extras == {"test", "tflite", "pretrained", "plates", "napari", "benchmark", "notebooks", "jax"}
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())
