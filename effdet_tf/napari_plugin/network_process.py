@@ -62,7 +62,7 @@ class NetworkProcess:
         self._send("predict", image)
 
     def answer(self, seconds: float) -> Any | None:
-        """The answer to the last question; None when it has not come within some seconds.
+        """The answer to the last question; None when it has not come within some seconds, or was closed.
 
         Raises:
             UserError: when the network cannot be opened, cannot take the image, or its process died.
@@ -72,9 +72,12 @@ class NetworkProcess:
             found = self._answers.get(timeout=seconds)
         except queue.Empty:
             return None
+        process = self._process
+        if process is None:
+            return None
         self.waiting = False
         if found is None:
-            code = self._process.wait() if self._process is not None else 0
+            code = process.wait()
             self.close()
             raise UserError(
                 f"the process of the network ended (code {code}); "
@@ -89,12 +92,14 @@ class NetworkProcess:
 
     def close(self) -> None:
         """End the process, also in the middle of its work."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        # Gone before it is killed: a thread that waits must not take that for a fault.
+        process, self._process = self._process, None
+        self._key, self.waiting = None, False
+        if process is not None:
+            process.kill()
+            process.wait()
             with contextlib.suppress(BrokenPipeError):  # what it had not read yet
-                self._process.stdin.close()
-        self._process, self._key, self.waiting = None, None, False
+                process.stdin.close()
 
     def _start(self) -> None:
         command = [sys.executable, "-m", __name__]

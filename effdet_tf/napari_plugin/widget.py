@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_error, show_warning
+from napari.utils.notifications import notification_manager, show_error, show_warning
 from qtpy.compat import isalive
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from effdet_tf.errors import UserError
@@ -43,8 +43,9 @@ class FindCells(QWidget):
         super().__init__()
         self._viewer = viewer
         self._work = _Work(NetworkProcess() if network is None else network)
-        self._image: Any = None  # the layer of the last search
-        self._found: Search | None = None  # by it
+        self._searched: Any = None  # the layer that is or was searched last, perhaps in vain
+        self._image: Any = None  # the layer of what was found last
+        self._found: Search | None = None  # there
         self._shown = False  # whether its result has been shown once
         self._stale = False  # whether the result must be made (again) when the work ends
         self.form = Form(self, networks.names())
@@ -77,6 +78,8 @@ class FindCells(QWidget):
 
     def run(self) -> None:
         """Search the chosen image layer in a thread; its result is shown when it is there."""
+        if self._work.worker is not None:
+            return
         try:
             layer = self.form.image()
             if layer is None:
@@ -86,7 +89,7 @@ class FindCells(QWidget):
             self._tell(error)
             return
         self._pause.stop()
-        self._image = layer
+        self._searched = layer
         chosen = self._chosen_frames(layer, frames)
         self.form.start("opening the network ...", "searching ...", len(chosen))
         self._start(self._keep, search, self._work.network, self.form.network(), frames, chosen)
@@ -96,6 +99,12 @@ class FindCells(QWidget):
         self._stale = False
         if self._work.worker is not None:
             self._work.worker.quit()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """End the work when napari takes the widget out of its dock, which is how it closes one."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._work.end()
+        super().changeEvent(event)
 
     def _chosen_frames(self, layer: Any, frames: Frames) -> range:
         """All frames, or the one that the viewer shows."""
@@ -157,7 +166,7 @@ class FindCells(QWidget):
 
     def _keep(self, found: Search) -> None:
         """The search is done: its result is made when its thread has ended."""
-        self._found, self._shown, self._stale = found, False, True
+        self._image, self._found, self._shown, self._stale = self._searched, found, False, True
         if self.form.own.isChecked():
             self.form.set_score(found.own_score)
 
@@ -173,8 +182,10 @@ class FindCells(QWidget):
             self.form.say("the result was removed: press Run for a new one")
             return
         self._stale = False
+        # The slider rounds; the network's own score must give what `effdet_tf predict` gives.
+        score = self._found.own_score if self.form.own.isChecked() else self.form.score.value()
         self.form.start("measuring ...", "measuring ...", len(self._found.results))
-        self._start(self._show, mark, self._found, self.form.score.value())
+        self._start(self._show, mark, self._found, score)
 
     def _show(self, marks: Marks) -> None:
         """Put the result into the viewer, and tell how many cells it has."""
@@ -209,7 +220,8 @@ class FindCells(QWidget):
         self._stale = False
         if not isinstance(error, UserError):
             self.form.say("failed: the notification has more")
-            raise error
+            notification_manager.receive_error(type(error), error, error.__traceback__)
+            return
         self._tell(error)
 
     def _tell(self, error: UserError) -> None:

@@ -61,6 +61,7 @@ def test_closing_ends_the_process_at_once(network, tmp_path):
     process = network._process
     network.close()
     assert process.returncode is not None and not network.waiting
+    assert network.answer(0.5) is None  # no fault for a thread that still waits
     network.close()
 
 
@@ -84,8 +85,8 @@ def test_a_network_is_opened_once(monkeypatch):
     opened = []
 
     class Predictor:
-        class config:  # noqa: N801
-            class postprocess:  # noqa: N801
+        class config:
+            class postprocess:
                 report_score = 0.25
 
         def predict(self, image):

@@ -199,6 +199,49 @@ def test_cancelling_stops_the_network_and_leaves_what_was_shown(qt, viewer, make
     assert viewer.layers["a cells"].data.max() == 3 and network.closed == 1
 
 
+def test_a_search_in_vain_leaves_the_former_result_at_its_place(viewer, make_widget, wait, notes):
+    widget = make_widget(StubNetwork())
+    viewer.add_image(IMAGE, name="a", translate=(5, 6))
+    viewer.add_image(IMAGE * 0, name="black", translate=(70, 80))
+    widget.run()
+    wait(widget)
+    widget.form.images.setCurrentText("black")
+    widget.run()
+    wait(widget)
+    widget.form.score.setValue(0.25)
+    wait(widget)
+    assert names(viewer) == ["a", "black", "a cells"] and len(notes) == 1
+    assert viewer.layers["a cells"].data.max() == 3
+    assert viewer.layers["a cells"].translate.tolist() == [5, 6]
+
+
+def test_the_networks_own_score_is_not_rounded(viewer, make_widget, wait, monkeypatch):
+    from tests.napari_plugin import stubs
+
+    monkeypatch.setattr(stubs, "OWN_SCORE", 0.6002)  # 0.60 on the slider, and above the second cell
+    widget = make_widget(StubNetwork())
+    viewer.add_image(IMAGE, name="a")
+    widget.run()
+    wait(widget)
+    assert widget.form.text.text() == "1 cell"
+
+
+def test_a_fault_of_the_program_is_told_with_its_traceback(viewer, make_widget, wait, monkeypatch):
+    from effdet_tf.napari_plugin import widget as module
+
+    told = []
+    monkeypatch.setattr(module.notification_manager, "receive_error", lambda *error: told.append(error))
+    network = StubNetwork()
+    network.predict = lambda image: 1 / 0
+    widget = make_widget(network)
+    viewer.add_image(IMAGE, name="a")
+    widget.run()
+    wait(widget)
+    ((kind, _, trace),) = told
+    assert kind is ZeroDivisionError and trace is not None
+    assert widget.form.text.text() == "failed: the notification has more"
+
+
 def test_a_result_that_was_removed_does_not_come_back(viewer, make_widget, wait):
     widget = make_widget(StubNetwork())
     viewer.add_image(IMAGE, name="a")
@@ -221,6 +264,8 @@ def test_the_choice_of_images_follows_the_layers(viewer, make_widget):
     viewer.add_labels(np.zeros((4, 4), np.uint8), name="no image")
     assert offered() == ["a", "b"] and widget.form.image().name == "a"
     viewer.layers["a"].name = "c"
+    viewer.layers["c"].name = "d"
+    viewer.layers["d"].name = "c"
     assert offered() == ["c", "b"] and widget.form.image().name == "c"
     viewer.layers.remove("c")
     assert offered() == ["b"] and widget.form.image().name == "b"
@@ -228,12 +273,21 @@ def test_the_choice_of_images_follows_the_layers(viewer, make_widget):
     assert offered() == [] and widget.form.image() is None
 
 
-def test_a_widget_that_is_gone_ends_its_work(qt, viewer, make_widget):
+@pytest.mark.parametrize("way", ["deleted with the viewer", "taken out of its dock"])
+def test_a_widget_that_is_gone_ends_its_work(qt, viewer, make_widget, way):
+    from qtpy.QtWidgets import QDockWidget
+
     network = StubNetwork(asleep=True)
     widget = make_widget(network)
     viewer.add_image(IMAGE, name="a")
     widget.run()
     worker = widget._work.worker
-    widget.deleteLater()
+    dock = QDockWidget()
+    dock.setWidget(widget)
+    assert not network.closed
+    if way == "taken out of its dock":
+        widget.setParent(None)
+    else:
+        dock.deleteLater()
     settle(qt, lambda: network.closed and not worker.is_running)
     viewer.add_image(IMAGE, name="b")  # the viewer still calls it
