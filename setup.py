@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
-NAPARI = ["napari[pyqt6]>=0.5"]
+NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
 FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
