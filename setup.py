@@ -37,6 +37,7 @@ setup(
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
     # A trained network, with its card: what `effdet_tf.load("cells")` opens.
     package_data={"effdet_tf": ["models/*/*"]},
+    entry_points={"console_scripts": ["effdet_tf=effdet_tf.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -62,6 +63,7 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.20",
         "ijson>=3.3",
+        "shtab>=1.7",  # shell completion
         # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",

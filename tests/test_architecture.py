@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "inputs",
     ),
     ("predictors", "batch_predict"),
+    ("about",),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("plates",),
     ("commands",),

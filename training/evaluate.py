@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.command_line import Parser, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, with_views
 from effdet_tf.data.record import read_manifest
 from effdet_tf.evaluation import annotated_images, evaluate_run
@@ -99,8 +99,20 @@ def _score(text: str) -> float | str:
 _score.__name__ = "number"  # what argparse calls it in its message
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
+        prog="python -m training.evaluate",
+        description=__doc__,
+        examples=[
+            ("a run on images that it was not trained on", "--run runs/mine --data data/test"),
+            (
+                "the network of the package, report where one likes",
+                "--run cells --data data/test --out cells.json",
+            ),
+            ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
+        ],
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--run", help="folder of a trained network, or cells: the network that comes with the package"
@@ -128,6 +140,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "apart)",
     )
     add_view_options(parser)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.predictions is not None and (options.tta or tuple(options.tta_scales) != (1.0,)):
         parser.error("--tta and --tta-scales go with --run: predictions are as they are")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.command_line import Parser
 from effdet_tf.commands.pack import add_pseudo_option
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
@@ -106,13 +107,22 @@ def devices(text: str) -> str:
     return text
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m training.main",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m training.main --data data/train --val data/val --preset cells-lite0 "
-        "--minutes 30 --out runs/first",
+        examples=[
+            ("everything on synthetic cells, ten minutes", "--out runs/demo"),
+            (
+                "on images of one's own, for an hour",
+                "--data data/train --val data/val --preset cells-lite0 --minutes 60 --out runs/mine",
+            ),
+            (
+                "from the network of the package",
+                "--data data/train --val data/val --init cells --minutes 15 --out runs/tuned",
+            ),
+        ],
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     add_pseudo_option(parser)
@@ -127,6 +137,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "environment every process is one worker of a cluster",
     )
     add_options(parser, default_out="runs/train; runs/demo without --data")
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:
         parser.error("--val and --pseudo need --data: without it the demo makes data of its own")

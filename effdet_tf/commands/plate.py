@@ -31,10 +31,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "plate",
         help="whole plates and time-lapse stacks, by Apache Beam: labels, Parquet, counts by well and time",
         description=_DESCRIPTION,
-        epilog="example: python -m effdet_tf plate plates/ --out counted --beam direct_num_workers=2 "
-        "--beam direct_running_mode=multi_processing\nneeds: pip install 'effdet_tf[plates]'\n"
+        examples=[
+            ("one process", "plates/ --out counted"),
+            (
+                "four processes of this machine",
+                "plates/ --out counted --beam direct_num_workers=4 --beam direct_running_mode=multi_processing",
+            ),
+        ],
+        epilog="needs: pip install 'effdet_tf[plates]'\n"
         "exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="FOLDER", help="images and tif stacks, in any depth of folders")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder or bucket to write to")

@@ -44,8 +44,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "predict",
         help="find the cells of images: label tif, table, COCO json, overlay, summary",
         description=_DESCRIPTION,
+        examples=[
+            ("a folder, with the network of the package", "images/ --out found"),
+            (
+                "a pattern, with a network of one's own",
+                '"plate1/*.tif" --run runs/mine --score 0.4 --out found',
+            ),
+        ],
         epilog=COLUMNS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--run",
@@ -106,6 +112,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def share(text: str) -> float:
     """A number from 0 to 1 of the command line."""
     value = float(text)
+    if 1 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; {value:g} % is {value / 100:g}")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
