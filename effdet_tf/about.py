@@ -71,8 +71,8 @@ def network(source: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         kind (run, saved_model, tflite), name, path, megabytes, preset, classes, backbone, levels, fpn, masks,
-        anchors, channels, input and more, all of which have a form in JSON; parameters of a run, licence where
-        a card states it, figures on the validation images where they lie beside it.
+        anchors, channels, input and more, all of which have a form in JSON; parameters of a run, licence
+        where a card states it, figures on the validation images where they lie beside it.
 
     Raises:
         UserError: when it is missing or none of these.

@@ -50,6 +50,7 @@ class PredictReport:
         cells: cells found in them.
         failed: path and reason of each image that was not.
         boxes_only: whether the network makes no masks, so that there are no label images.
+        best: highest score of anything seen, kept or not; 0 where nothing was.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class PredictReport:
     cells: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
     boxes_only: bool = False
+    best: float = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -107,6 +109,8 @@ def predict_files(
     """
     jobs = find_images(inputs)
     out = Path(out)
+    if out.is_file():
+        raise UserError(f"{out}: is a file, the predictions need a folder; name another one")
     _refuse_to_replace([out / SUMMARY, *([sartorius] if sartorius is not None else [])], overwrite)
     wanted = {outputs.LABELS: labels, outputs.TABLE: table, outputs.COCO: coco, outputs.OVERLAY: overlay}
     columns = outputs.summary_columns(predictor.class_names)
@@ -132,6 +136,7 @@ def predict_files(
                     named = reason if str(job.path) in reason else f"{job.path}: {reason}"
                     tqdm.write(f"error: {named}", file=sys.stderr)
                 continue
+            report.best = max(report.best, float(np.max(found.scores, initial=0.0)))
             cells = outputs.number_cells(found if score is None else found.filter(score))
             if submission is not None and cells.labels is None:
                 raise UserError(

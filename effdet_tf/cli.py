@@ -26,6 +26,11 @@ VERBS = (synthetic, download, convert, check, pack, predict, plate, pseudo, info
 
 
 PROGRAM = "effdet_tf"  # the console script; `python -m effdet_tf` does the same
+ELSEWHERE = {
+    "train": "python -m training.main",
+    "evaluate": "python -m training.evaluate",
+    "export": "python -m export.main",
+}
 
 
 def build_parser(prog: str = PROGRAM) -> Parser:
@@ -36,6 +41,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         epilog=f"`{prog} VERB --help` tells of a verb. Training is `python -m training.main`, exporting is "
         "`python -m export.main`.",
     )
+    parser.elsewhere = ELSEWHERE
     parser.add_argument("--version", action="version", version=f"effdet_tf {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from effdet_tf.errors import UserError
+from effdet_tf.near import did_you_mean
 
 _WIDTH = (80, 100)  # narrowest and widest help, columns
 _FULL = 60  # columns of a line of prose that goes on in the next; a shorter one ends
@@ -60,7 +61,10 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         examples: (what it does, arguments) of each example.
+        elsewhere: words that a user may take for verbs here, and the commands that they are.
     """
+
+    elsewhere: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **options: Any) -> None:
         """As argparse's; the examples stand before the epilog.
@@ -106,13 +110,15 @@ class Parser(argparse.ArgumentParser):
 
     def _near_option(self, unknown: Sequence[str]) -> str:
         option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-        return _did_you_mean(option, [name for name in self._option_string_actions if name.startswith("--")])
+        return did_you_mean(option, [name for name in self._option_string_actions if name.startswith("--")])
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
         known = [str(choice) for choice in action.choices]
-        advice = _did_you_mean(str(value), known) or f"; choose from {', '.join(known)}"
+        if value in self.elsewhere:
+            raise argparse.ArgumentError(action, f"no verb {value!r} here; it is `{self.elsewhere[value]}`")
+        advice = did_you_mean(str(value), known) or f"; choose from {', '.join(known)}"
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}{advice}")
 
 
@@ -123,11 +129,6 @@ def walk(parser: Parser) -> Iterator[Parser]:
         yield parser
     for verb in verbs.values():
         yield from walk(verb)
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=2)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _command(command: str) -> str:
@@ -166,7 +167,7 @@ def count(text: str) -> int:
 count.__name__ = "whole number"  # what argparse calls it in its message
 
 
-NO_MEMORY = "lower --batch or the size of the images, or close other programs"
+NO_MEMORY = "use smaller images, or close other programs"
 
 
 def exit_code(

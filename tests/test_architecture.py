@@ -14,6 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version",
         "errors",
+        "near",
         "files",
         "lock",
         "command_line",

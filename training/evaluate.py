@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.command_line import Parser, exit_code, positive
-from effdet_tf.commands.predict import add_view_options, with_views
+from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.record import read_manifest
-from effdet_tf.evaluation import annotated_images, evaluate_run
+from effdet_tf.evaluation import FoundCells, annotated_images, evaluate_run
 from effdet_tf.files import write_json
 from effdet_tf.metrics.inputs import image_case, stranger
 from effdet_tf.metrics.report import Judge, format_table
@@ -64,6 +64,11 @@ def _run(options: argparse.Namespace) -> None:
         elif options.score == BEST:
             settings["score_threshold"] = None
         predictor = with_views(predictor, options)
+        strangers = FoundCells(
+            predictor.class_names, read_manifest(options.data).categories, options.data
+        ).strangers
+        if strangers and options.coco is None and not predictor.per_class:
+            print(f"warning: {strangers}; all count as one class", file=sys.stderr)
     else:
         settings["score_threshold"] = None if options.score == BEST else options.score
     out = options.out
@@ -93,7 +98,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _score(text: str) -> float | str:
-    return BEST if text == BEST else float(text)
+    return BEST if text == BEST else share(text)
 
 
 _score.__name__ = "number"  # what argparse calls it in its message

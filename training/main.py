@@ -71,6 +71,7 @@ def train(options: argparse.Namespace) -> None:
         # A wrong folder must not come to light after the first epoch.
         shard_paths(options.val)
         refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
+    _warn(options.data, options.val)
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
     config = resolve(config, store)
     first = (cluster_task() or (0, 1))[0] == 0
@@ -86,6 +87,36 @@ def train(options: argparse.Namespace) -> None:
         trainer.run()
         if first:  # the first worker of a cluster speaks for all
             _conclude(options, trainer.report)
+
+
+def _warn(data: Sequence[Path], val: Path | None) -> None:
+    """Warn of validation that is missing, or tells nothing.
+
+    Args:
+        data: folders of training images.
+        val: folder of validation images.
+    """
+    from effdet_tf.data.record import read_manifest
+
+    if val is None:
+        told = "no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"
+    else:
+        manifest = read_manifest(val)
+        learned = [read_manifest(folder) for folder in data]
+        shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
+        classes = {name for own in learned for name in own.class_names}
+        if any(val.resolve() == folder.resolve() for folder in data) or any(
+            shard["sha256"] in shards for shard in manifest.shards
+        ):
+            told = f"--val {val}: is trained on as well, so its figures say nothing of new images"
+        elif classes.isdisjoint(manifest.class_names):
+            told = (
+                f"--val {val}: its classes {', '.join(manifest.class_names)} are none of the trained ones "
+                f"({', '.join(sorted(classes))}); it is judged without classes"
+            )
+        else:
+            return
+    print(f"warning: {told}", file=sys.stderr)
 
 
 def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:

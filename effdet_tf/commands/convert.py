@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "livecell",
         parents=[common],
         help="LIVECell: tif images and COCO JSON",
-        description="Convert LIVECell, or a set laid out like it: images/, flat or by type, and annotations/.",
+        description="Convert LIVECell, or a set laid out like it: images/, flat or by type, annotations/.",
         examples=[
             ("the validation images of all eight types", "LIVECell data/val --split val"),
             ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
@@ -117,8 +117,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "labelmaps",
         parents=[common],
         help="image and label-map pairs: images/ and masks/, or x_img and x_masks",
-        description="Convert images with label maps: 0 is background, every other number is one cell. A pair has "
-        "one stem: images/x.tif and masks/x.tif, or x_img.tif beside x_masks.tif.",
+        description="Convert images with label maps: 0 is background, every other number is one cell. A pair "
+        "has one stem: images/x.tif and masks/x.tif, or x_img.tif beside x_masks.tif.",
         examples=[
             ("my_cells/images/ and my_cells/masks/", "my_cells data/train"),
             (

@@ -12,8 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser = subparsers.add_parser(
         "info",
         help="versions, devices, presets, trained networks; or what a run or an export is",
-        description="Tell what is installed here, which devices there are, and which trained networks come with "
-        "the package; or, of a run or an exported network, what it is and what it reaches.",
+        description="Tell what is installed here, which devices there are, and which trained networks come "
+        "with the package; or, of a run or an exported network, what it is and what it reaches.",
         examples=[
             ("what is here; put it into a bug report", ""),
             ("a run, a SavedModel or a TFLite file", "runs/mine"),

@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             ("one process", "plates/ --out counted"),
             (
                 "four processes of this machine",
-                "plates/ --out counted --beam direct_num_workers=4 --beam direct_running_mode=multi_processing",
+                "plates/ --out counted --beam direct_num_workers=4 "
+                "--beam direct_running_mode=multi_processing",
             ),
         ],
         epilog="needs: pip install 'effdet_tf[plates]'\n"
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("apache_beam", "pyarrow"):
             raise
-        raise UserError(f"{error.name} is missing; run: pip install 'effdet_tf[plates]'") from None
+        raise UserError(
+            f"{(error.name or '').partition('.')[0]} is missing; run: pip install 'effdet_tf[plates]'"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     report = plate.run_plate(

@@ -139,6 +139,17 @@ def run(args: argparse.Namespace) -> int:
     return predict_images(with_views(effdet_tf.load(args.run_folder), args), args)
 
 
+def _nothing(best: float, score: float) -> str:
+    """Why no image has a cell."""
+    if best >= score:  # where cells overlap, the better one has the pixels
+        return f"nothing that reached score {score:g} kept enough pixels of its own"
+    if not best:
+        return (
+            f"nothing was seen in any image; does this network know such images? (score {score:g} is asked)"
+        )
+    return f"no cell in any image reached score {score:g}, the best has {best:.3f}; lower --score"
+
+
 def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     """Predict what the options of `add_output_options` say, and report; returns the exit code.
 
@@ -148,11 +159,12 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     """
     from effdet_tf.batch_predict import predict_files
 
+    score = predictor.config.postprocess.report_score if args.score is None else args.score
     report = predict_files(
         predictor,
         args.images,
         args.out,
-        score=predictor.config.postprocess.report_score if args.score is None else args.score,
+        score=score,
         sartorius=args.sartorius,
         labels=args.labels,
         table=args.table,
@@ -162,6 +174,8 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
         progress=True,
     )
     print(f"{report.done} images, {report.cells} cells: {report.out}")
+    if report.done and not report.cells:
+        print(f"warning: {_nothing(report.best, score)}", file=sys.stderr)
     if report.boxes_only:
         print("this network has no mask head: boxes only, no label images, no areas")
     if report.failed:

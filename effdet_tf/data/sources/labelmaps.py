@@ -33,6 +33,8 @@ class LabelMapCells:
         if labels.shape != (height, width):
             found = f"{labels.shape[0]}x{labels.shape[1]}"
             raise UserError(f"{self.path}: is {found}, its image {height}x{width}; save both in one size")
+        if labels.min() > 0:
+            faults.note("label map without background: no pixel is 0", file_name)
         cells = []
         for label, patch in labels_to_patches(labels):
             name = f"{file_name} (label {label})"
