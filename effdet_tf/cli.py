@@ -42,6 +42,7 @@ def build_parser(prog: str = PROGRAM) -> Parser:
         "`python -m export.main`.",
     )
     parser.elsewhere = ELSEWHERE
+    parser.set_defaults(build_parser=build_parser)  # `completion` describes all of it
     parser.add_argument("--version", action="version", version=f"effdet_tf {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X or Y?` for the known words that are near, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=2)
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.65)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -64,6 +64,11 @@ def test_wheel_holds_the_trained_network(wheel):
     assert "effdet_tf/models/cells/best.npz" in held
 
 
+def test_wheel_brings_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    assert "[console_scripts]\neffdet_tf = effdet_tf.cli:main\n" in wheel.read(name).decode()
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()

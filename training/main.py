@@ -71,7 +71,6 @@ def train(options: argparse.Namespace) -> None:
         # A wrong folder must not come to light after the first epoch.
         shard_paths(options.val)
         refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
-    _warn(options.data, options.val)
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
     config = resolve(config, store)
     first = (cluster_task() or (0, 1))[0] == 0
@@ -83,6 +82,8 @@ def train(options: argparse.Namespace) -> None:
         from training.trainer import Trainer
 
         trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)
+        if first:
+            _warn(options.data, options.val)
         trainer.announce()
         trainer.run()
         if first:  # the first worker of a cluster speaks for all

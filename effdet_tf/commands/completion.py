@@ -34,9 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the script; returns the exit code."""
     import shtab
 
-    from effdet_tf.cli import build_parser
-
-    parser = build_parser()
+    parser = args.build_parser()
     complete_paths(parser, shtab.FILE)
     print(shtab.complete(parser, args.shell))
     return 0

@@ -58,7 +58,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
         ],
     )
-    livecell.add_argument("--split", choices=LIVECELL_SPLITS, default="train", help="(default: %(default)s)")
+    livecell.add_argument(
+        "--split",
+        choices=LIVECELL_SPLITS,
+        default="train",
+        metavar="SET",
+        help=f"{', '.join(LIVECELL_SPLITS)} (default: %(default)s)",
+    )
     livecell.add_argument("--cell-type", metavar="TYPE", help="take the single-type set of A172, BT474, ...")
     livecell.add_argument(
         "--annotations", type=Path, metavar="JSON", help="instead of --split: any JSON file"

@@ -31,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         choices=SETS,
         nargs="+",
         default=["wide"],
+        metavar="SET",
         help="wide: all types together (default); single: the eight single-type sets; size: 2 to 50 %% of "
         "the training images; counts: images of two types with counts by a fluorescent marker",
     )

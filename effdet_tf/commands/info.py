@@ -77,20 +77,23 @@ def describe_machine(found: dict[str, Any]) -> list[str]:
 def describe_network(found: dict[str, Any]) -> list[str]:
     """What `about.network` found, for people."""
     masks = f"{found['mask_size']} x {found['mask_size']}" if found["mask_size"] else "off"
+    sizes = f"{found['anchor_sizes']} px" if found["anchor_sizes"] else "sizes as published"
     pixels = f"({found['mean']}, {found['std']})" if found["mean"] is not None else "each image's own values"
     size = f", {found['input_size'][0]}x{found['input_size'][1]} px" if found.get("input_size") else ""
+    zoom = f", magnified {found['zoom']:g} times" if found["zoom"] != 1 else ""
     if found["kind"] == "run":
         what = f"run, weights {found['weights']} ({found['parameters']:,} parameters, "
     else:
         what = f"{found['kind']} ({found['precision']}, by effdet_tf {found['exported_by']}, "
+    low, high = found["levels"]
     lines = [
         f"{found['path']}: {what}{found['megabytes']:.1f} MB)",
         f"  classes     {', '.join(found['classes'])}",
-        f"  network     {found['preset']}: {found['backbone']}, P{found['levels'][0]}-P{found['levels'][1]}, "
-        f"BiFPN {found['fpn']['channels']} x {found['fpn']['repeats']}, masks {masks}",
-        f"  anchors     {found['anchor_sizes'] or 'as published'} px, ratios {found['anchor_ratios']}",
-        f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}, magnified "
-        f"{found['zoom']:g} times, normalised by {pixels}",
+        f"  network     preset {found['preset']}: {found['backbone']}, P{low}-P{high}, BiFPN "
+        f"{found['fpn']['channels']} x {found['fpn']['repeats']}, masks {masks}",
+        f"  anchors     {sizes}, ratios {found['anchor_ratios']}",
+        f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}{zoom}, normalised by "
+        f"{pixels}",
         f"  cells       at most {found['max_instances']} an image, reported from score "
         f"{found['report_score']:.2f}",
     ]

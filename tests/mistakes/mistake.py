@@ -57,4 +57,5 @@ def answer(out: str, error: str, words: tuple[str, ...]) -> str:
     lines = [line for line in error.splitlines() if re.match(r"(error|warning|note): ", line)]
     if not any(any(word in line for word in words) for line in lines):
         lines += [line.strip() for line in out.splitlines() if any(word in line for word in words)]
-    return re.sub(r"\b\d+ cells:", "N cells:", "\n".join(lines))  # of an untrained network
+    text = re.sub(r"\b\d+ cells:", "N cells:", "\n".join(lines))  # of an untrained network
+    return re.sub(r"\d+ of \d+ bytes", "N of M bytes", text)  # as the tif writer's version has it

@@ -12,6 +12,7 @@ from tests.mistakes.situations import (
     colour_network,
     cut_tif,
     document,
+    exported,
     full_disk,
     image,
     masks,
@@ -154,7 +155,7 @@ PREDICT = [
         "too little memory to predict",
         "effdet_tf predict images --run run --out found",
         1,
-        ("out of memory (OOM when allocating tensor with shape[64,256,256,64])", "lower"),
+        ("out of memory (OOM when allocating tensor with shape[64,256,256,64])", "use smaller images"),
         no_memory_to_predict,
     ),
     Mistake(
@@ -307,7 +308,7 @@ CONVERT = [
         "masks of 0 and 255 in place of labels",
         f"effdet_tf convert labelmaps cells out {SMALL}",
         0,
-        ("label in several pieces: the largest is kept: a.tif (label 255)",),
+        ("all have one label: is this a mask and no label map?: a.tif (label 255)",),
         masks(lambda: ((places.labels() > 0) * 255).astype(np.uint8)),
     ),
     Mistake(
@@ -610,6 +611,19 @@ LEARN = [
         "python -m training.evaluate --predictions tiny.yaml --data data",
         1,
         ("tiny.yaml: not a JSON file",),
+    ),
+    Mistake(
+        "a SavedModel given to evaluation (works: it is judged as a client sees it)",
+        "python -m training.evaluate --run exported/saved_model --data data",
+        0,
+        ("written: exported/saved_model/evaluation-data.json",),
+        exported,
+    ),
+    Mistake(
+        "weights without their run given to import",
+        "effdet_tf weights import run/best.npz imported",
+        1,
+        ("run/best.npz: weights alone do not say which network they are of", "name the run folder"),
     ),
     Mistake(
         "an export without a run",

@@ -203,6 +203,10 @@ def predictions_there(folder: Path, patch: MonkeyPatch) -> None:
     (folder / "found" / "summary.csv").write_text("image\n")
 
 
+def exported(folder: Path, patch: MonkeyPatch) -> None:
+    assert run("python -m export.main --run run --formats saved_model --no-parity --out exported") == 0
+
+
 def other_codes(folder: Path, patch: MonkeyPatch) -> None:
     places.write_sartorius(folder / "sartorius" / "train.csv", 2 * places.SIDE)
 
