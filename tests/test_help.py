@@ -75,7 +75,7 @@ def test_lists_stay_and_prose_is_wrapped(monkeypatch):
     lines = HelpFormatter("x")._fill_text(f"{prose}\n\n{listed}", 80, "").splitlines()
     assert lines[:2] == [f"{'word ' * 14}end of a", "sentence that goes on in the next line of the source."]
     assert lines[3] == "writes" and lines[4].startswith("  a.tif   what it is")
-    assert lines[5].startswith(" " * 10 + "what") and lines[6:] == ["  b.tif   more"]
+    assert lines[5].startswith(" " * 10 + "it is") and lines[6:] == ["  b.tif   more"]
 
 
 @pytest.mark.parametrize("prog", ["effdet_tf", "python -m effdet_tf"])
@@ -95,7 +95,7 @@ def test_help_names_the_command_as_it_was_called(prog, capsys):
         (["convert", "cocoa", "a", "b"], "did you mean coco? (usage: effdet_tf convert --help)"),
         (["info", "--jsn"], "--jsn; did you mean --json? (usage: effdet_tf info --help)"),
         (["info", "a", "b"], "unrecognized arguments: b (usage: effdet_tf info --help)"),
-        (["convert", "coco", "a", "b", "--limt=3"], "--limt=3; did you mean --limit? (usage: effdet_tf convert coco"),
+        (["convert", "coco", "a", "b", "--limt=3"], "did you mean --limit? (usage: effdet_tf convert coco"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_that_names_what_is_near(words, expected, capsys):

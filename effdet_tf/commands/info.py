@@ -92,8 +92,8 @@ def describe_network(found: dict[str, Any]) -> list[str]:
         f"  network     preset {found['preset']}: {found['backbone']}, P{low}-P{high}, BiFPN "
         f"{found['fpn']['channels']} x {found['fpn']['repeats']}, masks {masks}",
         f"  anchors     {sizes}, ratios {found['anchor_ratios']}",
-        f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}{zoom}, normalised by "
-        f"{pixels}",
+        f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}{zoom}, normalised "
+        f"by {pixels}",
         f"  cells       at most {found['max_instances']} an image, reported from score "
         f"{found['report_score']:.2f}",
     ]

@@ -336,7 +336,7 @@ CONVERT = [
         "predictions in place of annotations",
         f"effdet_tf convert coco images out --annotations train.json {SMALL}",
         1,
-        ("train.json: is no object with images, annotations and categories", "predictions"),
+        ("train.json: is no JSON object with images, annotations and categories", "predictions"),
         write("train.json", FOREIGN),
     ),
     Mistake(

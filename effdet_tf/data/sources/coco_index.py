@@ -136,7 +136,7 @@ def _annotations_are_keyed(path: Path) -> bool | None:
                 return event == "start_map"
             if prefix == "" and event not in ("start_map", "map_key", "end_map"):
                 raise UserError(
-                    f"{path}: is no object with images, annotations and categories; a list is what "
+                    f"{path}: is no JSON object with images, annotations and categories; a list is what "
                     "predictions are, give the annotations"
                 )
     return None
