@@ -19,7 +19,7 @@ def raising(error: Exception):
     [
         (MemoryError(), "error: out of memory; do this"),
         (MemoryError("Unable to allocate 9 GiB"), "error: out of memory (Unable to allocate 9 GiB); do this"),
-        (RuntimeError("RESOURCE_EXHAUSTED: x\nmore"), "error: out of memory (RESOURCE_EXHAUSTED: x); do this"),
+        (RuntimeError("RESOURCE_EXHAUSTED\nx"), "error: out of memory (RESOURCE_EXHAUSTED); do this"),
     ],
 )  # fmt: skip
 def test_too_little_memory_is_one_line(error, line, capsys):
