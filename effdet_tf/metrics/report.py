@@ -14,14 +14,14 @@ from effdet_tf.metrics.outcomes import OutcomeJudge, mask_outcome
 
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
 # The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
-_COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
+COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
     "AR100": "AR",
     "ARs": "ARs",
     "ARm": "ARm",
     "ARl": "ARl",
 }
 _KIND_NAMES = {"bbox": "box", "segm": "mask"}
-_CELL_LINES = (
+CELL_LINES = (
     ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
     ("f1", "F1", "at IoU .5, counts of all images pooled"),
     ("precision", "precision", "share of found cells that are true, IoU .5"),
@@ -211,7 +211,7 @@ def format_table(report: dict[str, Any]) -> str:
             "COCO protocol, % (mean over classes, up to 100 detections an image and class, "
             "areas split at 1024 and 9216 px)",
         ]
-        lines += _ap_table(report["coco"], _COCO_COLUMNS)
+        lines += _ap_table(report["coco"], COCO_COLUMNS)
         lines += _class_lines(report["coco"]["all"])
     if report["boxes_only"]:
         lines += ["", f"Only boxes are scored: {report['boxes_only']}.", *_box_table(report["boxes"])]
@@ -267,7 +267,7 @@ def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
     widths = [max(8, len(name)) for name in groups]
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
     lines = [f"{'':18} {names}"]
-    for key, label, meaning in _CELL_LINES:
+    for key, label, meaning in CELL_LINES:
         if key not in groups["all"]:
             continue
         values = " ".join(

@@ -20,9 +20,9 @@ from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.model.efficientdet import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, to_arrays
+from effdet_tf.run_folder import LOG_FILE
 from training import trainer as trainer_module
 from training.callbacks import TENSORBOARD_FOLDER
-from training.csv_log import CSV_FILE
 from training.optimizer import make_optimizer
 from training.state import STATE_FILE
 from training.trainer import Trainer
@@ -117,7 +117,7 @@ def values(trainer: Trainer) -> list[np.ndarray]:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / CSV_FILE, newline="") as file:
+    with open(folder / LOG_FILE, newline="") as file:
         return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
 
 
