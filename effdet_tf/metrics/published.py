@@ -28,4 +28,5 @@ PUBLISHED_ANCHOR_FREE: dict[str, tuple[float, float]] = {
     "APs": (48.32, 45.11),
     "APm": (49.45, 49.07),
     "APl": (50.74, 56.99),
+    "AFNR": (43.1, 45.3),
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; light ones come last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444", "#B8A800")
+REFERENCE = "#9aa1ad"  # of others' figures
 MARKERS = "os^Dv<>P"
 KINDS = {"bbox": "box", "segm": "mask"}
 SIZES = {"APs": "small, below 18² px", "APm": "medium, to 31² px", "APl": "large, above 31² px"}
@@ -68,7 +69,8 @@ def lines(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     y: str = "",
     logarithmic: bool = False,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float | None] | None = None,
+    end: float | None = None,
 ) -> str:
     """Curves over one axis.
 
@@ -79,8 +81,10 @@ def lines(
         curves: points along and up, by label; a single point is drawn as a dot.
         y: what goes up.
         logarithmic: whether it goes up by factors.
-        limits: lowest and highest value shown.
+        limits: lowest and highest value shown; None for as high as the curves.
+        end: what lies along is shown from 0 to here; None for as far as the curves.
     """
+    from matplotlib.ticker import LogLocator
 
     def draw(axes: Axes) -> None:
         for place, (label, (along, up)) in enumerate(curves.items()):
@@ -91,10 +95,16 @@ def lines(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if logarithmic:
-            axes.set_yscale("log")
+            axes.set_yscale("log", subs=[])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if limits:
             axes.set_ylim(*limits)
-        if len(curves) > 1:
+        if end is not None:
+            axes.set_xlim(0, end)
+        if len(curves) > 4:
+            axes.figure.legend(fontsize=8, loc="outside lower center", ncols=4)
+        elif len(curves) > 1:
             axes.legend(fontsize=8)
 
     return _chart(name, draw)
@@ -135,7 +145,8 @@ def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequ
         for place, (label, row) in enumerate(values.items()):
             at = np.arange(len(groups)) + (place + 0.5) * thick - 0.4
             lengths = [0.0 if v is None else v for v in row]
-            axes.barh(at, lengths, thick * 0.92, color=COLOURS[place % len(COLOURS)], label=label)
+            colour = REFERENCE if label.startswith("published") else COLOURS[place % len(COLOURS)]
+            axes.barh(at, lengths, thick * 0.92, color=colour, label=label)
             for y, value in zip(at, row, strict=True):
                 shown = "not defined" if value is None else f"{value:.1f}"
                 axes.text((value or 0.0) + 0.8, y, shown, va="center", fontsize=7.5, color="#333333")
@@ -145,7 +156,7 @@ def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequ
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("AP, %")
         axes.set_title(title)
-        axes.legend(fontsize=8)
+        axes.figure.legend(fontsize=8, loc="outside lower center", ncols=len(values))
 
     height = 1.1 + 0.17 * len(groups) * (len(values) + 1)
     return _chart(name, draw, (_SIZE[0], max(_SIZE[1], height)))
@@ -157,8 +168,7 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
 
     def draw(axes: Axes) -> None:
         top = max([1, *(max(image["true"], image["found"]) for image in images)]) * 1.04
-        axes.plot([0, top], [0, top], color="#999999", linewidth=1, linestyle="--")
-        axes.annotate("as many", (top, top), (-4, -12), textcoords="offset points", ha="right", fontsize=7.5)
+        axes.plot([0, top], [0, top], color="#999999", linewidth=1, linestyle="--", label="as many")
         for place, kind in enumerate(types):
             own = [image for image in images if str(image.get("cell_type") or "") == kind]
             axes.scatter(
@@ -169,15 +179,14 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
                 linewidths=0,
                 color=COLOURS[place % len(COLOURS)],
                 marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
-                label=kind or "unknown",
+                label=kind or "cell type unknown",
             )
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
         axes.set_xlabel("true cells in an image")
         axes.set_ylabel("found cells")
-        axes.set_title("Counts")
-        if len(types) > 1:
-            axes.legend(fontsize=8, loc="upper left")
+        axes.set_title("Counts, an image a dot")
+        axes.legend(fontsize=8, loc="upper left")
 
     return _chart(name, draw)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,17 @@ from effdet_tf.report.gallery import Picture, data_is_there, example_counts, mak
 
 EARLIER = "the evaluation is of an earlier version; evaluate again"
 NOTHING = "Nothing was judged: the training had no validation images (--val)."
-_LOSSES = ("total", "class", "box", "mask")
-_SHARES = ("coco_mask_AP", "coco_box_AP", "mask_AP", "mask_AP50", "box_AP", "box_AP50", "sartorius", "f1")
+_LOSSES = {name: name for name in ("total", "class", "box", "mask")}
+_SHARES = {
+    "coco_mask_AP": "COCO mask AP",
+    "coco_box_AP": "COCO box AP",
+    "mask_AP": "mask AP",
+    "mask_AP50": "mask AP50",
+    "box_AP": "box AP",
+    "box_AP50": "box AP50",
+    "sartorius": "Sartorius metric",
+    "f1": "F1",
+}
 _FATES = (
     ("true", "true", "as annotated", False),
     ("right", "right", "found, and matches a true cell with an IoU of .5 or more", True),
@@ -35,31 +45,37 @@ def learning(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Losses, learning rate and validation figures over the steps."""
     if not history:
         return {"charts": [], "missing": ["There is no log of a training beside these figures."]}
-
-    def curves(names: Sequence[str], factor: float = 1.0) -> dict[str, tuple[list[float], list[float]]]:
-        points = {
-            name: [(row["step"], factor * row[name]) for row in history if name in row and "step" in row]
-            for name in names
-        }
-        return {name: ([x for x, _ in some], [y for _, y in some]) for name, some in points.items() if some}
-
+    losses, rate = _over_steps(history, _LOSSES), _over_steps(history, {"rate": "learning rate"})
+    shares = _over_steps(history, _SHARES, 100)
+    errors = _over_steps(history, {"count_mean_error": "count error"})
+    last = max(row.get("step", 0) for row in history)
+    chart = functools.partial(charts.lines, x="step", end=1.03 * last if last else None)
     drawn, missing = [], []
-    losses, rate, shares = curves(_LOSSES), curves(["rate"]), curves(_SHARES, 100)
-    errors = curves(["count_mean_error"])
     if losses:
         positive = all(min(values) > 0 for _, values in losses.values())
-        drawn.append(charts.lines("losses", "Losses, mean of an epoch", "step", losses, logarithmic=positive))
+        drawn.append(chart("losses", "Losses, mean of an epoch", curves=losses, logarithmic=positive))
     if rate:
-        drawn.append(charts.lines("rate", "Learning rate", "step", rate))
+        drawn.append(chart("rate", "Learning rate", curves=rate, limits=(0, None)))
     if shares:
-        title = "On validation images"
-        drawn.append(charts.lines("validation", title, "step", shares, "%", limits=(0, 100)))
+        drawn.append(chart("validation", "Validation images", curves=shares, y="%", limits=(0, 100)))
     else:
         missing.append("There are no validation figures over the steps: the training had no --val.")
     if errors:
-        title = "Count error on validation images"
-        drawn.append(charts.lines("counterror", title, "step", errors, "cells an image"))
+        title = "Count error, validation images"
+        drawn.append(chart("counterror", title, curves=errors, y="cells an image", limits=(0, None)))
     return {"charts": _svgs(drawn), "missing": missing}
+
+
+def _over_steps(
+    history: Sequence[Mapping[str, float]], labels: Mapping[str, str], factor: float = 1.0
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of some columns of the log, by label; those without a value are left out."""
+    curves = {}
+    for name, label in labels.items():
+        rows = [row for row in history if name in row and "step" in row]
+        if rows:
+            curves[label] = [row["step"] for row in rows], [factor * row[name] for row in rows]
+    return curves
 
 
 def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -191,7 +207,8 @@ def gallery(material: Material) -> dict[str, Any]:
     if report is None:
         return {"missing": NOTHING}
     if examples is None or not examples["images"]:
-        why = EARLIER if examples is None else "no image has a true or a found cell"
+        none = "what was found in single images was not kept; evaluate again"
+        why = none if examples is None else "no image has a true or a found cell"
         return {"missing": f"There are no pictures: {why}."}
     if not data_is_there(examples):
         return {

@@ -27,11 +27,22 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], published: Sequence[Sequence[str]] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    published: Sequence[Sequence[str]] = (),
+    words: Sequence[int] = (0,),
 ) -> Table:
-    """A table for the page; `published` are rows of others' figures, set apart."""
+    """A table for the page.
+
+    Args:
+        head: names of the columns.
+        rows: cells as text.
+        published: rows of others' figures, set apart.
+        words: columns that hold words, not numbers.
+    """
     own = [{"cells": list(row), "published": False} for row in rows]
-    return {"head": list(head), "rows": own + [{"cells": list(row), "published": True} for row in published]}
+    others = [{"cells": list(row), "published": True} for row in published]
+    return {"head": list(head), "rows": own + others, "words": list(words)}
 
 
 def precision_table(livecell: Mapping[str, Any]) -> Table:
@@ -55,7 +66,7 @@ def precision_table(livecell: Mapping[str, Any]) -> Table:
             values = [f"{known[name][place]:.1f}" if name in known else "-" for name in FIGURES]
             published.append([f"published: {network}", label, "-", "-", *values, *padding])
     beside = ["anchor-free, published", "anchor-based, published"] if types else []
-    return table(["", "", "images", "cells", *FIGURES, *beside], rows, published)
+    return table(["", "", "images", "cells", *FIGURES, *beside], rows, published, (0, 1))
 
 
 def _beside(name: str, place: int) -> list[str]:
@@ -73,7 +84,7 @@ def coco_table(coco: Mapping[str, Any]) -> Table:
         for kind, label in KINDS.items()
         if kind in group
     ]
-    return table(["", "", *COCO_COLUMNS], rows)
+    return table(["", "", *COCO_COLUMNS], rows, words=(0, 1))
 
 
 def class_table(group: Mapping[str, Any]) -> Table:
@@ -98,7 +109,7 @@ def cell_table(judged: Mapping[str, Any]) -> Table:
         if key in judged["all"]:
             digits = 1 if key in ("count_mean_error", "count_bias") else 3
             rows.append([label, *(number(group.get(key), digits) for group in groups.values()), meaning])
-    return table(["", *groups, "what it is"], rows)
+    return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
 
 
 def image_table(images: Sequence[Mapping[str, Any]]) -> Table:
@@ -118,7 +129,7 @@ def image_table(images: Sequence[Mapping[str, Any]]) -> Table:
         for image in ranked[:MOST_IMAGES]
     ]
     metric = ["Sartorius metric"] if figure == "sartorius" else []
-    return table(["image", "cell type", "true", "found", "difference", *metric, "F1"], rows)
+    return table(["image", "cell type", "true", "found", "difference", *metric, "F1"], rows, words=(0, 1))
 
 
 def confusion_table(confusion: Mapping[str, Any]) -> dict[str, Any]:

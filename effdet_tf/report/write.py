@@ -100,7 +100,7 @@ def render(material: Material, kind: str) -> str:
             work=_work(material),
             style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
             script=Markup((PAGE / "script.js").read_text(encoding="utf-8")),
-            **{name: {"missing": "", **part} for name, part in parts.items()},
+            **{name: {"missing": "", "pictures": [], **part} for name, part in parts.items()},
         )
         .lstrip()
     )
@@ -112,10 +112,10 @@ def _subtitle(material: Material) -> str:
     if material.report is None:
         return ", ".join([*parts, "not judged: the training had no validation images"])
     group = material.report["livecell"]["all"]
-    on = f"judged on {material.data}" if material.data else "judged on"
+    on = f"judged on {material.data}:" if material.data else "judged on"
     limit = (material.report.get("evaluated") or {}).get("limit")
     first = "the first " if limit else ""
-    return ", ".join([*parts, f"{on}: {first}{group['images']:,} images with {group['cells']:,} cells"])
+    return ", ".join([*parts, f"{on} {first}{group['images']:,} images with {group['cells']:,} cells"])
 
 
 def _tiles(material: Material) -> list[dict[str, str]]:
