@@ -12,6 +12,7 @@ from typing import Any
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.model.weights import read_arrays
+from effdet_tf.report.check import is_evaluation, is_work
 from effdet_tf.report.examples import read_examples
 from effdet_tf.run_folder import (
     ABOUT_FILE,
@@ -68,7 +69,7 @@ def from_run(folder: Path) -> Material:
     config = load_config(config_file(folder))
     figures, about_path = folder / FIGURES_FILE, folder / ABOUT_FILE
     about = _json(about_path) if about_path.exists() else {}
-    if not isinstance(about, dict):
+    if not is_work(about):
         raise UserError(f"{about_path}: is damaged; remove it")
     return Material(
         name=folder.resolve().name,
@@ -91,8 +92,8 @@ def from_evaluation(path: Path) -> Material:
     evaluated = report.get("evaluated") or {}
     of, data = str(evaluated.get("of") or ""), str(evaluated.get("data") or "")
     run = find_run(of) if of else path.parent
-    if not (run / CONFIG_FILE).is_file():
-        run = path.parent
+    if not run.exists() and Path(of).name == path.parent.resolve().name:
+        run = path.parent  # the run was moved, and its evaluation with it
     has_run = (run / CONFIG_FILE).is_file()
     return Material(
         name=f"{Path(of).name} on {Path(data).name}" if of and data else path.stem,
@@ -147,23 +148,10 @@ def _json(path: Path) -> Any:
 
 
 def _figures(path: Path) -> dict[str, Any]:
-    """The figures of an evaluation, those that every version wrote.
-
-    Raises:
-        UserError: when the file holds something else.
-    """
     report = _json(path)
-    try:
-        groups = [report["livecell"]["all"], *report["livecell"]["by"].values()]
-        judged = report["cells"] or report["boxes"]
-        good = all(
-            isinstance(g["images"], int) and isinstance(g["bbox"]["AP50"], float | None) for g in groups
-        )
-        good &= isinstance(judged["score_threshold"], float) and isinstance(judged["all"]["f1"], float | None)
-    except (KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
+    if not is_evaluation(report):
         raise UserError(
-            f"{path}: holds no evaluation; give a run folder, or what `python -m training.evaluate` wrote"
+            f"{path}: holds no evaluation, or a damaged one; give a run folder, or what "
+            "`python -m training.evaluate` wrote"
         )
     return report

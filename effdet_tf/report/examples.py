@@ -17,6 +17,7 @@ from typing import Any
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.metrics.cells import SCORE_GRID
+from effdet_tf.report.check import is_examples
 
 EACH = 2  # images of each kind, where there are enough
 _KEPT = ("category_id", "score", "bbox", "segmentation")
@@ -120,14 +121,10 @@ def read_examples(path: Path) -> dict[str, Any] | None:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        for image in value["images"]:
-            if not {"what", "id", "found_cells"} <= image.keys() or not isinstance(
-                image["found_cells"], list
-            ):
-                raise ValueError("an image lacks its cells")
-        float(value["score"]), Path(value["data"]), bool(value["masks"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); evaluate again, or remove it") from error
+    except (ValueError, RecursionError):
+        value = None
+    if not is_examples(value):
+        raise UserError(f"{path}: is damaged; evaluate again, or remove it to have a report without pictures")
     return value

@@ -20,7 +20,7 @@ from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.lock import LOCK_FILE, locked
-from effdet_tf.run_folder import LOG_FILE
+from effdet_tf.run_folder import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
 from training.demo import MINUTES
 from training.options import open_run, resolve, wanted_config
@@ -54,7 +54,10 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
         "last.npz",
         STATE_FILE,
         LOG_FILE,
-        "metrics.json",
+        FIGURES_FILE,
+        "metrics.examples.json",
+        ABOUT_FILE,
+        REPORT_FILE,
         "tensorboard",
         LOCK_FILE,
     } == names - {PREVIOUS_FILE}
