@@ -164,6 +164,8 @@ def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequ
 
 def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
     """Found over true cells, an image a dot, in the colour and shape of its cell type."""
+    from matplotlib.ticker import MaxNLocator
+
     types = sorted({str(image.get("cell_type") or "") for image in images})
 
     def draw(axes: Axes) -> None:
@@ -179,10 +181,14 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
                 linewidths=0,
                 color=COLOURS[place % len(COLOURS)],
                 marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
+                clip_on=False,
+                zorder=3,
                 label=kind or "cell type unknown",
             )
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("true cells in an image")
         axes.set_ylabel("found cells")
         axes.set_title("Counts, an image a dot")
@@ -193,6 +199,8 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
 
 def sizes(name: str, histogram: Mapping[str, Sequence[float]]) -> str:
     """How many true and found cells there are of each size."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
     edges = np.asarray(histogram["edges"], np.float64)
     # What lies below or above all edges gets a bar of the same width there.
     edges = np.concatenate([[edges[0] ** 2 / edges[1]], edges, [edges[-1] ** 2 / edges[-2]]])
@@ -213,8 +221,11 @@ def sizes(name: str, histogram: Mapping[str, Sequence[float]]) -> str:
                 label=f"{label}: {int(values.sum()):,}",
             )
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("size, square root of the area, px")
         axes.set_ylabel("cells")
         axes.set_title("Sizes of the cells")

@@ -74,7 +74,7 @@ def draw(truth: Truth, entry: dict[str, Any], masks: bool) -> Picture:
     case = image_case(truth.image, truth.cells, entry["found_cells"])
     shapes = list(_masks(case) if masks else _boxes(case))
     counts = dict.fromkeys(FATES, 0)
-    paths = dict.fromkeys((*FATES, "true"), "")
+    paths = dict.fromkeys(("true", *FATES), "")  # the first lies below the others
     for is_true, fate, path in shapes:
         if is_true:
             paths["true"] += path

@@ -65,7 +65,7 @@ def precision_table(livecell: Mapping[str, Any]) -> Table:
             known = {"AP": PUBLISHED["all"][which]} | (PUBLISHED_ANCHOR_FREE if which == 0 else {})
             values = [f"{known[name][place]:.1f}" if name in known else "-" for name in FIGURES]
             published.append([f"published: {network}", label, "-", "-", *values, *padding])
-    beside = ["anchor-free, published", "anchor-based, published"] if types else []
+    beside = ["published: anchor-free", "published: anchor-based"] if types else []
     return table(["", "", "images", "cells", *FIGURES, *beside], rows, published, (0, 1))
 
 

@@ -113,9 +113,10 @@ def _subtitle(material: Material) -> str:
         return ", ".join([*parts, "not judged: the training had no validation images"])
     group = material.report["livecell"]["all"]
     on = f"judged on {material.data}:" if material.data else "judged on"
-    limit = (material.report.get("evaluated") or {}).get("limit")
-    first = "the first " if limit else ""
-    return ", ".join([*parts, f"{on} {first}{group['images']:,} images with {group['cells']:,} cells"])
+    limited = bool((material.report.get("evaluated") or {}).get("limit"))
+    images = f"{group['images']:,} images" if group["images"] != 1 else "image" if limited else "one image"
+    first = "the first " if limited else ""
+    return ", ".join([*parts, f"{on} {first}{images} with {group['cells']:,} cells"])
 
 
 def _tiles(material: Material) -> list[dict[str, str]]:

@@ -112,7 +112,7 @@ def test_nothing_found(evaluated):
 def test_one_image(evaluated):
     found = [entry for entry in predictions(True) if entry["image_id"] == 31]
     page = page_of(evaluated(found, "--limit", "1"))
-    assert "the first 1 images" in page.sections["header"]
+    assert "the first image with 5 cells" in page.sections["header"]
     assert page.tags.count("img") == 1 and "best 31" in page.sections["examples"]
 
 
