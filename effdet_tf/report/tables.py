@@ -13,7 +13,7 @@ from effdet_tf.report.examples import ranking_figure
 Table = dict[str, Any]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AFNR")
 MOST_IMAGES = 1000  # rows of the table of images
-_NETWORKS = ("CenterMask2, anchor-free", "Cascade Mask R-CNN, anchor-based")
+_NETWORKS = ("CenterMask2", "Cascade Mask R-CNN")  # in the order of `PUBLISHED`
 
 
 def percent(value: float | None) -> str:
@@ -65,7 +65,7 @@ def precision_table(livecell: Mapping[str, Any]) -> Table:
             known = {"AP": PUBLISHED["all"][which]} | (PUBLISHED_ANCHOR_FREE if which == 0 else {})
             values = [f"{known[name][place]:.1f}" if name in known else "-" for name in FIGURES]
             published.append([f"published: {network}", label, "-", "-", *values, *padding])
-    beside = ["published: anchor-free", "published: anchor-based"] if types else []
+    beside = [f"published: {network}" for network in _NETWORKS] if types else []
     return table(["", "", "images", "cells", *FIGURES, *beside], rows, published, (0, 1))
 
 
