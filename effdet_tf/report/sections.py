@@ -86,7 +86,8 @@ def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
     notes = [
         "AFNR is 100 - AR, the mean share of missed cells. The published rows are of the whole LIVECell test "
         "set (Edlund et al. 2021; CenterMask2 is the anchor-free network, Cascade Mask R-CNN with "
-        "ResNeSt-200 the anchor-based one): figures of other images, or of a part of that set, are no comparison."
+        "ResNeSt-200 the anchor-based one): figures of other images, or of a "
+        "part of that set, are no comparison."
     ]
     if any(name in PUBLISHED for name in livecell["by"]):
         notes.append(
