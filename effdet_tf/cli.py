@@ -17,11 +17,25 @@ from effdet_tf.commands import (
     plate,
     predict,
     pseudo,
+    report,
     synthetic,
     weights,
 )
 
-VERBS = (synthetic, download, convert, check, pack, predict, plate, pseudo, info, weights, completion)
+VERBS = (
+    synthetic,
+    download,
+    convert,
+    check,
+    pack,
+    predict,
+    plate,
+    pseudo,
+    report,
+    info,
+    weights,
+    completion,
+)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 

@@ -129,7 +129,8 @@ def evaluate_run(
     Returns:
         The report of `Judge.report` with "left_out". Predictions of classes that the data do not have cannot
         be judged: they are left out, and left_out counts them. When no class name is among those of the data,
-        every prediction gets the first category: the figures without classes stay valid.
+        every prediction gets the first category: the figures without classes stay valid, and there is no
+        confusion of classes.
 
     Raises:
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
@@ -150,4 +151,7 @@ def evaluate_run(
         judge.add(image_case(truth.image, truth.cells, found))
         if keep is not None:
             keep(found)
-    return {**judge.report(cells.masks), "left_out": cells.left_out}
+    report = judge.report(cells.masks)
+    if cells.strangers:
+        report["confusion"] = None
+    return {**report, "left_out": cells.left_out}

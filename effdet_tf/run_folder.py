@@ -11,6 +11,10 @@ from effdet_tf.near import did_you_mean, near_files
 CONFIG_FILE = "config.yaml"
 BEST_FILE = "best.npz"
 LAST_FILE = "last.npz"
+LOG_FILE = "log.csv"  # one row for each epoch
+FIGURES_FILE = "metrics.json"  # of the weights in BEST_FILE, on the validation images
+ABOUT_FILE = "about.json"  # when, how and on what it was trained
+REPORT_FILE = "report.html"
 PARTIAL_FILE = "partial.npz"  # a backbone's weights alone, imported: to start from, not to predict with
 
 MODELS = Path(__file__).resolve().parent / "models"  # a run folder each

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,34 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("EFFDET_REAL_DATA is unset: no real images to test on")
     return Path(folder)
+
+
+# A browser that does nothing on its own: no sandbox (it may run as root), no look for updates.
+BROWSER_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The machine's Chromium, driven by playwright; a skip where there is none."""
+    places = ("/usr/bin/chromium", *(shutil.which(name) for name in ("chromium", "chromium-browser")))
+    program = next((place for place in places if place and os.path.exists(place)), None)
+    if program is None:
+        pytest.skip("no Chromium at /usr/bin/chromium or on PATH: nothing to open pages in")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=list(BROWSER_FLAGS))
+        yield running
+        running.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -85,6 +85,13 @@ def test_wheel_brings_the_command(wheel):
     assert "[console_scripts]\neffdet_tf = effdet_tf.cli:main\n" in wheel.read(name).decode()
 
 
+def test_wheel_holds_the_page_of_the_report(wheel):
+    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/report/page/")}
+    folder = ROOT / "effdet_tf" / "report" / "page"
+    assert held == {str(path.relative_to(ROOT)) for path in folder.iterdir()}
+    assert "effdet_tf/report/page/page.html" in held
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()
@@ -93,5 +100,5 @@ def test_wheel_says_what_it_is(wheel):
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert re.search(r"\nRequires-Dist: tensorflow[<>=,.0-9]+\n", metadata)
     extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
-    assert extras == {"test", "tflite", "pretrained", "plates", "napari", "benchmark", "notebooks", "jax"}
+    assert extras == {"test", "tflite", "pretrained", "plates", "napari", "notebooks", "jax"}
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())

@@ -7,19 +7,8 @@ from typing import Any
 
 import numpy as np
 
-# Edlund et al. 2021: test set, box and mask AP of the two published networks, trained on all types or on one.
-# Source: model/README.md of github.com/sartorius-research/LIVECell.
-PUBLISHED: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
-    "all": ((48.45, 47.78), (48.43, 47.89)),
-    "A172": ((31.49, 34.57), (36.37, 38.02)),
-    "BT474": ((42.12, 42.60), (43.25, 43.00)),
-    "BV2": ((42.62, 45.69), (54.36, 52.60)),
-    "Huh7": ((42.44, 45.85), (52.79, 51.83)),
-    "MCF7": ((36.53, 37.30), (37.53, 37.94)),
-    "SHSY5Y": ((25.20, 23.91), (27.87, 24.92)),
-    "SkBr3": ((64.35, 65.85), (64.41, 65.39)),
-    "SKOV3": ((46.43, 49.39), (53.29, 54.12)),
-}
+from effdet_tf.metrics.published import PUBLISHED
+
 _HEAD = (
     "| {what} | images | cells | box AP / AP50 | mask AP / AP50 | AFNR, mask "
     "| published anchor-free, box / mask | anchor-based |\n|---|---|---|---|---|---|---|---|"

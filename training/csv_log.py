@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.files import atomic_write
-
-CSV_FILE = "log.csv"
+from effdet_tf.run_folder import LOG_FILE
 
 
 class CsvLog:
@@ -33,7 +32,7 @@ class CsvLog:
         """Add the figures of one epoch, which ended with `step`, and write the table anew."""
         self.history.append(row)
         columns = list(dict.fromkeys(name for past in self.history for name in past))
-        with atomic_write(self.folder / CSV_FILE) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_write(self.folder / LOG_FILE) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from effdet_tf.command_line import Parser, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.record import read_manifest
-from effdet_tf.evaluation import FoundCells, annotated_images, evaluate_run
+from effdet_tf.evaluation import Entries, FoundCells, annotated_images, evaluate_run
 from effdet_tf.files import write_json
 from effdet_tf.metrics.inputs import image_case, stranger
 from effdet_tf.metrics.report import Judge, format_table
+from effdet_tf.report.about import command_line, describe_work
+from effdet_tf.report.collect import examples_path
+from effdet_tf.report.examples import FoundScratch, write_examples
+from effdet_tf.report.write import report_on_evaluation
 from effdet_tf.run_folder import MODELS, find_run
 from training.prediction_files import PredictionFile, prediction_writer
 
@@ -27,8 +33,11 @@ def evaluate_file(
     limit: int | None = None,
     score_threshold: float | None = None,
     coco: bool | None = None,
+    keep: Callable[[Entries], object] | None = None,
 ) -> dict[str, Any]:
     """Score a COCO results file; with `limit`, predictions on the other images are left out.
+
+    `keep` is given the results of each image.
 
     Raises:
         UserError: for a file that is no COCO results list, or does not fit the images.
@@ -40,6 +49,8 @@ def evaluate_file(
         images += 1
         found, numbers = predictions.take(truth.image["id"])
         judge.add(image_case(truth.image, truth.cells, found, numbers))
+        if keep is not None:
+            keep(found)
     left = predictions.left()
     if left is not None and limit is None:
         raise stranger(*left, images)
@@ -53,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    began = time.monotonic()
     settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
     run = None if options.run is None else find_run(options.run)
     if run is not None:
@@ -76,25 +88,37 @@ def _run(options: argparse.Namespace) -> None:
         # Named after the data: a second set must not replace the figures of the first.
         out = run / f"evaluation-{options.data.resolve().name}.json"
     found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
-    if run is None:
-        report = evaluate_file(options.predictions, options.data, **settings)
-    elif found is None:
-        report = evaluate_run(predictor, options.data, **settings)
-    else:
-        with prediction_writer(found) as writer:
-            report = evaluate_run(predictor, options.data, keep=writer.write, **settings)
-    print(format_table(report))
-    if out is None:
-        return
+    with contextlib.ExitStack() as stack:
+        writers = []
+        if out is not None:
+            scratch = stack.enter_context(FoundScratch(settings["score_threshold"]))
+            writers.append(scratch.add)
+        if found is not None:
+            writers.append(stack.enter_context(prediction_writer(found)).write)
+
+        def keep(entries: Entries) -> None:
+            for write in writers:
+                write(entries)
+
+        if run is None:
+            report = evaluate_file(options.predictions, options.data, keep=keep, **settings)
+        else:
+            report = evaluate_run(predictor, options.data, keep=keep, **settings)
+        print(format_table(report))
+        if out is None:
+            return
+        write_examples(examples_path(out), report, scratch, options.data)
     report["evaluated"] = {
         "data": str(options.data),
         "of": str(options.run or options.predictions),
         "limit": options.limit,
     }
+    report["about"] = describe_work(options.command, time.monotonic() - began)
     write_json(out, report)
     print(f"\nwritten: {out}")
     if found is not None:
         print(f"written: {found}")
+    print(f"written: {report_on_evaluation(out)}")
 
 
 def _score(text: str) -> float | str:
@@ -128,7 +152,7 @@ def build_parser() -> Parser:
         "--out",
         type=Path,
         help="report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
-        "network's predictions go beside it",
+        "network's predictions and a page with charts and pictures go beside it",
     )
     parser.add_argument("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
     parser.add_argument(
@@ -153,6 +177,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.predictions is not None and (options.tta or tuple(options.tta_scales) != (1.0,)):
         parser.error("--tta and --tta-scales go with --run: predictions are as they are")
+    options.command = command_line("training.evaluate", arguments)
     return options
 
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from effdet_tf.commands.pack import add_pseudo_option
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.lock import locked
+from effdet_tf.run_folder import ABOUT_FILE, FIGURES_FILE
 from training.options import (
     add_options,
     chosen_settings,
@@ -58,7 +60,7 @@ def train(options: argparse.Namespace) -> None:
     Raises:
         UserError: for unusable data or settings.
     """
-    config = wanted_config(options)
+    began, config = time.monotonic(), wanted_config(options)
     from training.devices import cluster_task, make_strategy
 
     strategy = make_strategy(options.devices)  # before TensorFlow does anything else
@@ -85,9 +87,23 @@ def train(options: argparse.Namespace) -> None:
         if first:
             _warn(options.data, options.val)
         trainer.announce()
+        before = trainer.step
         trainer.run()
-        if first:  # the first worker of a cluster speaks for all
-            _conclude(options, trainer.report)
+        if not first:  # the first worker of a cluster speaks for all
+            return
+        if trainer.step > before or not (options.out / ABOUT_FILE).exists():
+            _write_about(options, time.monotonic() - began)
+        _conclude(options, trainer.report)
+
+
+def _write_about(options: argparse.Namespace, seconds: float) -> None:
+    """Write down how a training was done, for its report."""
+    from effdet_tf.report.about import describe_work
+
+    work = describe_work(options.command, seconds)
+    validation = None if options.val is None else str(options.val)
+    work |= {"data": [str(folder) for folder in options.data], "validation": validation}
+    write_json(options.out / ABOUT_FILE, work)
 
 
 def _warn(data: Sequence[Path], val: Path | None) -> None:
@@ -121,14 +137,16 @@ def _warn(data: Sequence[Path], val: Path | None) -> None:
 
 
 def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
-    """Print and write the figures of a finished training."""
+    """Print and write the figures of a finished training, and its report."""
     from effdet_tf.metrics.report import format_table
+    from effdet_tf.report.write import report_on_run
 
     if options.val is None:
         print("no --val: the weights of the last step are kept, no figures")
     elif report is not None:
         print(format_table(report))
-        write_json(options.out / "metrics.json", report)
+        write_json(options.out / FIGURES_FILE, report)
+    print(f"written: {report_on_run(options.out)}")
     print(f"done; predict with: python -m effdet_tf predict --run {options.out} IMAGES --out OUT")
 
 
@@ -177,6 +195,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:
         parser.error("--val and --pseudo need --data: without it the demo makes data of its own")
+    from effdet_tf.report.about import command_line
+
+    options.command = command_line("training.main", arguments)
     return options
 
 

@@ -20,7 +20,9 @@ from effdet_tf.metrics.report import choosing_score, headline, reporting_score
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.predict import Predictor
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
+from effdet_tf.report.collect import examples_path
+from effdet_tf.report.examples import FoundScratch, write_examples
+from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, FIGURES_FILE
 from training.callbacks import RunLog
 from training.devices import check_batch, cluster_task, local_replicas, own_part, total
 from training.run import FED, TERMS, Run
@@ -234,15 +236,17 @@ class Trainer(Run):
         if self.validation is None or not (last or row["epoch"] % every == 0):
             return
         limit = None if last else self.config.train.evaluate_images or None
-        report = evaluate_run(self.predictor, self.validation, limit, progress=last)
-        figures = headline(report)
-        row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
-        score = choosing_score(figures)
-        # A figure on fewer images says nothing beside one on all of them: the last always counts.
-        if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
-            self.best, self.report = score, report
-            save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
-            self._keep_threshold()
+        with FoundScratch(None) as found:
+            report = evaluate_run(self.predictor, self.validation, limit, progress=last, keep=found.add)
+            figures = headline(report)
+            row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
+            score = choosing_score(figures)
+            # A figure on fewer images says nothing beside one on all of them: the last always counts.
+            if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
+                self.best, self.report = score, report
+                save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
+                write_examples(examples_path(self.folder / FIGURES_FILE), report, found, self.validation)
+                self._keep_threshold()
 
     def _keep_threshold(self) -> None:
         """Store the score that separates cells best on the validation images with the run."""

@@ -222,6 +222,21 @@ def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = N
     return (gray - low) * (top / (high - low)) if high > low else np.zeros_like(gray)
 
 
+def stretch_contrast(image: np.ndarray) -> np.ndarray:
+    """Spread percentile 0.2 to 99.8 of an image over 0-255, for the eye; a flat image becomes middle gray.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, any real type.
+
+    Returns:
+        uint8, of the same shape.
+    """
+    low, high = np.percentile(image, (0.2, 99.8))
+    if high <= low:
+        return np.full(image.shape, 128, np.uint8)
+    return np.clip((image - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+
+
 def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     """Pixels [H, W] or [H, W, C] in the file's own type; palettes stay indices when `labels`."""
     size, head = _head(path)

@@ -14,10 +14,11 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.cells import SCORE_GRID, count_figures, detection_figures
 from effdet_tf.metrics.inputs import Cell, Found, ImageCase, ImageGroups, image_cases, unknown_class
-from effdet_tf.metrics.precision import box_cells, box_detections, match_detections
+from effdet_tf.metrics.outcomes import Outcome
+from effdet_tf.metrics.precision import Assigned, assign_detections, box_cells, box_detections
 
-_IOU = 0  # of IOU_THRESHOLDS: .5
-_ANY_AREA = (0.0, 1e10)
+IOU_STEP = 0  # of IOU_THRESHOLDS: .5
+ANY_AREA = (0.0, 1e10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +86,32 @@ class BoxJudge:
         self._groups = ImageGroups(by)
         self._matches: dict[Any, BoxMatch] = {}
 
-    def add(self, case: ImageCase) -> None:
+    def add(self, case: ImageCase) -> Outcome:
         """Judge the boxes found in one image.
+
+        Returns:
+            What became of each, whatever its class.
 
         Raises:
             UserError: for a detection of an unknown class, when classes count, or without a box.
         """
         self._groups.add(case.image)
-        self._matches[case.image["id"]] = match_boxes(case, self.classes)
+        _check(case, self.classes)
+        given = _assign(case.cells, case.found)
+        self._matches[case.image["id"]] = _matched(case, self.classes, given)
+        return _outcome(case, given)
+
+    def by_image(self, score: float) -> dict[Any, dict[str, Any]]:
+        """Figures of each image, by its id, at a score: true, found and f1."""
+        return {
+            identity: {
+                "true": figures["true_cells"],
+                "found": figures["found_cells"],
+                "f1": figures["f1"],
+            }
+            for identity, match in self._matches.items()
+            for figures in [_figures([match], score)]
+        }
 
     def report(self) -> dict[str, Any]:
         """The figures; see `score_boxes`."""
@@ -123,13 +142,22 @@ def match_boxes(case: ImageCase, classes: Sequence[int] | None = None) -> BoxMat
     Raises:
         UserError: for a detection of an unknown class, when classes count, or without a box.
     """
+    _check(case, classes)
+    return _matched(case, classes, _assign(case.cells, case.found))
+
+
+def _check(case: ImageCase, classes: Sequence[int] | None) -> None:
     for number, entry in enumerate(case.found):
         if entry.box is None:
             raise UserError(f"{case.what(number)} has no box to score")
         if classes is not None and entry.category_id not in classes:
             raise unknown_class(case.what(number), entry.category_id, classes)
+
+
+def _matched(case: ImageCase, classes: Sequence[int] | None, given: Assigned) -> BoxMatch:
+    """The match of an image, of which `given` is the one without classes."""
     if classes is None:
-        return _match(case.cells, case.found)
+        return _kept(case.found, given)
     parts = [
         _match(
             [cell for cell in case.cells if cell.category_id == kind],
@@ -146,9 +174,34 @@ def match_boxes(case: ImageCase, classes: Sequence[int] | None = None) -> BoxMat
 
 def _match(cells: Sequence[Cell], found: Sequence[Found]) -> BoxMatch:
     """Match the boxes of one image and class."""
-    matched = match_detections(box_cells(cells), box_detections(found), [_ANY_AREA], len(found))
-    judged = ~matched.bits("ignored", 0, _IOU)
-    return BoxMatch(int(matched.cells[0]), matched.scores[judged], matched.bits("hits", 0, _IOU)[judged])
+    return _kept(found, _assign(cells, found))
+
+
+def _assign(cells: Sequence[Cell], found: Sequence[Found]) -> Assigned:
+    return assign_detections(box_cells(cells), box_detections(found), [ANY_AREA], len(found))
+
+
+def _kept(found: Sequence[Found], given: Assigned) -> BoxMatch:
+    """What is kept of an assignment."""
+    judged = ~given.ignored[0, IOU_STEP]
+    scores = np.array([found[number].score for number in given.order[judged]], np.float64)
+    return BoxMatch(int(given.counts[0]), scores, given.hits[0, IOU_STEP][judged])
+
+
+def _outcome(case: ImageCase, given: Assigned) -> Outcome:
+    judged = ~given.ignored[0, IOU_STEP]
+    true = [cell for cell in case.cells if not cell.crowd]
+    found = [case.found[number] for number in given.order[judged]]
+    partners = [None if k < 0 else case.cells[k].category_id for k in given.cells[0, IOU_STEP][judged]]
+    boxes = [entry.box or (0.0, 0.0, 0.0, 0.0) for entry in found]
+    return Outcome(
+        [cell.category_id for cell in true],
+        np.array([cell.box[2] * cell.box[3] for cell in true], np.float64),
+        np.array([entry.score for entry in found], np.float64),
+        [entry.category_id for entry in found],
+        np.array([box[2] * box[3] for box in boxes], np.float64),
+        partners,
+    )
 
 
 def _figures(matches: Sequence[BoxMatch], score: float) -> dict[str, Any]:

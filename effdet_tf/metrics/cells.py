@@ -7,6 +7,7 @@ A match is one-to-one with an IoU strictly above the threshold.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,25 @@ class CellJudge:
         self._groups = ImageGroups(by)
         self._tallies: dict[float, dict[Any, ImageTally]] = {score: {} for score in self._scores}
 
-    def add(self, case: ImageCase) -> None:
-        """Judge the cells found in one image."""
+    def add(self, case: ImageCase) -> ImageMatch:
+        """Judge the cells found in one image; returns the comparison, as of `match_cells`."""
         match = match_cells(case, min(self._scores))
         self._groups.add(case.image)
         for score, tallies in self._tallies.items():
             tallies[case.image["id"]] = tally(match, score)
+        return match
+
+    def by_image(self, score: float) -> dict[Any, dict[str, Any]]:
+        """Figures of each image, by its id, at one of the scores: true, found, sartorius and f1."""
+        return {
+            identity: {
+                "true": one.true,
+                "found": one.found,
+                "sartorius": sartorius([one]),
+                "f1": detection_figures(int(one.matched[0]), one.true, one.found)["f1"],
+            }
+            for identity, one in self._tallies[score].items()
+        }
 
     def report(self) -> dict[str, Any]:
         """The figures; see `score_cells`."""
@@ -105,21 +119,32 @@ def match_cells(case: ImageCase, min_score: float = 0.0) -> ImageMatch:
     Args:
         case: one image.
         min_score: detections below it are never asked for; leaving them out saves their decoding.
+
+    Returns:
+        The comparison; its places are those in `case.cells` and `case.found`.
     """
-    true: list[Patch] = []
+    true: dict[int, Patch] = {}
     ignored: list[Patch] = []
-    found: list[Patch] = []
-    scores: list[float] = []
-    for cell in case.cells:
+    found: dict[int, Patch] = {}
+    for number, cell in enumerate(case.cells):
         patch = rle_to_patch(cell.rle) if cell.rle is not None else None
-        if patch is not None:
-            (ignored if cell.crowd else true).append(patch)
-    for entry in case.found:
+        if patch is not None and cell.crowd:
+            ignored.append(patch)
+        elif patch is not None:
+            true[number] = patch
+    for number, entry in enumerate(case.found):
         patch = rle_to_patch(entry.rle) if entry.rle is not None and entry.score >= min_score else None
         if patch is not None:
-            found.append(patch)
-            scores.append(entry.score)
-    return match_image(true, found, scores, case.image["height"], case.image["width"], ignored)
+            found[number] = patch
+    scores = [case.found[number].score for number in found]
+    match = match_image(
+        list(true.values()), list(found.values()), scores, case.image["height"], case.image["width"], ignored
+    )
+    return replace(
+        match,
+        true_index=np.array(list(true), dtype=np.int64),
+        found_index=np.array(list(found), dtype=np.int64)[match.found_index],
+    )
 
 
 def summarise_tallies(tallies: Sequence[ImageTally]) -> dict[str, Any]:

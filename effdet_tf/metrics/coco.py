@@ -146,28 +146,41 @@ class CocoJudge:
         everything = set(self._groups.ids)
         if not everything:
             raise UserError("no annotated image to score on")
-        report = {"protocol": self.rules.name, "all": self._group(everything, kinds)}
+        curves: dict[str, Any] = {}
+        report = {"protocol": self.rules.name, "all": self._group(everything, kinds, curves)}
         report["by"] = {
             name: report["all"] if ids == everything else self._group(ids, kinds)
             for name, ids in self._groups.split().items()
         }
-        return report
+        return report | {"curves": curves}
 
-    def _group(self, ids: set[int], kinds: Sequence[str]) -> dict[str, Any]:
+    def _group(
+        self, ids: set[int], kinds: Sequence[str], curves: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Figures of some images; with `curves`, those of each kind are put there."""
         counts = np.array([self._counts[identity] for identity in ids]).sum(0)
         group: dict[str, Any] = {"images": len(ids)}
         group |= {name: int(n) for name, n in zip(("cells", "predictions", "dropped"), counts, strict=True)}
-        return group | {kind: self._figures(kind, sorted(ids)) for kind in kinds}
+        for kind in kinds:
+            precision, recall = self._precision_and_recall(kind, sorted(ids))
+            group[kind] = self._figures(precision, recall)
+            if curves is not None:
+                curves[kind] = _curves(precision[:, 0])
+        return group
 
-    def _figures(self, kind: str, ids: Sequence[int]) -> dict[str, Any]:
+    def _precision_and_recall(self, kind: str, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Precision float64 `[class, area, IoU, recall]` and recall `[class, area, IoU, detections]`."""
         areas = len(self.rules.area_ranges)
         curves = []
         for category in self.names:
             keys = [(kind, category, identity) for identity in ids]
             matched = [self._matched[key] for key in keys if key in self._matched]
             curves.append([precision_and_recall(matched, k, self.rules.max_detections) for k in range(areas)])
-        precision = np.array([[p for p, _ in of_class] for of_class in curves])  # [class, area, IoU, recall]
-        recall = np.array([[r for _, r in of_class] for of_class in curves])  # [class, area, IoU, detections]
+        precision = np.array([[p for p, _ in of_class] for of_class in curves])
+        recall = np.array([[r for _, r in of_class] for of_class in curves])
+        return precision, recall
+
+    def _figures(self, precision: np.ndarray, recall: np.ndarray) -> dict[str, Any]:
         figures: dict[str, Any] = {
             "AP": _mean(precision[:, 0]),
             "AP50": _mean(precision[:, 0, 0]),
@@ -215,10 +228,12 @@ def evaluate_coco(
         by: image field to split the images by; None for no split.
 
     Returns:
-        `{"protocol", "all": group, "by": {value: group}}`, a group being `{"images", "cells",
+        `{"protocol", "all": group, "by": {value: group}, "curves"}`, a group being `{"images", "cells",
         "predictions", "dropped", kind: {figure: value}}`; dropped counts the detections of lowest score
         beyond the protocol's limit for one image. With `per_class` protocols each kind also holds
-        "classes": {name: {AP, AP50}}.
+        "classes": {name: {AP, AP50}}. "curves" is `{kind: {"AP": [10], by IoU threshold, "precision": {"50",
+        "75", "mean": [101]}}}` of all images, precision at recalls 0, .01 ... 1 at these IoUs and as the mean
+        over all, to four digits; None for a kind without a cell.
 
     Raises:
         UserError: for a detection on an unknown image, of an unknown class (when classes count), without a
@@ -234,6 +249,19 @@ def evaluate_coco(
     for case in image_cases(ground_truth, predictions):
         judge.add(case, kinds)
     return judge.report(kinds)
+
+
+def _curves(precision: np.ndarray) -> dict[str, Any] | None:
+    """Of float64 `[class, IoU, recall]`, means over the classes that have a cell; see `evaluate_coco`."""
+    defined = precision[precision[:, 0, 0] > -1]
+    if not len(defined):
+        return None
+    means = defined.mean(0)
+    lines = {"50": means[0], "75": means[5], "mean": means.mean(0)}
+    return {
+        "AP": means.mean(1).round(5).tolist(),
+        "precision": {name: line.round(4).tolist() for name, line in lines.items()},
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -16,6 +16,7 @@ from effdet_tf.masks import Patch, resolve_overlaps
 from effdet_tf.metrics.inputs import IOU_THRESHOLDS
 
 _IGNORED_SHARE = 0.5
+_TIE = 1e-9  # an IoU must be above a threshold, and rounding is not
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,8 @@ class ImageMatch:
         pair_found: int64 `[K]`, index of its found cell.
         pair_overlap: int64 `[K]`, pixels they share.
         pair_iou: float64 `[K]`, intersection over union.
+        true_index: int64 `[G]`, place of each true cell among those that were given.
+        found_index: int64 `[P]`, place of each found cell among those that were given.
     """
 
     true_areas: np.ndarray
@@ -39,6 +42,17 @@ class ImageMatch:
     pair_found: np.ndarray
     pair_overlap: np.ndarray
     pair_iou: np.ndarray
+    true_index: np.ndarray
+    found_index: np.ndarray
+
+    def partners(self) -> np.ndarray:
+        """The true cell of each found one, int64 `[P]`: that of the highest IoU above .5; -1 for none."""
+        near = self.pair_iou > IOU_THRESHOLDS[0] + _TIE
+        pair_true, pair_found, iou = self.pair_true[near], self.pair_found[near], self.pair_iou[near]
+        order = np.argsort(iou, kind="stable")
+        partners = np.full(len(self.found_areas), -1, dtype=np.int64)
+        partners[pair_found[order]] = pair_true[order]  # the best is written last
+        return partners
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +126,8 @@ def match_image(
         pair_found=number[pair_found[valid]],
         pair_overlap=overlap[valid],
         pair_iou=iou[valid],
+        true_index=np.arange(len(true)),
+        found_index=np.asarray(kept, dtype=np.int64)[judged],
     )
 
 
@@ -128,7 +144,7 @@ def tally(match: ImageMatch, score: float) -> ImageTally:
     overlap, iou = match.pair_overlap[pairs], match.pair_iou[pairs]
     best = np.zeros(found)
     np.maximum.at(best, pair_found, iou)
-    matched = np.count_nonzero(best[None, :] > IOU_THRESHOLDS[:, None] + 1e-9, axis=1)
+    matched = np.count_nonzero(best[None, :] > IOU_THRESHOLDS[:, None] + _TIE, axis=1)
     covers = 2 * overlap > match.true_areas[pair_true]
     aji_overlap, aji_union = _aggregated_jaccard(match, found, pair_true, pair_found, overlap, iou)
     return ImageTally(

@@ -61,6 +61,24 @@ class MatchedImage:
         return np.unpackbits(getattr(self, name)[area, step], count=len(self.scores)).view(bool)
 
 
+class Assigned(NamedTuple):
+    """Which cell each detection was given.
+
+    Attributes:
+        order: int64 `[D]`, the detections, best first; what follows is in this order.
+        hits: bool `[A, T, D]`, whether it has a cell, in each area range at each IoU.
+        ignored: bool `[A, T, D]`, neither true nor false.
+        cells: int32 `[A, T, D]`, the place of its cell; -1 for none.
+        counts: int64 `[A]`, cells of each area range.
+    """
+
+    order: np.ndarray
+    hits: np.ndarray
+    ignored: np.ndarray
+    cells: np.ndarray
+    counts: np.ndarray
+
+
 def box_cells(cells: Sequence[Cell]) -> Cells:
     """Cells by their boxes; the areas are the masks' where there are masks."""
     return Cells(_boxes(cells), *_areas_and_crowds(cells))
@@ -86,6 +104,19 @@ def mask_detections(found: Sequence[Found]) -> Detections:
 def match_detections(
     cells: Cells, found: Detections, area_ranges: Sequence[Sequence[float]], most: int
 ) -> MatchedImage:
+    """What is kept of `assign_detections`, which has the arguments."""
+    given = assign_detections(cells, found, area_ranges, most)
+    return MatchedImage(
+        found.scores[given.order],
+        np.packbits(given.hits, axis=-1),
+        np.packbits(given.ignored, axis=-1),
+        given.counts,
+    )
+
+
+def assign_detections(
+    cells: Cells, found: Detections, area_ranges: Sequence[Sequence[float]], most: int
+) -> Assigned:
     """Give each detection, best first, the cell of highest IoU that is left: COCO's greedy matching.
 
     Args:
@@ -103,6 +134,7 @@ def match_detections(
     steps = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     hits = np.zeros((len(low), len(steps), len(order)), bool)
     ignored = np.zeros_like(hits)
+    given = np.full(hits.shape, -1, np.int32)
     if len(order) and len(crowd):
         overlaps = coco_mask.iou(shapes, cells.shapes, cells.crowd)  # of a crowd region: over the detection
         taken = np.zeros((len(low), len(steps), len(crowd)), bool)
@@ -119,14 +151,10 @@ def match_detections(
             cell = near[choice[area, step]]
             taken[area, step, cell] = True
             hits[area, step, row] = True
+            given[area, step, row] = cell
             ignored[area, step, row] = outside[area, cell]
     ignored |= ~hits & strange[:, None]
-    return MatchedImage(
-        found.scores[order],
-        np.packbits(hits, axis=-1),
-        np.packbits(ignored, axis=-1),
-        np.count_nonzero(~outside, axis=1),
-    )
+    return Assigned(order, hits, ignored, given, np.count_nonzero(~outside, axis=1))
 
 
 def precision_and_recall(

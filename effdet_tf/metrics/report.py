@@ -10,17 +10,18 @@ from effdet_tf.metrics.boxes import BoxJudge
 from effdet_tf.metrics.cells import CellJudge
 from effdet_tf.metrics.coco import KINDS, CocoJudge
 from effdet_tf.metrics.inputs import ImageCase, image_cases
+from effdet_tf.metrics.outcomes import OutcomeJudge, mask_outcome
 
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
 # The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
-_COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
+COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
     "AR100": "AR",
     "ARs": "ARs",
     "ARm": "ARm",
     "ARl": "ARl",
 }
 _KIND_NAMES = {"bbox": "box", "segm": "mask"}
-_CELL_LINES = (
+CELL_LINES = (
     ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
     ("f1", "F1", "at IoU .5, counts of all images pooled"),
     ("precision", "precision", "share of found cells that are true, IoU .5"),
@@ -83,6 +84,8 @@ class Judge:
         }
         self._cells = CellJudge(score_threshold, by)
         self._boxes = BoxJudge(categories, score_threshold, by, coco)
+        self._images: list[dict[str, Any]] = []
+        self._mask_outcomes, self._box_outcomes = OutcomeJudge(categories), OutcomeJudge(categories)
         self._boxes_alone = False  # some annotation has no mask
         self._masked = 0  # predictions that have one
         self._unmasked: str | None = None  # the first prediction that has none
@@ -102,8 +105,10 @@ class Judge:
         for judge in self._protocols.values():
             judge.add(case, KINDS if masks else KINDS[:1])
         if masks:
-            self._cells.add(case)
-        self._boxes.add(case)
+            self._mask_outcomes.add(mask_outcome(case, self._cells.add(case)))
+        self._box_outcomes.add(self._boxes.add(case))
+        known = ("id", "file_name", "cell_type")
+        self._images.append({name: case.image[name] for name in known if name in case.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
         """The figures of all images.
@@ -113,8 +118,11 @@ class Judge:
 
         Returns:
             `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
-            evaluate_coco(...), "boxes_only"}`, ready for JSON. "boxes_only" says why masks are not scored and
-            "cells" is None; it and "boxes" are None where masks are scored. "coco" is None when that is off.
+            evaluate_coco(...), "boxes_only", "images", "confusion", "sizes"}`, ready for JSON. "boxes_only"
+            says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
+            "coco" is None when that is off. "images" has id, file_name, cell_type, true, found, sartorius
+            (of masks) and f1 of every image at the score of a cell; "confusion" and "sizes" are those of
+            `OutcomeJudge.report`.
 
         Raises:
             UserError: for predictions that do not fit the images.
@@ -127,12 +135,19 @@ class Judge:
             raise UserError(f"{self._unmasked} has no mask to score")
         kinds = KINDS[:1] if boxes_only else KINDS
         figures = {name: judge.report(kinds) for name, judge in self._protocols.items()}
+        judge, outcomes = (
+            (self._boxes, self._box_outcomes) if boxes_only else (self._cells, self._mask_outcomes)
+        )
+        at_score = judge.report()
+        by_image = judge.by_image(at_score["score_threshold"])
         return {
             "livecell": figures["livecell"],
-            "cells": None if boxes_only else self._cells.report(),
-            "boxes": self._boxes.report() if boxes_only else None,
+            "cells": None if boxes_only else at_score,
+            "boxes": at_score if boxes_only else None,
             "coco": figures.get("coco"),
             "boxes_only": boxes_only,
+            "images": [image | by_image[image["id"]] for image in self._images],
+            **outcomes.report(at_score["score_threshold"]),
         }
 
 
@@ -196,7 +211,7 @@ def format_table(report: dict[str, Any]) -> str:
             "COCO protocol, % (mean over classes, up to 100 detections an image and class, "
             "areas split at 1024 and 9216 px)",
         ]
-        lines += _ap_table(report["coco"], _COCO_COLUMNS)
+        lines += _ap_table(report["coco"], COCO_COLUMNS)
         lines += _class_lines(report["coco"]["all"])
     if report["boxes_only"]:
         lines += ["", f"Only boxes are scored: {report['boxes_only']}.", *_box_table(report["boxes"])]
@@ -252,7 +267,7 @@ def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
     widths = [max(8, len(name)) for name in groups]
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
     lines = [f"{'':18} {names}"]
-    for key, label, meaning in _CELL_LINES:
+    for key, label, meaning in CELL_LINES:
         if key not in groups["all"]:
             continue
         values = " ".join(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from effdet_tf.data.image_io import encode_png, to_gray
+from effdet_tf.data.image_io import encode_png, stretch_contrast, to_gray
 from effdet_tf.files import atomic_write
 from effdet_tf.outputs.cells import Cells
 
@@ -68,14 +68,6 @@ def _shrunk(image: np.ndarray, shrink: int) -> np.ndarray:
         size = -(-width // shrink), -(-gray.shape[0] // shrink)
         bands.append(cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
     return np.concatenate(bands)
-
-
-def stretch_contrast(gray: np.ndarray) -> np.ndarray:
-    """Stretch percentile 0.2 to 99.8 to 0-255, uint8; a flat image becomes middle gray."""
-    low, high = np.percentile(gray, (0.2, 99.8))
-    if high <= low:
-        return np.full(gray.shape, 128, np.uint8)
-    return np.clip((gray - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
 
 def _outlines(cells: Cells) -> Iterable[tuple[int, np.ndarray]]:

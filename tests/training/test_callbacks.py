@@ -7,12 +7,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from effdet_tf.run_folder import LOG_FILE
 from training.callbacks import TENSORBOARD_FOLDER, RunLog
-from training.csv_log import CSV_FILE
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
-    with open(folder / CSV_FILE, newline="") as file:
+    with open(folder / LOG_FILE, newline="") as file:
         return list(csv.DictReader(file))
 
 

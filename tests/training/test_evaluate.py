@@ -163,7 +163,11 @@ def test_command_scores_a_file_of_predictions(data, tmp_path):
     assert report["livecell"]["by"]["A172"]["segm"]["AP"] == 0.0
     assert report["cells"]["score_threshold"] == 0.5
     assert "LIVECell protocol" in done.stdout and str(out) in done.stdout
-    assert sorted(p.name for p in out.parent.iterdir()) == ["metrics.json"]
+    assert {p.name for p in out.parent.iterdir()} == {
+        "metrics.json",
+        "metrics.examples.json",
+        "metrics.html",
+    }
 
 
 def test_an_output_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch, capsys):

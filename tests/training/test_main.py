@@ -20,8 +20,8 @@ from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.lock import LOCK_FILE, locked
+from effdet_tf.run_folder import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
-from training.csv_log import CSV_FILE
 from training.demo import MINUTES
 from training.options import open_run, resolve, wanted_config
 from training.state import PREVIOUS_FILE, STATE_FILE
@@ -53,8 +53,11 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
         "best.npz",
         "last.npz",
         STATE_FILE,
-        CSV_FILE,
-        "metrics.json",
+        LOG_FILE,
+        FIGURES_FILE,
+        "metrics.examples.json",
+        ABOUT_FILE,
+        REPORT_FILE,
         "tensorboard",
         LOCK_FILE,
     } == names - {PREVIOUS_FILE}

@@ -15,7 +15,7 @@ from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.image_io import encode_png, image_statistics, to_gray
 from effdet_tf.data.record import MASK_SIZE, ImageRecord, iterate_records
 from effdet_tf.masks import Patch, mask_to_patch, patch_box, patch_to_bitmap, patch_to_rle, rle_to_patch
-from training.csv_log import CSV_FILE
+from effdet_tf.run_folder import LOG_FILE
 from training.main import main
 
 # Two of cort, one of shsy5y (dense, long), one of astro (large, ragged).
@@ -86,7 +86,7 @@ def test_four_real_crops_are_learned_by_heart(
     given = [word for setting in settings for word in ("--set", setting)]
     common = ["--preset", "cells-lite0", "--epochs", "1", "--batch", "4", "--out", str(run)]
     assert main(["--data", data, "--val", data, *common, *given]) == 0
-    with open(run / CSV_FILE, newline="") as file:
+    with open(run / LOG_FILE, newline="") as file:
         figures = list(csv.DictReader(file))[-1]
     assert int(figures["step"]) == STEPS
     assert float(figures["mask_AP50"]) > 0.9

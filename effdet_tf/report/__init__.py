@@ -1,0 +1,1 @@
+"""One HTML file of a run or an evaluation: figures, charts, the best and the worst images."""

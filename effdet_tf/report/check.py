@@ -1,0 +1,140 @@
+"""Whether what was read from a file is what a report is made of: files may be damaged, or others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+_KINDS = ("bbox", "segm")
+_AP = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR"}
+_AT_SCORE = {"images", "true_cells", "found_cells", "precision", "recall", "f1", "count_mean_error"}
+
+
+def is_evaluation(report: Any) -> bool:
+    """Whether this is a report of `metrics.report.Judge`, of this version or an earlier one."""
+    return _holds(_evaluation, report)
+
+
+def is_work(about: Any) -> bool:
+    """Whether this is what `about.describe_work` gave, or nothing."""
+    return _holds(_work, about)
+
+
+def is_examples(examples: Any) -> bool:
+    """Whether this is what `examples.write_examples` wrote."""
+    return _holds(_examples, examples)
+
+
+def _holds(test: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return test(value)
+    except (KeyError, TypeError, AttributeError, ValueError):  # a part is missing, or of another kind
+        return False
+
+
+def _evaluation(report: dict[str, Any]) -> bool:
+    judged = report["boxes"] if report["boxes_only"] else report["cells"]
+    protocols = [report["livecell"], *([report["coco"]] if report.get("coco") else [])]
+    return (
+        all(_protocol(protocol) for protocol in protocols)
+        and _figure(judged["score_threshold"])
+        and isinstance(judged["chosen"], str)
+        and all(_at_score(group) for group in (judged["all"], *judged["by"].values()))
+        and all(_image(image) for image in report.get("images", []))
+        and _confusion(report.get("confusion"))
+        and _sizes(report.get("sizes"))
+        and isinstance(report.get("evaluated", {}), dict)
+        and is_work(report.get("about", {}))
+    )
+
+
+def _protocol(protocol: dict[str, Any]) -> bool:
+    curves = protocol.get("curves", {})
+    return all(_group(group) for group in (protocol["all"], *protocol["by"].values())) and all(
+        kind in _KINDS and (curve is None or _curve(curve)) for kind, curve in curves.items()
+    )
+
+
+def _group(group: dict[str, Any]) -> bool:
+    kinds = [group[kind] for kind in _KINDS if kind in group]
+    return (
+        "bbox" in group
+        and all(isinstance(group[name], int) for name in ("images", "cells", "dropped"))
+        and all(set(kind) >= _AP for kind in kinds)
+        and all(_figure(v) for kind in kinds for name, v in kind.items() if name != "classes")
+        and all(
+            _figure(values["AP"]) and _figure(values["AP50"])
+            for kind in kinds
+            for values in kind.get("classes", {}).values()
+        )
+    )
+
+
+def _curve(curve: dict[str, Any]) -> bool:
+    lines = curve["precision"].values()
+    return _numbers(curve["AP"], 10) and all(_numbers(line, 101) for line in lines)
+
+
+def _at_score(group: dict[str, Any]) -> bool:
+    return set(group) >= _AT_SCORE and all(_figure(value) for value in group.values())
+
+
+def _image(image: dict[str, Any]) -> bool:
+    return (
+        isinstance(image["id"], int | str)
+        and isinstance(image["true"], int)
+        and isinstance(image["found"], int)
+        and _figure(image["f1"])
+        and _figure(image.get("sartorius"))
+    )
+
+
+def _confusion(confusion: dict[str, Any] | None) -> bool:
+    if confusion is None:
+        return True
+    size = len(confusion["classes"])
+    lines = [*confusion["counts"], confusion["missed"], confusion["false"]]
+    return len(confusion["counts"]) == size and all(_numbers(line, size) for line in lines)
+
+
+def _sizes(sizes: dict[str, Any] | None) -> bool:
+    if sizes is None:
+        return True
+    edges = sizes["edges"]
+    rising = _numbers(edges, len(edges)) and all(0 < a < b for a, b in zip(edges, edges[1:], strict=False))
+    bars = len(edges) + 1
+    return rising and len(edges) > 1 and _numbers(sizes["true"], bars) and _numbers(sizes["found"], bars)
+
+
+def _work(about: dict[str, Any]) -> bool:
+    environment = about.get("environment", {})
+    if "date" in about:
+        datetime.fromisoformat(about["date"])
+    return (
+        isinstance(about.get("seconds", 0), int | float)
+        and isinstance(about.get("data", []), list)
+        and isinstance(environment.get("packages", {}), dict)
+        and isinstance(environment.get("devices", []), list)
+    )
+
+
+def _examples(examples: dict[str, Any]) -> bool:
+    return (
+        isinstance(examples["data"], str)
+        and isinstance(examples["score"], float)
+        and isinstance(examples["masks"], bool)
+        and all(
+            _image(image) and isinstance(image["what"], str) and isinstance(image["found_cells"], list)
+            for image in examples["images"]
+        )
+    )
+
+
+def _figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _numbers(values: Any, count: int) -> bool:
+    whole = isinstance(values, list) and len(values) == count
+    return whole and all(_figure(value) and value is not None for value in values)

@@ -1,0 +1,130 @@
+"""The best, the median and the worst images of an evaluation, with what was found in them.
+
+They are known only when all images are judged. So what was found lies in a scratch file until then, and
+memory holds its places alone.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import write_json
+from effdet_tf.metrics.cells import SCORE_GRID
+from effdet_tf.report.check import is_examples
+
+EACH = 2  # images of each kind, where there are enough
+_KEPT = ("category_id", "score", "bbox", "segmentation")
+
+
+class FoundScratch:
+    """Keeps what was found, image by image, in a scratch file that goes away with the block."""
+
+    def __init__(self, score: float | None) -> None:
+        """`score` is the least of a cell in the figures; None where the best of a grid is yet to be found."""
+        self._least = SCORE_GRID[0] if score is None else score
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (`__exit__` closes it)
+        self._places: dict[Any, int] = {}
+
+    def __enter__(self) -> FoundScratch:
+        """The block that it lives in."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop all of it."""
+        self._file.close()
+
+    def add(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Take the COCO results of one image; those below every score that counts are left out."""
+        kept = [
+            {key: entry[key] for key in _KEPT if key in entry}
+            for entry in entries
+            if entry["score"] >= self._least
+        ]
+        if kept:
+            self._places[entries[0]["image_id"]] = self._file.seek(0, 2)
+            marshal.dump(kept, self._file)
+
+    def read(self, image_id: Any) -> list[dict[str, Any]]:
+        """What was found in an image."""
+        if image_id not in self._places:
+            return []
+        self._file.seek(self._places[image_id])
+        return marshal.load(self._file)
+
+
+def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data: str | Path) -> None:
+    """Write the chosen images of an evaluation beside its figures.
+
+    Args:
+        path: JSON to write.
+        report: of `metrics.report.Judge.report`.
+        found: what was found in its images.
+        data: folder of the converted images; their pixels and true cells stay there.
+    """
+    figures = report["boxes"] if report["boxes_only"] else report["cells"]
+    score = figures["score_threshold"]
+    chosen = [
+        {
+            "what": what,
+            **image,
+            "found_cells": [entry for entry in found.read(image["id"]) if entry["score"] >= score],
+        }
+        for what, image in choose(report["images"])
+    ]
+    masks = not report["boxes_only"]
+    write_json(
+        path, {"data": str(Path(data).resolve()), "score": score, "masks": masks, "images": chosen}, None
+    )
+
+
+def choose(images: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The best, the median and the worst images, by the Sartorius metric, or by F1 where only boxes count.
+
+    Args:
+        images: "images" of a report; those of which the figure is not defined are passed over.
+
+    Returns:
+        ("best", "median" or "worst", image), best first, each image once.
+    """
+    figure = ranking_figure(images)
+    defined = [image for image in images if image.get(figure) is not None]
+    ranked = sorted(defined, key=lambda image: (-image[figure], str(image["id"])))
+    count = len(ranked)
+    each = min(EACH, max(1, count // 3), count)
+    middle = max(each, (count - each) // 2)
+    places = {"best": range(each), "worst": range(max(count - each, each), count)}
+    median = [k for k in range(middle, middle + each) if k < places["worst"].start]
+    return [(what, ranked[k]) for what, ks in (("best", places["best"]), ("median", median)) for k in ks] + [
+        ("worst", ranked[k]) for k in places["worst"]
+    ]
+
+
+def ranking_figure(images: Sequence[dict[str, Any]]) -> str:
+    """The figure that images are ordered by."""
+    return "sartorius" if any("sartorius" in image for image in images) else "f1"
+
+
+def read_examples(path: Path) -> dict[str, Any] | None:
+    """What `write_examples` wrote; None when there is no such file.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        value = None
+    if not is_examples(value):
+        raise UserError(f"{path}: is damaged; evaluate again, or remove it to have a report without pictures")
+    return value

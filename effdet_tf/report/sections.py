@@ -1,0 +1,248 @@
+"""The parts of a report: what each shows, and what it says where there is nothing to show."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
+from effdet_tf.report import charts, tables
+from effdet_tf.report.collect import Material
+from effdet_tf.report.examples import ranking_figure
+from effdet_tf.report.gallery import Picture, data_is_there, example_counts, make_gallery
+
+EARLIER = "the evaluation is of an earlier version; evaluate again"
+NOTHING = "Nothing was judged: the training had no validation images (--val)."
+_LOSSES = {name: name for name in ("total", "class", "box", "mask")}
+_SHARES = {
+    "coco_mask_AP": "COCO mask AP",
+    "coco_box_AP": "COCO box AP",
+    "mask_AP": "mask AP",
+    "mask_AP50": "mask AP50",
+    "box_AP": "box AP",
+    "box_AP50": "box AP50",
+    "sartorius": "Sartorius metric",
+    "f1": "F1",
+}
+_FATES = (
+    ("true", "true", "as annotated", False),
+    ("right", "right", "found, and matches a true cell with an IoU of .5 or more", True),
+    ("missed", "missed", "true, but no found cell matches it", True),
+    ("false", "false", "found, but matches no true cell", True),
+    ("merged", "merged", "one found cell that covers several true ones, each by more than half", True),
+    ("split", "split", "one of several found cells that lie in one true cell", True),
+)
+
+
+def _svgs(items: Sequence[str]) -> list[Markup]:
+    return [Markup(item) for item in items]  # noqa: S704 (made by charts.py, which escapes all names)
+
+
+def learning(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Losses, learning rate and validation figures over the steps."""
+    if not history:
+        return {"charts": [], "missing": ["There is no log of a training beside these figures."]}
+    losses, rate = _over_steps(history, _LOSSES), _over_steps(history, {"rate": "learning rate"})
+    shares = _over_steps(history, _SHARES, 100)
+    errors = _over_steps(history, {"count_mean_error": "count error"})
+    last = max(row.get("step", 0) for row in history)
+    chart = functools.partial(charts.lines, x="step", end=1.03 * last if last else None)
+    drawn, missing = [], []
+    if losses:
+        positive = all(min(values) > 0 for _, values in losses.values())
+        drawn.append(chart("losses", "Losses, mean of an epoch", curves=losses, logarithmic=positive))
+    if rate:
+        drawn.append(chart("rate", "Learning rate", curves=rate, limits=(0, None)))
+    if shares:
+        drawn.append(chart("validation", "Validation images", curves=shares, y="%", limits=(0, 100)))
+    else:
+        missing.append("There are no validation figures over the steps: the training had no --val.")
+    if errors:
+        title = "Count error, validation images"
+        drawn.append(chart("counterror", title, curves=errors, y="cells an image", limits=(0, None)))
+    return {"charts": _svgs(drawn), "missing": missing}
+
+
+def _over_steps(
+    history: Sequence[Mapping[str, float]], labels: Mapping[str, str], factor: float = 1.0
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and values of some columns of the log, by label; those without a value are left out."""
+    curves = {}
+    for name, label in labels.items():
+        rows = [row for row in history if name in row and "step" in row]
+        if rows:
+            curves[label] = [row["step"] for row in rows], [factor * row[name] for row in rows]
+    return curves
+
+
+def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """AP by type, by size and by IoU, precision-recall curves, and COCO's figures where there are any."""
+    if report is None:
+        return {"missing": NOTHING}
+    livecell, coco = report["livecell"], report.get("coco")
+    notes = [
+        "AFNR is 100 - AR, the mean share of missed cells. The published rows are of the whole LIVECell test "
+        "set (Edlund et al. 2021; CenterMask2 is the anchor-free network, Cascade Mask R-CNN with "
+        "ResNeSt-200 the anchor-based one): figures of other images, or of a "
+        "part of that set, are no comparison."
+    ]
+    if any(name in PUBLISHED for name in livecell["by"]):
+        notes.append(
+            "The published AP beside a cell type is of networks trained on that type alone, on all of its "
+            "images of the LIVECell test set."
+        )
+    curves = _curves(livecell)
+    drawn = [
+        *(charts.precision_recall(f"pr{kind}", kind, curve["precision"]) for kind, curve in curves.items()),
+        *([charts.ap_by_iou("apiou", curves)] if curves else []),
+        _ap_by_size(livecell["all"]),
+        *([_ap_by_type(livecell["by"])] if livecell["by"] else []),
+    ]
+    return {
+        "text": "By the LIVECell protocol, in %: classes count as one, up to 100, 500 and 2,000 detections "
+        "an image, cells split by area at 18² and 31² px.",
+        "table": tables.precision_table(livecell),
+        "notes": notes,
+        "charts": _svgs(drawn),
+        "no_curves": "" if curves else _no_curves(livecell),
+        "coco": tables.coco_table(coco) if coco else None,
+        "classes": tables.class_table(coco["all"]) if coco else None,
+        "coco_charts": _svgs(
+            [
+                charts.precision_recall(f"coco{kind}", kind, curve["precision"])
+                for kind, curve in _curves(coco or {}).items()
+            ]
+        ),
+    }
+
+
+def _curves(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: curve for kind, curve in protocol.get("curves", {}).items() if curve}
+
+
+def _no_curves(protocol: Mapping[str, Any]) -> str:
+    if "curves" not in protocol:
+        return f"There are no precision-recall curves: {EARLIER}."
+    return "There are no precision-recall curves: the images have no true cell."
+
+
+def _ap_by_size(group: Mapping[str, Any]) -> str:
+    def scaled(kind: str) -> list[float | None]:
+        return [None if (v := group[kind].get(name)) is None else 100 * v for name in charts.SIZES]
+
+    values = {label: scaled(kind) for kind, label in charts.KINDS.items() if kind in group}
+    which = list(charts.KINDS).index("segm" if "segm" in group else "bbox")
+    label = f"published, {list(charts.KINDS.values())[which]}"
+    values[label] = [PUBLISHED_ANCHOR_FREE[name][which] for name in charts.SIZES]
+    return charts.bars("apsize", "AP by cell size", list(charts.SIZES.values()), values)
+
+
+def _ap_by_type(groups: Mapping[str, Any]) -> str:
+    values = {
+        label: [
+            None if (v := group.get(kind, {}).get("AP")) is None else 100 * v for group in groups.values()
+        ]
+        for kind, label in charts.KINDS.items()
+        if any(kind in group for group in groups.values())
+    }
+    return charts.bars("aptype", "AP by cell type", list(groups), values)
+
+
+def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Figures at the score of a cell, counts of images and sizes."""
+    if report is None:
+        return {"missing": NOTHING}
+    judged = report["boxes"] if report["boxes_only"] else report["cells"]
+    what = "Boxes" if report["boxes_only"] else "Cells, no pixel in two of them,"
+    text = f"{what} of score {judged['score_threshold']:.2f} and more"
+    if judged.get("chosen") == "best here":
+        text += ", the best of a grid on these very images: an upper bound"
+    if report["boxes_only"]:
+        text += f". Only boxes are judged: {report['boxes_only']}"
+    images, sizes = report.get("images"), report.get("sizes")
+    drawn = [
+        *([charts.counts("counts", images)] if images else []),
+        *([charts.sizes("sizes", sizes)] if sizes else []),
+    ]
+    no_charts = f"Counts and sizes of single cells are not there: {EARLIER}."
+    return {
+        "text": f"{text}.",
+        "table": tables.cell_table(judged),
+        "charts": _svgs(drawn),
+        "no_charts": "" if images and sizes else no_charts,
+    }
+
+
+def confusion(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Which class was taken for which."""
+    if report is None:
+        return {"missing": NOTHING}
+    if "confusion" not in report:
+        return {"missing": f"Classes were not compared: {EARLIER}."}
+    if report["confusion"] is None:
+        return {
+            "missing": "Classes are not compared: there is one class, or what was found has classes that the "
+            "images do not have."
+        }
+    return tables.confusion_table(report["confusion"])
+
+
+def images(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The table of all images."""
+    if report is None:
+        return {"missing": NOTHING}
+    if not report.get("images"):
+        return {"missing": f"There are no figures of single images: {EARLIER}."}
+    total = len(report["images"])
+    text = "The worst first, at the score of a cell; F1 at IoU .5."
+    if total > tables.MOST_IMAGES:
+        text += f" The {tables.MOST_IMAGES:,} worst of {total:,}; the JSON beside this page has all of them."
+    return {"text": text, "table": tables.image_table(report["images"])}
+
+
+def gallery(material: Material) -> dict[str, Any]:
+    """The best, the median and the worst images, with the outlines of their cells."""
+    report, examples = material.report, material.examples
+    if report is None:
+        return {"missing": NOTHING}
+    if examples is None or not examples["images"]:
+        none = "what was found in single images was not kept; evaluate again"
+        why = none if examples is None else "no image has a true or a found cell"
+        return {"missing": f"There are no pictures: {why}."}
+    if not data_is_there(examples):
+        return {
+            "missing": f"There are no pictures: the images were in {examples['data']}, and are not there any "
+            "more. `python -m effdet_tf report ... --data FOLDER` names another place."
+        }
+    pictures = make_gallery(examples)
+    lacking = len(examples["images"]) - len(pictures)
+    figure = {"sartorius": "Sartorius metric", "f1": "F1"}[ranking_figure(examples["images"])]
+    shapes = "Outlines" if examples["masks"] else "Boxes"
+    counts = example_counts(pictures)
+    return {
+        "pictures": [_picture(picture) for picture in pictures],
+        "missing": f"{lacking} images are not in {examples['data']} any more." if lacking else "",
+        "text": f"By the {figure} of the image. {shapes} of the cells of score {examples['score']:.2f} and "
+        "more, whatever their class; a click on a picture makes it large.",
+        "fates": [
+            {"name": name, "label": label, "meaning": meaning, "shown": shown, "count": counts.get(name)}
+            for name, label, meaning, shown in _FATES
+        ],
+    }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    entry = picture.entry
+    figures = [f"{entry.get('true', 0)} true cells, {entry.get('found', 0)} found"]
+    for key, label in (("sartorius", "Sartorius metric"), ("f1", "F1")):
+        if entry.get(key) is not None:
+            figures.append(f"{label} {entry[key]:.3f}")
+    kind = [str(entry["cell_type"])] if entry.get("cell_type") else []
+    return {
+        **picture._asdict(),
+        "title": ", ".join([str(entry.get("file_name", entry["id"])), *kind, *figures]),
+        "counts": ", ".join(f"{count} {fate}" for fate, count in picture.counts.items()),
+    }

@@ -1,0 +1,195 @@
+"""Put a report together and write it: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from effdet_tf.files import atomic_write
+from effdet_tf.metrics.report import format_table, headline
+from effdet_tf.report import sections
+from effdet_tf.report.collect import Material, from_evaluation, from_run
+from effdet_tf.report.tables import number, percent
+from effdet_tf.run_folder import REPORT_FILE
+
+PAGE = Path(__file__).resolve().parent / "page"
+
+
+def report_on_run(folder: Path, out: Path | None = None, data: Path | None = None) -> Path:
+    """Write the report of a run folder.
+
+    Args:
+        folder: the run.
+        out: HTML to write; None for `report.html` in the folder.
+        data: the converted images that it was validated on, where they lie elsewhere by now.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: when this is no run folder, or a file of it is damaged.
+    """
+    return _write(out or folder / REPORT_FILE, from_run(folder), "training", data)
+
+
+def report_on_evaluation(figures: Path, out: Path | None = None, data: Path | None = None) -> Path:
+    """Write the report of an evaluation.
+
+    Args:
+        figures: JSON that the evaluation wrote.
+        out: HTML to write; None for one of the same name beside it.
+        data: the converted images that were judged on, where they lie elsewhere by now.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: when this is no evaluation, or a file beside it is damaged.
+    """
+    return _write(out or figures.with_suffix(".html"), from_evaluation(figures), "evaluation", data)
+
+
+def _write(out: Path, material: Material, kind: str, data: Path | None) -> Path:
+    if data is not None and material.examples is not None:
+        material.examples["data"] = str(data)
+    text = render(material, kind)
+    with atomic_write(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def render(material: Material, kind: str) -> str:
+    """The page.
+
+    Args:
+        material: what it shows.
+        kind: "training" or "evaluation".
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    # Names of classes, cell types and files come from users: everything is escaped but what is made here.
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    report = material.report
+    parts = {
+        "gallery": sections.gallery(material),
+        "precision": sections.precision(report),
+        "cells": sections.cells(report),
+        "confusion": sections.confusion(report),
+        "learning": sections.learning(material.history),
+        "images": sections.images(report),
+    }
+    return (
+        environment.get_template("page.html")
+        .render(
+            kind=kind,
+            title=material.name,
+            subtitle=_subtitle(material),
+            tiles=_tiles(material),
+            facts=_facts(material),
+            printed=format_table(report) if report else "",
+            configuration=material.config_text,
+            work=_work(material),
+            style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
+            script=Markup((PAGE / "script.js").read_text(encoding="utf-8")),
+            **{name: {"missing": "", "pictures": [], **part} for name, part in parts.items()},
+        )
+        .lstrip()
+    )
+
+
+def _subtitle(material: Material) -> str:
+    date = material.about.get("date")
+    parts = [f"{datetime.fromisoformat(date):%d %B %Y, %H:%M}"] if date else []
+    if material.report is None:
+        return ", ".join([*parts, "not judged: the training had no validation images"])
+    group = material.report["livecell"]["all"]
+    on = f"judged on {material.data}:" if material.data else "judged on"
+    limited = bool((material.report.get("evaluated") or {}).get("limit"))
+    images = f"{group['images']:,} images" if group["images"] != 1 else "image" if limited else "one image"
+    first = "the first " if limited else ""
+    return ", ".join([*parts, f"{on} {first}{images} with {group['cells']:,} cells"])
+
+
+def _tiles(material: Material) -> list[dict[str, str]]:
+    """The headline, large."""
+    if material.report is None:
+        return _training_tiles(material.history)
+    report, figures = material.report, headline(material.report)
+    group = report["livecell"]["all"]
+    kind, name = ("segm", "mask") if "segm" in group else ("bbox", "box")
+    shown = [
+        (f"{name}_AP", f"{name} AP", percent(figures[f"{name}_AP"]), "mean over IoU .50 to .95, %"),
+        (f"{name}_AP50", f"{name} AP50", percent(figures[f"{name}_AP50"]), "at IoU .50, %"),
+        ("AFNR", "AFNR", percent(group[kind].get("AFNR")), "mean share of missed cells, %"),
+    ]
+    if figures.get(f"coco_{name}_AP") is not None:
+        value = percent(figures[f"coco_{name}_AP"])
+        shown.insert(0, (f"coco_{name}_AP", f"COCO {name} AP", value, "mean over classes, %"))
+    if figures["sartorius"] is not None:
+        note = "mean TP/(TP+FP+FN) of images"
+        shown.append(("sartorius", "Sartorius metric", number(figures["sartorius"]), note))
+    shown += [
+        ("f1", "F1", number(figures["f1"]), "at IoU .5"),
+        ("count_mean_error", "count error", number(figures["count_mean_error"], 1), "cells an image"),
+    ]
+    return [dict(zip(("key", "label", "value", "note"), tile, strict=True)) for tile in shown]
+
+
+def _training_tiles(history: list[dict[str, float]]) -> list[dict[str, str]]:
+    if not history:
+        return []
+    last = history[-1]
+    shown = [(key, label) for key, label in (("step", "steps"), ("epoch", "epochs")) if key in last]
+    tiles = [{"key": key, "label": label, "value": f"{last[key]:,.0f}", "note": ""} for key, label in shown]
+    if "total" in last:
+        note = "mean of the last epoch"
+        tiles.append({"key": "total", "label": "loss", "value": number(last["total"]), "note": note})
+    return tiles
+
+
+def _facts(material: Material) -> list[tuple[str, str]]:
+    facts = []
+    if material.config is not None:
+        facts += [
+            ("preset", material.config.preset),
+            ("classes", ", ".join(material.config.class_names)),
+            ("cells from score", f"{material.config.postprocess.report_score:.2f}"),
+        ]
+    if material.parameters is not None:
+        facts.append(("parameters", f"{material.parameters:,}"))
+    if material.history:
+        last = material.history[-1]
+        facts += [("steps", f"{last['step']:,.0f}")] if "step" in last else []
+        facts += [("trained for", f"{last['minutes']:.1f} minutes")] if "minutes" in last else []
+    return facts
+
+
+def _work(material: Material) -> list[tuple[str, str]]:
+    """Command, time and environment."""
+    about: Mapping[str, Any] = material.about
+    if not about:
+        return []
+    environment = about.get("environment") or {}
+    packages = environment.get("packages") or {}
+    devices = environment.get("devices") or ["none in use"]
+    rows = {
+        "command": about.get("command"),
+        "date": about.get("date"),
+        "time taken": f"{about['seconds']:,.0f} s" if "seconds" in about else None,
+        "training data": ", ".join(map(str, about.get("data") or [])),
+        "effdet_tf": environment.get("effdet_tf"),
+        "Python": environment.get("python"),
+        "system": f"{environment.get('system')}, {environment.get('cores')} cores" if environment else None,
+        "packages": ", ".join(f"{name} {value}" for name, value in packages.items()),
+        "devices": ", ".join(map(str, devices)) if environment else None,
+    }
+    return [(name, str(value)) for name, value in rows.items() if value]

@@ -1,0 +1,106 @@
+"""Hand-made cells and predictions, and a reader of pages."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from effdet_tf.data.record import ImageRecord
+from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
+
+HEIGHT, WIDTH = 80, 120
+# A class and a cell type that would be markup, or mathematics, if nobody escaped them.
+CATEGORIES = [{"id": 9, "name": "<b>round</b>"}, {"id": 4, "name": "thin & $\\frac"}]
+TYPES = ("BV2", "<i>A172</i>")
+CELLS = {
+    31: [(4, 4, 12, 16), (4, 30, 12, 16), (30, 50, 12, 16), (30, 67, 12, 16), (60, 10, 12, 40)],
+    32: [(10, 10, 12, 16), (40, 60, 12, 16)],
+    33: [(50, 50, 12, 16)],
+}
+# Image 31: one right, one missed, one over two cells, one cell in two parts, one where nothing is.
+FOUND = {
+    31: [(4, 4, 12, 16), (29, 50, 14, 33), (60, 10, 12, 15), (60, 32, 12, 15), (4, 90, 12, 16)],
+    32: [(10, 10, 12, 16), (40, 60, 12, 16)],
+    33: [],
+}
+
+
+def make_record(image_id: int, masks: bool) -> ImageRecord:
+    """An image with the cells of `CELLS`, classes in turn; with boxes alone on request."""
+    image = np.random.default_rng(image_id).normal(100, 4, (HEIGHT, WIDTH)).astype(np.uint8)
+    patches = [Patch(y, x, np.ones((h, w), bool)) for y, x, h, w in CELLS[image_id]]
+    for y, x, h, w in CELLS[image_id]:
+        image[y : y + h, x : x + w] += 60
+    boxes = np.array([[y, x, y + h, x + w] for y, x, h, w in CELLS[image_id]], np.float32)
+    codes = [patch_to_rle(p, HEIGHT, WIDTH)["counts"].encode() for p in patches]
+    return ImageRecord(
+        image=cv2.imencode(".png", image)[1].tobytes(),
+        height=HEIGHT,
+        width=WIDTH,
+        channels=1,
+        bit_depth=8,
+        mean=100.0,
+        std=4.0,
+        boxes=boxes,
+        annotated_boxes=boxes,
+        classes=np.arange(len(boxes), dtype=np.int32) % 2,
+        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8),
+        rles=codes if masks else [b""] * len(boxes),
+        iscrowd=np.zeros(len(boxes), np.uint8),
+        image_id=image_id,
+        file_name=f"{image_id}<script>.png",
+        source="made up",
+        cell_type=TYPES[image_id % 2],
+    )
+
+
+def predictions(masks: bool) -> list[dict[str, Any]]:
+    """`FOUND` as COCO results, all of the first class."""
+    entries = []
+    for image_id, found in FOUND.items():
+        for number, (y, x, h, w) in enumerate(found):
+            entry = {
+                "image_id": image_id,
+                "category_id": 9,
+                "score": 0.9 - 0.05 * number,
+                "bbox": [x, y, w, h],
+            }
+            if masks:
+                entry["segmentation"] = patch_to_rle(Patch(y, x, np.ones((h, w), bool)), HEIGHT, WIDTH)
+            entries.append(entry)
+    return entries
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page: tags, the text of each part, and the large figures."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.figures: dict[str, str] = {}
+        self.sections: dict[str, str] = {}
+        self._section, self._figure = "header", ""
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action") and v]
+        if tag in ("section", "details") and values.get("id"):
+            self._section = str(values["id"])
+        self._figure = values.get("data-figure") or ""
+
+    def handle_data(self, data: str) -> None:
+        text = re.sub(r"\s+", " ", data)
+        self.sections[self._section] = self.sections.get(self._section, "") + text
+        if self._figure:
+            self.figures[self._figure] = text.strip()
+            self._figure = ""
