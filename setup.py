@@ -35,8 +35,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # A trained network, with its card: what `effdet_tf.load("cells")` opens.
-    package_data={"effdet_tf": ["models/*/*"]},
+    # Trained networks, with their cards: what `effdet_tf.load("cells")` opens. And the files of the local page.
+    package_data={"effdet_tf": ["models/*/*", "page/static/*"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -66,6 +66,9 @@ setup(
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",
         "requests>=2.31",
+        # The local page.
+        "starlette>=0.40",
+        "uvicorn>=0.30",
     ],
     extras_require={
         "test": [
@@ -83,6 +86,8 @@ setup(
             *PLATES,
             *FIGURES,
             "hypothesis>=6.100",
+            "httpx>=0.27",  # starlette.testclient
+            "playwright>=1.45",  # the page in a browser; skipped where there is no Chromium
         ],
         "plates": PLATES,  # whole plates on a distributed engine
         "benchmark": FIGURES,  # the pictures of training.benchmark

@@ -138,7 +138,7 @@ def predict_files(
                     "this model has no mask head, so it makes no submission; leave --sartorius out"
                 )
             with _writing(out):
-                row = _write_image(out, job, image, cells, predictor.category_ids, wanted)
+                row = write_image(out, job, image, cells, predictor.category_ids, wanted)
                 if submission is not None and cells.labels is not None:
                     submission.append(outputs.submission_rows(identity, cells.labels))
                 summary.append([row])
@@ -177,7 +177,7 @@ def _writing(out: Path) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def _write_image(
+def write_image(
     out: Path,
     job: Job,
     image: np.ndarray,
@@ -185,7 +185,22 @@ def _write_image(
     category_ids: Sequence[int],
     wanted: dict[str, bool],
 ) -> list[Any]:
-    """Write the files of one image; return its row of the summary."""
+    """Write the files of one image.
+
+    Args:
+        out: folder of the outputs.
+        job: its name says where the files go; its file's name is stated in the COCO file.
+        image: `[H, W, C]` in its own units.
+        cells: its numbered cells.
+        category_ids: COCO category id of each class.
+        wanted: whether to write the file of each suffix of `outputs`.
+
+    Returns:
+        The image's row of the summary.
+
+    Raises:
+        OSError: when a file cannot be written.
+    """
     base = out / job.name
 
     def target(suffix: str) -> Path:

@@ -17,11 +17,12 @@ from effdet_tf.commands import (
     plate,
     predict,
     pseudo,
+    serve,
     synthetic,
     weights,
 )
 
-VERBS = (synthetic, download, convert, check, pack, predict, plate, pseudo, info, weights)
+VERBS = (synthetic, download, convert, check, pack, predict, serve, plate, pseudo, info, weights)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 

@@ -174,7 +174,7 @@ def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     Returns:
         uint8 RGB `[H * factor, W * factor, 3]`.
     """
-    gray = _stretch(to_gray(image))
+    gray = stretch_contrast(to_gray(image))
     height, width = gray.shape
     factor = int(np.clip(round(_OVERLAY_SIDE / max(height, width)), 1, 4))
     if factor > 1:
@@ -198,8 +198,15 @@ def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: Cells)
         temporary.write_bytes(encode_png(draw_overlay(image, cells)))
 
 
-def _stretch(gray: np.ndarray) -> np.ndarray:
-    """Stretch percentile 0.2 to 99.8 to 0-255, uint8; a flat image becomes middle gray."""
+def stretch_contrast(gray: np.ndarray) -> np.ndarray:
+    """Stretch an image for the eye: its percentiles 0.2 and 99.8 become 0 and 255.
+
+    Args:
+        gray: `[H, W]`, any real type.
+
+    Returns:
+        uint8 `[H, W]`; a flat image becomes middle gray.
+    """
     low, high = np.percentile(gray, (0.2, 99.8))
     if high <= low:
         return np.full(gray.shape, 128, np.uint8)

@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
-    ("plates",),
+    ("plates", "page"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,116 @@
+// Files that were dropped or chosen, and their way to the server.
+
+// Files of an <input>; those of a folder keep its name before theirs.
+export function filesOfInput(input) {
+  return [...input.files].map((file) => ({
+    file,
+    name: file.webkitRelativePath || file.name,
+    rooted: Boolean(file.webkitRelativePath),
+  }));
+}
+
+// Files of a drop, with those in dropped folders.
+export async function filesOfDrop(transfer) {
+  const items = [...transfer.items].filter((item) => item.kind === "file");
+  const entries = items.map((item) => item.webkitGetAsEntry()); // all of them, before the first await
+  const found = [];
+  for (const entry of entries) if (entry) await walk(entry, entry.isDirectory, found);
+  return found;
+}
+
+async function walk(entry, rooted, found) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    found.push({ file, name: entry.fullPath.replace(/^\//, ""), rooted });
+    return;
+  }
+  const reader = entry.createReader();
+  for (;;) {
+    const inside = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!inside.length) return; // it gives a part at a time
+    for (const child of inside) await walk(child, rooted, found);
+  }
+}
+
+// Of a folder, the images alone, as `predict` takes them; a file that was chosen itself is always tried.
+export function wanted(files, start) {
+  const isImage = (name) => {
+    const lower = name.toLowerCase();
+    return (
+      start.suffixes.some((suffix) => lower.endsWith(suffix)) &&
+      !start.own_outputs.some((suffix) => lower.endsWith(suffix)) &&
+      !lower.split("/").some((part) => part.startsWith("."))
+    );
+  };
+  const taken = files.filter(({ name, rooted }) => !rooted || isImage(name));
+  return taken.sort((a, b) => a.rooted - b.rooted || (a.name < b.name ? -1 : Number(a.name > b.name)));
+}
+
+export class Uploader {
+  // onChange(): something was sent or refused.
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.queue = [];
+    this.refused = []; // { id, name, error }
+    this.total = 0;
+    this.sending = false;
+  }
+
+  get open() {
+    return this.queue.length + (this.sending ? 1 : 0);
+  }
+
+  add(files, limit) {
+    this.limit = limit;
+    this.queue.push(...files);
+    this.run();
+  }
+
+  refuse(name, error) {
+    this.total += 1;
+    this.refused.push({ id: `refused-${this.total}`, name, error });
+    this.refused = this.refused.slice(-this.limit.images);
+  }
+
+  // Forgets one that was refused; says whether it was one.
+  forget(id) {
+    const before = this.refused.length;
+    this.refused = this.refused.filter((one) => one.id !== id);
+    return this.refused.length < before;
+  }
+
+  forgetAll() {
+    this.queue = [];
+    this.refused = [];
+  }
+
+  async run() {
+    if (this.sending) return;
+    while (this.queue.length) {
+      const { file, name, rooted } = this.queue.shift();
+      this.sending = true;
+      const error = await this.send(file, name, rooted);
+      this.sending = false;
+      if (error) this.refuse(name, error);
+      this.onChange();
+    }
+  }
+
+  // Sends one file; returns why it was refused, or nothing.
+  async send(file, name, rooted) {
+    if (file.size > this.limit.file_bytes) {
+      return `is larger than ${this.limit.file_bytes / 2 ** 20} MiB; cut it into parts first`;
+    }
+    const query = new URLSearchParams({ name, rooted: rooted ? "1" : "0" });
+    try {
+      const answer = await fetch(`/api/images?${query}`, {
+        method: "POST",
+        body: file,
+        headers: { "Content-Type": "application/octet-stream" },
+      });
+      return answer.ok ? "" : (await answer.json()).error;
+    } catch (error) {
+      return `could not be sent (${error.message})`;
+    }
+  }
+}
