@@ -8,7 +8,7 @@
 | POST `/api/images?name=NAME&rooted=0` | takes the body as an image file |
 | POST `/api/network?name=NAME` | another network looks at all images |
 | DELETE `/api/images/KEY`, `/api/images` | forgets one, all |
-| GET `/api/images/KEY/NAME`: `preview.png`, `thumbnail.png`, `outlines.json`, `scores.json` | to draw and count |
+| GET `/api/images/KEY/preview.png`, `thumbnail.png`, `outlines.json`, `scores.json` | to draw and count |
 | GET `/api/images/KEY/files/NAME?score=X`: `labels.tif`, `cells.csv`, ... | as `predict` writes them |
 | GET `/api/all.zip?score=X` | all of these of all images, and summary.csv |
 

@@ -188,7 +188,9 @@ async function load(image) {
     viewer.setCells(cells, countAt(cells.scores));
     renderImage(image);
   } catch (error) {
-    if (version === drawn) drawn = ""; // tried again with the next state; a removed image is not in it
+    if (version !== drawn || !images.some(({ id }) => id === image.id)) return; // not wanted any more
+    drawn = ""; // to be tried again
+    tell(`${image.name}: ${error.message}`, "load");
   }
 }
 
@@ -251,7 +253,8 @@ async function change(path, options) {
   await refresh();
 }
 
-function add(files) {
+async function add(files) {
+  await ready; // a drop may come first
   const taken = wanted(files, start);
   const most = start.limits.images;
   tell("", "");
@@ -351,9 +354,10 @@ async function begin() {
   $("network").disabled = start.networks.length < 2;
   network = (await ask("/api/state")).network;
   score = start.networks.find(({ name }) => name === network).score;
-  listen();
   setScore(score);
   await refresh();
 }
 
-begin().catch((error) => tell(error.message, "gone"));
+listen();
+const ready = begin();
+ready.catch((error) => tell(error.message, "gone"));

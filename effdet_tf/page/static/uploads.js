@@ -1,5 +1,8 @@
 // Files that were dropped or chosen, and their way to the server.
 
+const FULL = 429; // as many images wait as may: later there is room
+const FULL_WAIT = 1500; // ms
+
 // Files of an <input>; those of a folder keep its name before theirs.
 export function filesOfInput(input) {
   return [...input.files].map((file) => ({
@@ -12,9 +15,13 @@ export function filesOfInput(input) {
 // Files of a drop, with those in dropped folders.
 export async function filesOfDrop(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === "file");
-  const entries = items.map((item) => item.webkitGetAsEntry()); // all of them, before the first await
+  // All of them before the first await: then the drop is over. What no file system holds has no entry.
+  const entries = items.map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
   const found = [];
-  for (const entry of entries) if (entry) await walk(entry, entry.isDirectory, found);
+  for (const entry of entries) {
+    if (entry instanceof File) found.push({ file: entry, name: entry.name, rooted: false });
+    else await walk(entry, entry.isDirectory, found);
+  }
   return found;
 }
 
@@ -53,6 +60,7 @@ export class Uploader {
     this.queue = [];
     this.refused = []; // { id, name, error }
     this.total = 0;
+    this.cleared = 0; // how often all was forgotten
     this.sending = false;
   }
 
@@ -82,6 +90,7 @@ export class Uploader {
   forgetAll() {
     this.queue = [];
     this.refused = [];
+    this.cleared += 1;
   }
 
   async run() {
@@ -102,12 +111,18 @@ export class Uploader {
       return `is larger than ${this.limit.file_bytes / 2 ** 20} MiB; cut it into parts first`;
     }
     const query = new URLSearchParams({ name, rooted: rooted ? "1" : "0" });
+    const { cleared } = this;
     try {
-      const answer = await fetch(`/api/images?${query}`, {
-        method: "POST",
-        body: file,
-        headers: { "Content-Type": "application/octet-stream" },
-      });
+      let answer;
+      do {
+        if (answer) await new Promise((resolve) => setTimeout(resolve, FULL_WAIT));
+        if (cleared !== this.cleared) return "";
+        answer = await fetch(`/api/images?${query}`, {
+          method: "POST",
+          body: file,
+          headers: { "Content-Type": "application/octet-stream" },
+        });
+      } while (answer.status === FULL);
       return answer.ok ? "" : (await answer.json()).error;
     } catch (error) {
       return `could not be sent (${error.message})`;
