@@ -35,7 +35,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # Trained networks, with their cards: what `effdet_tf.load("cells")` opens. And the files of the local page.
+    # Trained networks, with their cards, that `effdet_tf.load("cells")` opens; the files of the local page.
     package_data={"effdet_tf": ["models/*/*", "page/static/*"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -81,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
             serve(session, listening, args.host, args.open and _has_screen())
         except KeyboardInterrupt:
             print("ended", flush=True)
+            if session.at_work:
+                os._exit(
+                    0
+                )  # Python would wait for the network's thread; the session's files are gone already
     return 0
 
 

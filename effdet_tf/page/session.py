@@ -118,11 +118,13 @@ class Session:
         networks: the networks to choose from.
         limits: what is taken.
         network: the network that looks at all images.
+        at_work: whether the network is asked right now.
     """
 
     def __init__(self, networks: Networks, limits: Limits | None = None) -> None:
         self.networks, self.limits = networks, limits or Limits()
         self.network = networks.names[0]
+        self.at_work = False
         self._folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)  # for this user alone
         self._entries: dict[str, Entry] = {}
         self._dropped: list[str] = []
@@ -238,11 +240,11 @@ class Session:
             }
 
     def close(self) -> None:
-        """Let the image at work come to its end, and delete all files."""
+        """Delete all files and begin no other image; the one at work is thrown away when it is done."""
         with self._lock:
             for entry in self._entries.values():
                 entry.ticket = None
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.shutdown(wait=False, cancel_futures=True)
         self._folder.cleanup()
 
     def _submit(self, entry: Entry) -> None:
@@ -253,6 +255,7 @@ class Session:
         """Find the cells of an image, in the worker's thread."""
         if not self._mark(entry, ticket, state="working"):
             return
+        self.at_work = True
         try:
             self._find(entry, ticket)
         except UserError as error:
@@ -260,6 +263,8 @@ class Session:
         except Exception as error:  # a fault of the program or the memory: told, and the next image goes on
             if self._mark(entry, ticket, state="failed", error=f"unexpected: {_one_line(error)}"):
                 traceback.print_exc(file=sys.stderr)
+        finally:
+            self.at_work = False
 
     def _find(self, entry: Entry, ticket: object) -> None:
         image = self.read(entry)

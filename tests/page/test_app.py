@@ -268,6 +268,23 @@ def test_images_are_removed_and_nothing_stays(open_page: Callable[..., Page], pn
     assert not folder.exists()
 
 
+def test_the_end_does_not_wait_for_the_network(
+    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+) -> None:
+    page = open_page()
+    gate = networks.loaded["cells"].gate
+    gate.clear()
+    page.add(png)
+    page.add(png)
+    wait(lambda: page.session.at_work)
+    folder = page.session.incoming().parent
+    page.close()
+    assert page.session.at_work and not folder.exists()
+    gate.set()
+    wait(lambda: not page.session.at_work)
+    assert not folder.exists()
+
+
 def test_a_network_without_masks_makes_no_label_image(
     open_page: Callable[..., Page], networks: Any, png: bytes, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 // the threshold works here alone.
 
 import { ImageList } from "/list.js";
-import { Uploader, filesOfDrop, filesOfInput, wanted } from "/uploads.js";
+import { Uploader, filesOfInput, listenForDrops, wanted } from "/uploads.js";
 import { Viewer } from "/viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -140,13 +140,14 @@ function renderImage(image) {
     link($(id), count === null || boxes ? "" : `/api/images/${image.id}/files/${file}?score=${score}`);
   }
   $("message").hidden = !image || image.state === "done";
+  $("canvas").setAttribute("aria-label", image ? `${image.name}, ${$("count").textContent || image.state}` : "no image");
   if (!image) {
     viewer.clear();
     opened = null;
     drawn = "";
     return;
   }
-  const texts = { waiting: "Waiting", working: `Looking for cells by ${network}`, failed: image.error, done: "" };
+  const texts = { waiting: "Waiting", working: `Looking for cells (network ${network})`, failed: image.error, done: "" };
   $("message").textContent = image.state === "failed" ? `${image.name}: ${image.error}` : texts[image.state];
   $("message").classList.toggle("error", image.state === "failed");
   if (opened && count !== null) viewer.setCount(count);
@@ -230,7 +231,7 @@ function setScore(value) {
   if (!(value >= 0 && value <= 1)) return;
   score = value;
   $("slider").value = value;
-  if (document.activeElement !== $("score")) $("score").value = Number(value.toFixed(4));
+  if (document.activeElement !== $("score")) $("score").value = value;
   render();
 }
 
@@ -291,7 +292,7 @@ function listen() {
   $("fit").addEventListener("click", () => viewer.fit());
   $("outlines").addEventListener("click", toggleOutlines);
   $("canvas").addEventListener("keydown", useKey);
-  listenForDrops();
+  listenForDrops($("veil"), add);
 }
 
 function toggleOutlines() {
@@ -326,24 +327,6 @@ async function chooseNetwork() {
   network = $("network").value;
   if (score === tuned(before)) setScore(tuned(network));
   await change(`/api/network?${new URLSearchParams({ name: network })}`, { method: "POST" });
-}
-
-function listenForDrops() {
-  let depth = 0; // of the elements that a drag has entered and not left
-  const files = (event) => [...event.dataTransfer.types].includes("Files");
-  const veil = (by) => {
-    depth = by ? Math.max(0, depth + by) : 0;
-    $("veil").hidden = !depth;
-  };
-  window.addEventListener("dragenter", (event) => files(event) && veil(1));
-  window.addEventListener("dragleave", (event) => files(event) && veil(-1));
-  window.addEventListener("dragover", (event) => files(event) && event.preventDefault());
-  window.addEventListener("drop", async (event) => {
-    if (!files(event)) return;
-    event.preventDefault();
-    veil(0);
-    add(await filesOfDrop(event.dataTransfer));
-  });
 }
 
 async function begin() {

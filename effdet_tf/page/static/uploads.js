@@ -13,7 +13,7 @@ export function filesOfInput(input) {
 }
 
 // Files of a drop, with those in dropped folders.
-export async function filesOfDrop(transfer) {
+async function filesOfDrop(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === "file");
   // All of them before the first await: then the drop is over. What no file system holds has no entry.
   const entries = items.map((item) => item.webkitGetAsEntry() ?? item.getAsFile());
@@ -37,6 +37,25 @@ async function walk(entry, rooted, found) {
     if (!inside.length) return; // it gives a part at a time
     for (const child of inside) await walk(child, rooted, found);
   }
+}
+
+// Shows `veil` while files are dragged over the page, and gives those that are dropped to onFiles.
+export function listenForDrops(veil, onFiles) {
+  let depth = 0; // of the elements that a drag has entered and not left
+  const files = (event) => [...event.dataTransfer.types].includes("Files");
+  const enter = (by) => {
+    depth = by ? Math.max(0, depth + by) : 0;
+    veil.hidden = !depth;
+  };
+  window.addEventListener("dragenter", (event) => files(event) && enter(1));
+  window.addEventListener("dragleave", (event) => files(event) && enter(-1));
+  window.addEventListener("dragover", (event) => files(event) && event.preventDefault());
+  window.addEventListener("drop", async (event) => {
+    if (!files(event)) return;
+    event.preventDefault();
+    enter(0);
+    onFiles(await filesOfDrop(event.dataTransfer));
+  });
 }
 
 // Of a folder, the images alone, as `predict` takes them; a file that was chosen itself is always tried.

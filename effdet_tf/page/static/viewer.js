@@ -1,42 +1,20 @@
 // The large picture: image and outlines on a canvas, zoom, pan, and the cell under the pointer.
 
+import { bounds, colour, simplify, toPath } from "/outlines.js";
+
 const LARGEST = 40; // screen pixels for a pixel of the image
+const EXACT = 4; // from this scale on outlines follow the edges of pixels exactly
+const MANY = 400; // cells from which on outlines are drawn anew only when the image has come to rest
+const REST = 80; // ms
 const DRAG = 4; // px of the screen from which on a press is a drag
-
-// As in the overlay files: hues far apart from one number to the next, two saturations by turns.
-function colour(number) {
-  const hue = (number * 0.6180339887) % 1;
-  return `hsl(${Math.round(hue * 360)} 100% ${number % 2 ? 57.8 : 70.6}%)`;
-}
-
-function toPath(polygons) {
-  const path = new Path2D();
-  for (const points of polygons) {
-    path.moveTo(points[0], points[1]);
-    for (let k = 2; k < points.length; k += 2) path.lineTo(points[k], points[k + 1]);
-    path.closePath();
-  }
-  return path;
-}
-
-function bounds(polygons) {
-  let [x0, y0, x1, y1] = [Infinity, Infinity, -Infinity, -Infinity];
-  for (const points of polygons) {
-    for (let k = 0; k < points.length; k += 2) {
-      x0 = Math.min(x0, points[k]);
-      x1 = Math.max(x1, points[k]);
-      y0 = Math.min(y0, points[k + 1]);
-      y1 = Math.max(y1, points[k + 1]);
-    }
-  }
-  return [x0, y0, x1, y1];
-}
 
 export class Viewer {
   // onCell(index, x, y): the cell under the pointer or stepped to; -1 for none; x, y in CSS px of the canvas.
   constructor(canvas, onCell) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
+    this.layer = new OffscreenCanvas(1, 1).getContext("2d"); // the outlines, as of layerView
+    this.layerView = null; // none: they are not drawn yet, or other ones by now
     this.probe = new OffscreenCanvas(1, 1).getContext("2d"); // an identity transform, to ask what lies where
     this.onCell = onCell;
     this.view = { scale: 1, x: 0, y: 0 };
@@ -64,13 +42,16 @@ export class Viewer {
   setCells(cells, count) {
     this.cells = cells;
     this.paths = cells ? cells.polygons.map(toPath) : [];
+    this.smooth = cells ? cells.polygons.map((polygons) => toPath(polygons.map(simplify))) : [];
     this.boxes = cells ? cells.polygons.map(bounds) : [];
+    this.layerView = null;
     this.colours = this.paths.map((_, k) => colour(k + 1));
     this.picked = -1;
     this.setCount(count);
   }
 
   setCount(count) {
+    if (count !== this.count) this.layerView = null;
     this.count = count;
     if (this.picked >= count) this.pick(-1);
     this.redraw();
@@ -87,6 +68,9 @@ export class Viewer {
     const fitted = this.fitted;
     this.canvas.width = Math.max(1, Math.round(width * ratio));
     this.canvas.height = Math.max(1, Math.round(height * ratio));
+    this.layer.canvas.width = this.canvas.width;
+    this.layer.canvas.height = this.canvas.height;
+    this.layerView = null;
     if (fitted) this.fit();
     this.draw(); // at once: a resized canvas is empty
   }
@@ -118,6 +102,7 @@ export class Viewer {
     this.view.x = inside(x + dx, scale * this.size[0], this.canvas.clientWidth);
     this.view.y = inside(y + dy, scale * this.size[1], this.canvas.clientHeight);
     this.fitted = false;
+    this.moved = performance.now();
     this.redraw();
   }
 
@@ -127,33 +112,61 @@ export class Viewer {
     requestAnimationFrame(() => this.draw());
   }
 
+  // The transform from pixels of the image to those of the screen.
+  transform(context, { scale, x, y }) {
+    const ratio = window.devicePixelRatio || 1;
+    context.setTransform(ratio * scale, 0, 0, ratio * scale, ratio * x, ratio * y);
+  }
+
   draw() {
     this.waiting = false;
     const { context, canvas, view } = this;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (!this.size) return;
-    const ratio = window.devicePixelRatio || 1;
-    context.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
+    this.transform(context, view);
     context.imageSmoothingEnabled = view.scale < 4;
     if (this.image) context.drawImage(this.image, 0, 0, this.size[0], this.size[1]);
-    if (this.outlines) this.drawOutlines();
+    if (this.outlines && this.count) this.drawOutlines();
+    this.transform(context, view);
     if (this.picked >= 0) this.drawPicked();
   }
 
+  // While an image of many cells moves, the outlines drawn before move with it.
   drawOutlines() {
-    const { context, view } = this;
+    const { context, view, layerView: old } = this;
+    const same = old && old.scale === view.scale && old.x === view.x && old.y === view.y;
+    if (!same && (!old || this.count < MANY || performance.now() - this.moved > REST)) {
+      this.drawLayer();
+    } else if (!same) {
+      clearTimeout(this.rest);
+      this.rest = setTimeout(() => this.redraw(), REST + 20);
+    }
+    const by = view.scale / this.layerView.scale;
+    const ratio = window.devicePixelRatio || 1;
+    const shift = (now, then) => ratio * (now - then * by);
+    context.setTransform(by, 0, 0, by, shift(view.x, this.layerView.x), shift(view.y, this.layerView.y));
+    context.drawImage(this.layer.canvas, 0, 0);
+  }
+
+  drawLayer() {
+    const { layer, view } = this;
+    layer.setTransform(1, 0, 0, 1, 0, 0);
+    layer.clearRect(0, 0, layer.canvas.width, layer.canvas.height);
+    this.transform(layer, view);
     const [left, top] = [-view.x / view.scale, -view.y / view.scale];
     const right = left + this.canvas.clientWidth / view.scale;
     const bottom = top + this.canvas.clientHeight / view.scale;
-    context.lineWidth = (view.scale > 3 ? 2 : 1.3) / view.scale;
-    context.lineJoin = "round";
+    layer.lineWidth = (view.scale > 3 ? 2 : 1.3) / view.scale;
+    layer.lineJoin = "bevel";
+    const paths = view.scale < EXACT ? this.smooth : this.paths;
     for (let k = 0; k < this.count; k += 1) {
       const [x0, y0, x1, y1] = this.boxes[k];
       if (x1 < left || x0 > right || y1 < top || y0 > bottom) continue;
-      context.strokeStyle = this.colours[k];
-      context.stroke(this.paths[k]);
+      layer.strokeStyle = this.colours[k];
+      layer.stroke(paths[k]);
     }
+    this.layerView = { ...view };
   }
 
   drawPicked() {
