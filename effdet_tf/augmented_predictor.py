@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from effdet_tf.data.image_io import read_image
-from effdet_tf.data.prepare import check_image
+from effdet_tf.data.prepare import Brightness, check_image
+from effdet_tf.large_images import is_large, predict_in_tiles
 from effdet_tf.results import Result
 
 
@@ -95,16 +96,24 @@ class AugmentedPredictor:
         self.category_ids = predictor.category_ids
         self.per_class = predictor.per_class
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
+    def predict(self, image: np.ndarray | str | os.PathLike[str], whole: Brightness | None = None) -> Result:
         """Find the cells of one image: a file, or `[H, W]` or `[H, W, C]` pixels.
+
+        Args:
+            image: of any size; a large one goes in tiles, each in all views.
+            whole: of the image that this is a part of.
 
         Raises:
             UserError: for an unreadable file or an array that is no image.
         """
         pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
+        if whole is None and is_large(pixels, self.config):
+            return predict_in_tiles(self, pixels)
         height, width = pixels.shape[:2]
+        part = {} if whole is None else {"whole": whole}
         found = [
-            view.leave(self._predictor.predict(view.enter(pixels)), height, width) for view in self._views
+            view.leave(self._predictor.predict(view.enter(pixels), **part), height, width)
+            for view in self._views
         ]
         return merge(found, self.config.postprocess.nms_iou, self.per_class, self.config.data.max_instances)
 

@@ -6,22 +6,23 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from effdet_tf import outputs
-from effdet_tf.data.image_io import read_image
+from effdet_tf.data.image_io import Stack
 from effdet_tf.errors import UserError
 from effdet_tf.inputs import Job, find_images
 from effdet_tf.results import Result
+from effdet_tf.wells import write_wells
 
-SUMMARY = "summary.csv"
+SUMMARY, WELLS = "summary.csv", "wells.csv"
 
 
 class CellPredictor(Protocol):
@@ -46,10 +47,12 @@ class PredictReport:
 
     Attributes:
         out: the output folder.
-        done: images that were predicted.
+        done: images, or pages of stacks, that were predicted.
         cells: cells found in them.
         failed: path and reason of each image that was not.
         boxes_only: whether the network makes no masks, so that there are no label images.
+        best_score: the highest score of any cell, whether it was kept or not.
+        wells: how many wells and times `wells.csv` has; 0 where names tell of none: there is no such file.
     """
 
     out: Path
@@ -57,6 +60,8 @@ class PredictReport:
     cells: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
     boxes_only: bool = False
+    best_score: float = 0.0
+    wells: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -73,17 +78,16 @@ def predict_files(
     *,
     score: float | None = None,
     sartorius: str | os.PathLike[str] | None = None,
-    labels: bool = True,
-    table: bool = True,
-    coco: bool = True,
-    overlay: bool = True,
+    formats: Collection[str] = outputs.DEFAULT_FORMATS,
+    um_per_px: float | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> PredictReport:
     """Predict images and write what `effdet_tf.outputs` describes.
 
-    An image that cannot be read does not stop the rest. `out/summary.csv` has one row per image and grows as
-    the images are done, as does the submission.
+    An image that cannot be read does not stop the rest, nor does a page of a stack. `out/summary.csv` has one
+    row per page and grows as the pages are done, as does the submission; `out/wells.csv` has one for each
+    well and time, where the images' names tell them.
 
     Args:
         predictor: finds the cells.
@@ -91,10 +95,8 @@ def predict_files(
         out: output folder.
         score: keep cells with this score or more; None keeps all that the predictor gives.
         sartorius: also write a Sartorius submission to this file.
-        labels: write label images; a network without masks has none.
-        table: write cell tables.
-        coco: write COCO files.
-        overlay: write overlay pictures.
+        formats: some of `outputs.FORMATS`; a network without masks has no label images.
+        um_per_px: side of a pixel in micrometres; None takes what a tif says of itself.
         overwrite: replace the predictions that `out` holds.
         progress: show a progress bar and one line per failure on stderr.
 
@@ -108,47 +110,109 @@ def predict_files(
     jobs = find_images(inputs)
     out = Path(out)
     _refuse_to_replace([out / SUMMARY, *([sartorius] if sartorius is not None else [])], overwrite)
-    wanted = {outputs.LABELS: labels, outputs.TABLE: table, outputs.COCO: coco, outputs.OVERLAY: overlay}
-    columns = outputs.summary_columns(predictor.class_names)
     ids = _submission_ids(jobs)
     report = PredictReport(out)
     with ExitStack() as stack:
         with _writing(out):
+            columns = outputs.summary_columns(predictor.class_names)
             summary = stack.enter_context(outputs.AppendedCsv(out / SUMMARY, columns))
             submission = None
             if sartorius is not None:
                 submission = stack.enter_context(outputs.AppendedCsv(sartorius, ("id", "predicted")))
+            if "yolo" in formats:
+                outputs.write_classes(out / outputs.CLASSES, predictor.class_names)
+        work = _Work(predictor, report, score, formats, um_per_px, summary, submission, progress)
         bar = stack.enter_context(tqdm(jobs, desc="predict", unit="image", disable=not progress))
         for job, identity in zip(bar, ids, strict=True):
-            try:
-                image = read_image(job.path)
-                found = predictor.predict(image)
-            except UserError as error:
-                reason = str(error)
-                report.failed.append((job.path, reason))
-                with _writing(out):
-                    summary.append([[job.name, *[""] * (len(columns) - 2), reason]])
-                if progress:
-                    named = reason if str(job.path) in reason else f"{job.path}: {reason}"
-                    tqdm.write(f"error: {named}", file=sys.stderr)
-                continue
-            cells = outputs.number_cells(found if score is None else found.filter(score))
-            if submission is not None and cells.labels is None:
-                raise UserError(
-                    "this model has no mask head, so it makes no submission; leave --sartorius out"
-                )
-            with _writing(out):
-                row = write_image(out, job, image, cells, predictor.category_ids, wanted)
-                if submission is not None and cells.labels is not None:
-                    submission.append(outputs.submission_rows(identity, cells.labels))
-                summary.append([row])
-            report.boxes_only = cells.labels is None
-            report.done += 1
-            report.cells += len(cells.result)
-            if found.truncated and progress:
-                limit = f"the network reports at most {len(found)} cells an image (data.max_instances)"
-                tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
+            work.do(job, identity)
+    with _writing(out):
+        report.wells = write_wells(out / SUMMARY, out / WELLS)
     return report
+
+
+@dataclass
+class _Work:
+    """Predicts one image after another."""
+
+    predictor: CellPredictor
+    report: PredictReport
+    score: float | None
+    formats: Collection[str]
+    um_per_px: float | None
+    summary: outputs.AppendedCsv
+    submission: outputs.AppendedCsv | None
+    progress: bool
+
+    def do(self, job: Job, identity: str) -> None:
+        """Predict the pages of one file and write what was found."""
+        out = self.report.out
+        try:
+            opened = Stack(job.path)
+        except UserError as error:
+            self._failed(job, 0, 1, str(error))
+            return
+        with opened as stack, ExitStack() as files:
+            info = outputs.ImageInfo(
+                job.path.name,
+                self.predictor.category_ids,
+                self.predictor.class_names,
+                stack.pages,
+                stack.axis,
+                self.um_per_px or stack.um_per_px,
+            )
+            written: outputs.ImageFiles | None = None
+            skipped = 0
+            for page in range(stack.pages):
+                try:
+                    image = stack.read(page)
+                    found = self.predictor.predict(image)
+                except UserError as error:
+                    self._failed(job, page, stack.pages, str(error))
+                    skipped += 1
+                    continue
+                cells = outputs.number_cells(found if self.score is None else found.filter(self.score))
+                with _writing(out):
+                    if written is None:
+                        written = outputs.ImageFiles(out / job.name, info, self.formats)
+                        files.enter_context(written)
+                    frame = outputs.Frame(
+                        page, image, cells, outputs.cell_table(cells, image, info.um_per_px)
+                    )
+                    written.add(frame, skipped)
+                    self._submit(identity, page, info.pages, cells)
+                    self.summary.append([outputs.summary_row(job.name, frame, info)])
+                skipped = 0
+                self._count(job, found, cells)
+            if written is not None:
+                with _writing(out):
+                    written.skip(skipped)
+                    files.close()
+
+    def _count(self, job: Job, found: Result, cells: outputs.Cells) -> None:
+        self.report.boxes_only = cells.labels is None
+        self.report.done += 1
+        self.report.cells += len(cells.result)
+        self.report.best_score = max(self.report.best_score, *found.scores[:1].tolist(), 0.0)
+        if found.truncated and self.progress:
+            limit = f"the network reports at most {len(found)} cells an image (data.max_instances)"
+            tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
+
+    def _submit(self, identity: str, page: int, pages: int, cells: outputs.Cells) -> None:
+        if self.submission is None:
+            return
+        if cells.labels is None:
+            raise UserError("this model has no mask head, so it makes no submission; leave --sartorius out")
+        name = identity if pages == 1 else f"{identity}_{page + 1:04d}"
+        self.submission.append(outputs.submission_rows(name, cells.labels))
+
+    def _failed(self, job: Job, page: int, pages: int, reason: str) -> None:
+        self.report.failed.append((job.path, reason))
+        with _writing(self.report.out):
+            row = outputs.failed_row(job.name, page, pages, self.predictor.class_names, reason)
+            self.summary.append([row])
+        if self.progress:
+            named = reason if str(job.path) in reason else f"{job.path}: {reason}"
+            tqdm.write(f"error: {named}", file=sys.stderr)
 
 
 def _refuse_to_replace(targets: Sequence[str | os.PathLike[str]], overwrite: bool) -> None:
@@ -175,44 +239,3 @@ def _writing(out: Path) -> Iterator[None]:
         place, reason = error.filename or out, error.strerror or str(error)
         message = f"{place}: cannot be written ({reason}); make room or choose another folder"
         raise UserError(message) from error
-
-
-def write_image(
-    out: Path,
-    job: Job,
-    image: np.ndarray,
-    cells: outputs.Cells,
-    category_ids: Sequence[int],
-    wanted: dict[str, bool],
-) -> list[Any]:
-    """Write the files of one image.
-
-    Args:
-        out: folder of the outputs.
-        job: its name says where the files go; its file's name is stated in the COCO file.
-        image: `[H, W, C]` in its own units.
-        cells: its numbered cells.
-        category_ids: COCO category id of each class.
-        wanted: whether to write the file of each suffix of `outputs`.
-
-    Returns:
-        The image's row of the summary.
-
-    Raises:
-        OSError: when a file cannot be written.
-    """
-    base = out / job.name
-
-    def target(suffix: str) -> Path:
-        return base.with_name(base.name + suffix)
-
-    table = outputs.cell_table(cells, image)
-    if wanted[outputs.LABELS] and cells.labels is not None:
-        outputs.write_labels(target(outputs.LABELS), cells.labels)
-    if wanted[outputs.TABLE]:
-        outputs.write_table(target(outputs.TABLE), table)
-    if wanted[outputs.COCO]:
-        outputs.write_coco(target(outputs.COCO), cells, job.path.name, category_ids)
-    if wanted[outputs.OVERLAY]:
-        outputs.write_overlay(target(outputs.OVERLAY), image, cells)
-    return outputs.summary_row(job.name, cells, table)

@@ -13,7 +13,7 @@ from effdet_tf import outputs
 from effdet_tf.data.image_io import IMAGE_SUFFIXES
 from effdet_tf.errors import UserError
 
-_OWN_OUTPUTS = (outputs.LABELS, outputs.OVERLAY)
+_OWN_OUTPUTS = (outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK)
 
 
 class Job(NamedTuple):

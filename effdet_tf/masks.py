@@ -5,7 +5,7 @@ The run-length codes live in `effdet_tf.rle` and are offered here too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -36,10 +36,12 @@ __all__ = [
     "paste_bitmap",
     "patch_box",
     "patch_to_bitmap",
+    "patch_to_pieces",
     "patch_to_polygons",
     "patch_to_rle",
     "polygons_to_rle",
     "resolve_overlaps",
+    "rings_to_patch",
     "rle_to_patch",
 ]
 
@@ -182,60 +184,80 @@ def patch_to_polygons(patch: Patch) -> list[list[float]]:
     Returns:
         Polygons x, y, x, y, ... in pixels, clockwise, corners only.
     """
-    mask = np.pad(np.asarray(patch.mask, dtype=bool), 1)
-    inside = mask[1:-1, 1:-1]
-    # Boundary steps keep the cell on their right: (start corner offset, neighbour that must be background).
-    faces = (
-        ((0, 0), mask[:-2, 1:-1]),
-        ((0, 1), mask[1:-1, 2:]),
-        ((1, 1), mask[2:, 1:-1]),
-        ((1, 0), mask[1:-1, :-2]),
-    )
-    steps: dict[tuple[int, int], list[int]] = {}
-    for direction, ((dy, dx), neighbour) in enumerate(faces):
-        for y, x in np.argwhere(inside & ~neighbour).tolist():
-            steps.setdefault((y + dy, x + dx), []).append(direction)
-    polygons = []
-    for corner in sorted(steps):
-        while steps[corner]:
-            points = _trace(steps, corner)
-            if _signed_area(points) > 0:  # a hole runs the other way round
-                polygons.append([float(v) for y, x in points for v in (x + patch.x, y + patch.y)])
-    return polygons
+    outer = [ring for ring in _rings(patch) if _signed_area(ring) > 0]
+    return [[float(v) for y, x in ring for v in (x, y)] for ring in outer]
+
+
+def patch_to_pieces(patch: Patch) -> list[list[np.ndarray]]:
+    """Outline each 4-connected piece of a patch along its pixel edges, with its holes.
+
+    Returns:
+        For each piece its rings, float64 `[K, 2]` x, y in pixels, corners only: the outer one first,
+        clockwise, then its holes, the other way round.
+    """
+    count, labels = cv2.connectedComponents(patch.mask.astype(np.uint8), connectivity=4)
+    pieces = []
+    for number in range(1, count):
+        rings = _rings(Patch(patch.y, patch.x, labels == number) if count > 2 else patch)
+        rings.sort(key=_signed_area, reverse=True)  # the outer ring alone runs clockwise
+        pieces.append([np.array(ring, np.float64)[:, ::-1] for ring in rings])
+    return pieces
+
+
+def rings_to_patch(rings: Sequence[np.ndarray], height: int, width: int) -> Patch | None:
+    """The pixels inside an odd number of rings, as polygon programs fill them (even-odd rule).
+
+    Args:
+        rings: `[K, 2]` each, x, y in pixels.
+        height: frame height, pixels.
+        width: frame width, pixels.
+
+    Returns:
+        The tight patch, or None when no pixel is inside.
+
+    Raises:
+        ValueError: for a ring without an area or with coordinates that are not finite.
+    """
+    parts = [rle_to_patch(polygons_to_rle([np.ravel(ring).tolist()], height, width)) for ring in rings]
+    found = [part for part in parts if part is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    top, left = min(part.y for part in found), min(part.x for part in found)
+    bottom = max(part.y + part.mask.shape[0] for part in found)
+    right = max(part.x + part.mask.shape[1] for part in found)
+    mask = np.zeros((bottom - top, right - left), dtype=bool)
+    for y, x, part in found:
+        mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] ^= part
+    return mask_to_patch(mask, top, left)
 
 
 def resolve_overlaps(
-    patches: Sequence[Patch],
-    scores: Sequence[float] | np.ndarray,
-    height: int,
-    width: int,
-    min_visible: float = 0.5,
-) -> tuple[np.ndarray, list[int]]:
-    """Give each pixel to one cell: the higher score wins, equal scores keep their order.
+    patches: Iterable[Patch | None], labels: np.ndarray, min_visible: float = 0.5
+) -> list[int]:
+    """Give each pixel to one cell: the one that comes first.
 
     A cell that keeps less than `min_visible` of its area, or no pixel, is dropped and claims nothing.
 
     Args:
-        patches: N patches inside the frame.
-        scores: [N].
-        height: frame height, pixels.
-        width: frame width, pixels.
+        patches: inside the frame, best first; None is a cell without a pixel.
+        labels: integers [H, W], all 0; is changed: label k + 1 belongs to the patch `kept[k]`.
         min_visible: share of its area that a cell must keep.
 
     Returns:
-        (labels int32 [H, W], kept): label k + 1 belongs to `patches[kept[k]]`, best score first.
+        kept: places of the cells that stay, rising.
     """
-    labels = np.zeros((height, width), dtype=np.int32)
     kept: list[int] = []
-    for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable").tolist():
-        y, x, mask = patches[index]
+    for index, patch in enumerate(patches):
+        if patch is None:
+            continue
+        y, x, mask = patch
         window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
         free = mask & (window == 0)
         if np.count_nonzero(free) < max(1, min_visible * np.count_nonzero(mask)):
             continue
         kept.append(index)
         window[free] = len(kept)
-    return labels, kept
+    return kept
 
 
 def labels_to_patches(labels: np.ndarray) -> list[tuple[int, Patch]]:
@@ -292,6 +314,28 @@ def _interpolate(low: float, high: float, limit: int, cells: int) -> tuple[int, 
     position = np.clip(position, 0, cells - 1).astype(np.float32)
     weights = 1.0 - np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
     return first, np.maximum(weights, 0.0, out=weights)
+
+
+def _rings(patch: Patch) -> list[list[tuple[int, int]]]:
+    """Closed boundaries of a patch as corners (y, x) in pixels: outer ones clockwise, holes the other way."""
+    mask = np.pad(np.asarray(patch.mask, dtype=bool), 1)
+    inside = mask[1:-1, 1:-1]
+    # Boundary steps keep the cell on their right: (start corner offset, neighbour that must be background).
+    faces = (
+        ((0, 0), mask[:-2, 1:-1]),
+        ((0, 1), mask[1:-1, 2:]),
+        ((1, 1), mask[2:, 1:-1]),
+        ((1, 0), mask[1:-1, :-2]),
+    )
+    steps: dict[tuple[int, int], list[int]] = {}
+    for direction, ((dy, dx), neighbour) in enumerate(faces):
+        for y, x in np.argwhere(inside & ~neighbour).tolist():
+            steps.setdefault((y + dy, x + dx), []).append(direction)
+    rings = []
+    for corner in sorted(steps):
+        while steps[corner]:
+            rings.append([(y + patch.y, x + patch.x) for y, x in _trace(steps, corner)])
+    return rings
 
 
 def _trace(steps: dict[tuple[int, int], list[int]], corner: tuple[int, int]) -> list[tuple[int, int]]:

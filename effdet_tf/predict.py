@@ -12,7 +12,8 @@ import numpy as np
 from effdet_tf.config import Config, load_config
 from effdet_tf.data.image_io import read_image
 from effdet_tf.data.normalize import fixed_statistics
-from effdet_tf.data.prepare import normalize
+from effdet_tf.data.prepare import Brightness, normalize
+from effdet_tf.large_images import is_large, predict_in_tiles
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import assign_arrays, read_arrays
 from effdet_tf.postprocess import Detections, detect, ranked
@@ -108,11 +109,12 @@ class Predictor:
 
         self._run = run
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
-        """Find the cells of one image.
+    def predict(self, image: np.ndarray | str | os.PathLike[str], whole: Brightness | None = None) -> Result:
+        """Find the cells of one image; a large one goes in tiles, see `large_images`.
 
         Args:
             image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
+            whole: of the image that this is a part of.
 
         Returns:
             All cells whose class score reaches `postprocess.score_threshold`, best first; the
@@ -122,7 +124,9 @@ class Predictor:
             UserError: for an unreadable file or an array that is no image.
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        parts = [part.numpy() for part in self._run(normalize(pixels, self.config))]
+        if whole is None and is_large(pixels, self.config):
+            return predict_in_tiles(self, pixels)
+        parts = [part.numpy() for part in self._run(normalize(pixels, self.config, whole))]
         boxes, scores, classes = parts[:3]
         masks, mask_boxes = (parts[3], parts[4]) if len(parts) > 3 else (None, None)
         return Result(

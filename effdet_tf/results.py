@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -104,15 +105,17 @@ class Result:
         Raises:
             UserError: when the network has no mask head.
         """
+        return list(self._patches(threshold))
+
+    def _patches(self, threshold: float = 0.5) -> Iterator[Patch | None]:
+        """The patches one by one: a large image has hundreds of thousands."""
         if self.masks is None or self.mask_boxes is None:
             raise UserError(
                 "this model has no mask head, so there are boxes only; "
                 "use boxes, scores and classes, or train a preset with masks"
             )
-        return [
-            paste_bitmap(bitmap, box, self.height, self.width, threshold)
-            for bitmap, box in zip(self.masks, self.mask_boxes, strict=True)
-        ]
+        for bitmap, box in zip(self.masks, self.mask_boxes, strict=True):
+            yield paste_bitmap(bitmap, box, self.height, self.width, threshold)
 
     def label_image(self, min_visible: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
         """One number per cell, no pixel in two cells: where cells overlap, the higher score has the pixel.
@@ -129,31 +132,32 @@ class Result:
         Raises:
             UserError: when the network has no mask head.
         """
-        patches = self.patches()
-        present = [(index, patch) for index, patch in enumerate(patches) if patch is not None]
-        indices = np.array([index for index, _ in present], np.int64)
-        labels, kept = resolve_overlaps(
-            [patch for _, patch in present], self.scores[indices], self.height, self.width, min_visible
-        )
-        return labels, indices[np.asarray(kept, np.int64)]
+        return self.paint(np.zeros((self.height, self.width), np.int32), min_visible)
+
+    def paint(self, labels: np.ndarray, min_visible: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+        """`label_image` on integers `[height, width]` that are all 0: memory of any kind, a file's too."""
+        kept = resolve_overlaps(self._patches(), labels, min_visible)
+        return labels, np.asarray(kept, np.int64)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """COCO result entries, overlaps kept.
+        """All of `coco_entries`."""
+        return list(self.coco_entries(image_id, category_ids))
+
+    def coco_entries(self, image_id: int, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """COCO result entries, overlaps kept, made one by one.
 
         Args:
             image_id: the image's id in the annotation file.
             category_ids: COCO category id of each class.
 
-        Returns:
+        Yields:
             One `{image_id, category_id, score, bbox, segmentation}` per cell, best first: bbox is x y w h in
             pixels, segmentation a compressed RLE (absent without mask head, background alone if empty).
         """
         empty = Patch(0, 0, np.zeros((1, 1), bool))
-        patches = self.patches() if self.masks is not None else [None] * len(self)
-        entries = []
-        for box, score, class_index, patch in zip(
-            self.boxes, self.scores, self.classes, patches, strict=True
-        ):
+        patches = self._patches() if self.masks is not None else repeat(None, len(self))
+        cells = zip(self.boxes, self.scores, self.classes, patches, strict=True)
+        for box, score, class_index, patch in cells:
             y0, x0, y1, x1 = (round(float(edge), 3) for edge in box)
             entry: dict[str, Any] = {
                 "image_id": image_id,
@@ -163,5 +167,4 @@ class Result:
             }
             if self.masks is not None:
                 entry["segmentation"] = patch_to_rle(patch or empty, self.height, self.width)
-            entries.append(entry)
-        return entries
+            yield entry

@@ -8,8 +8,9 @@ import os
 import numpy as np
 
 from effdet_tf.data.image_io import read_image
-from effdet_tf.data.prepare import check_image
+from effdet_tf.data.prepare import Brightness, check_image
 from effdet_tf.errors import UserError
+from effdet_tf.large_images import is_large, predict_in_tiles
 from effdet_tf.metadata import read_metadata
 from effdet_tf.results import Result
 
@@ -39,11 +40,13 @@ class ServedPredictor(abc.ABC):
     def _ask(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The answer for one image that `check_image` passed, without the axis of the batch."""
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
-        """Find the cells of one image.
+    def predict(self, image: np.ndarray | str | os.PathLike[str], whole: Brightness | None = None) -> Result:
+        """Find the cells of one image; a large one goes in tiles, see `large_images`.
 
         Args:
             image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
+            whole: marks a tile of a larger image. The exported network normalises it by itself: its
+                signatures take no brightness.
 
         Returns:
             All cells from the score threshold on, best first.
@@ -52,6 +55,8 @@ class ServedPredictor(abc.ABC):
             UserError: for an image that cannot be read or that the network refuses.
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
+        if whole is None and is_large(pixels, self.config):
+            return predict_in_tiles(self, pixels)
         found = self._ask(check_image(pixels))
         if not found.get("ok", True):
             raise UserError(f"the network refused the image, which {found['error']}")

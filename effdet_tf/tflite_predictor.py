@@ -13,8 +13,9 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
+from effdet_tf.framed_predictor import FramedPredictor
 from effdet_tf.metadata import METADATA_FILE, read_metadata
-from effdet_tf.tiling import Found, FramedPredictor
+from effdet_tf.tiling import Found
 
 SIGNATURE = "serving_default"
 _IDENTIFIER = b"TFL3"  # at byte 4 of every TFLite file

@@ -1,21 +1,16 @@
-"""Networks with an input of one size, on images of any: overlapping tiles, no seams, no doubles.
+"""Overlapping tiles over an image of any size, and their cells merged: no seams, no doubles.
 
 Pure numpy: a network that runs without TensorFlow is served without it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from effdet_tf.config import Config
-from effdet_tf.data.image_io import read_image
-from effdet_tf.data.numpy_resize import resize
-from effdet_tf.data.prepare import normalize
-from effdet_tf.results import Result
 
 OVERLAP = 128  # px that neighbouring tiles share at least, or a quarter of a small frame
 _TOUCH = 4  # px: the box of a cell that is cut by a tile's border ends this near to it
@@ -71,123 +66,52 @@ class _Pool(NamedTuple):
     def take(self, index: np.ndarray) -> _Pool:
         return _Pool(self.found.take(index), *(part[index] for part in self[1:]))
 
-    def plus(self, other: _Pool) -> _Pool:
-        parts = zip(self.found, other.found, strict=True)
-        found = Found(*(None if a is None else np.concatenate([a, b]) for a, b in parts))
-        return _Pool(found, *(np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True)))
+    @classmethod
+    def joined(cls, pools: Sequence[_Pool]) -> _Pool:
+        parts = zip(*(pool.found for pool in pools), strict=True)
+        found = Found(*(None if part[0] is None else np.concatenate(part) for part in parts))
+        return cls(found, *(np.concatenate(part) for part in list(zip(*pools, strict=True))[1:]))
 
 
-# (image float32 [height, width, C] of the frame, normalised, 0 beyond what is shown; height and width of what
-# is shown, at the top left) -> cells, best first, in pixels of the frame
-Run = Callable[[np.ndarray, tuple[int, int]], Found]
+class Merger:
+    """Collects the cells of tiles."""
 
-
-class FramedPredictor:
-    """Images of any size through a network whose input has one size.
-
-    An image that fits into the input is predicted in one piece, a larger one in tiles that overlap; with
-    `data.resize=fit` it is scaled to the input instead. Cells larger than what tiles share (`OVERLAP`) may
-    come in the part that one tile sees.
-
-    Attributes:
-        config: of the network.
-        class_names: by class id.
-        category_ids: COCO ids by class id.
-        per_class: whether classes are told apart: doubles are sought within a class.
-        frame: height, width of the input, px.
-    """
-
-    def __init__(self, config: Config, frame: tuple[int, int], run: Run) -> None:
-        """Wrap a network.
+    def __init__(
+        self, tiles: Sequence[Tile], frame: tuple[int, int], config: Config, limit: int | None
+    ) -> None:
+        """Begin.
 
         Args:
-            config: what it was made with.
-            frame: height, width of its input, px.
-            run: the network itself.
+            tiles: of `make_tiles`.
+            frame: height, width of a tile, px.
+            config: `postprocess.nms_iou`, `postprocess.class_agnostic`.
+            limit: about as many cells are asked for in the end, so weaker ones are forgotten on the way; None
+                for all.
         """
-        self.config = config
-        self.class_names = config.class_names
-        self.category_ids = config.category_ids
-        self.per_class = not config.postprocess.class_agnostic
-        self.frame = frame
-        self._run = run
+        self._tiles, self._frame, self._config = tiles, frame, config
+        self._limit = None if limit is None else _SEEN * limit  # enough for any result: memory stays bounded
+        self._pools: list[_Pool] = []
+        self._count = 0
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
-        """Find the cells of one image.
+    def add(self, number: int, found: Found) -> None:
+        """Add the cells of the tile of this number, in its own pixels."""
+        tile = self._tiles[number]
+        pool = _kept(found.moved(tile.start), tile, number)
+        self._pools.append(pool)
+        self._count += len(pool.tile)
+        if self._limit is not None and self._count > self._limit:
+            whole = _Pool.joined(self._pools)
+            whole = whole.take(np.argsort(-whole.found.scores, kind="stable")[: self._limit])
+            self._pools, self._count = [whole], len(whole.tile)
 
-        Args:
-            image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float.
-
-        Returns:
-            The cells that the network gives, best first, `data.max_instances` at most.
-
-        Raises:
-            UserError: for an unreadable file or an array that is no image.
-        """
-        pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        values = normalize(pixels, self.config)
-        found, full = self._fitted(values) if self.config.data.resize == "fit" else self._zoomed(values)
-        limit = self.config.data.max_instances
-        return Result(
-            *found.take(np.arange(len(found.scores)) < limit),
-            height=pixels.shape[0],
-            width=pixels.shape[1],
-            class_names=self.class_names,
-            truncated=full or len(found.scores) >= limit,
-        )
-
-    def _fitted(self, values: np.ndarray) -> tuple[Found, bool]:
-        """Cells of an image that is scaled to the frame."""
-        size = np.array(values.shape[:2])
-        shown = fitted_size(size, self.frame)
-        found = self._run(framed(resize(values, shown), self.frame), (int(shown[0]), int(shown[1])))
-        return found.scaled(shown, size), False
-
-    def _zoomed(self, values: np.ndarray) -> tuple[Found, bool]:
-        """Cells of an image at the scale of the network, and whether a tile gave as many as it may."""
-        size = np.array(values.shape[:2])
-        shown = zoomed_size(size, self.config.data.zoom)
-        found, full = self._tiled(resize(values, shown))
-        return found.scaled(shown, size), full
-
-    def _tiled(self, values: np.ndarray) -> tuple[Found, bool]:
-        """Cells of an image of any size, and whether a tile gave as many as it may."""
-        limit = self.config.data.max_instances
-        tiles = make_tiles(values.shape[:2], self.frame, 2**self.config.model.max_level)
-        full = False
-        pool: _Pool | None = None
-        for number, tile in enumerate(tiles):
-            (y, x), (height, width) = tile.start, self.frame
-            part = values[y : y + height, x : x + width]
-            found = self._run(framed(part, self.frame), part.shape[:2])
-            if len(tiles) == 1:
-                return found, False
-            full |= len(found.scores) >= limit
-            own = _kept(found.moved(tile.start), tile, number)
-            pool = own if pool is None else pool.plus(own)
-            if len(pool.tile) > _SEEN * limit:  # enough for any result: memory stays bounded
-                pool = pool.take(np.argsort(-pool.found.scores, kind="stable")[: _SEEN * limit])
-        return _without_doubles(pool, tiles, self.frame, self.config), full
+    def merged(self) -> Found:
+        """The cells of the image, in its pixels, best first."""
+        return _without_doubles(_Pool.joined(self._pools), self._tiles, self._frame, self._config)
 
 
-def framed(image: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """Put `image [h, w, C]` at the top left of a frame, 0 beyond it; what does not fit is cut off."""
-    part = image[: frame[0], : frame[1]]
-    return np.pad(part, ((0, frame[0] - part.shape[0]), (0, frame[1] - part.shape[1]), (0, 0)))
-
-
-def fitted_size(size: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """Size int `[2]` at which an image of `size [2]` just fits into a frame: as `data.resize` has it."""
-    scale = (np.asarray(frame, np.float32) / size.astype(np.float32)).min()
-    return np.clip(np.round(size.astype(np.float32) * scale).astype(int), 1, frame)
-
-
-def zoomed_size(size: np.ndarray, zoom: float) -> np.ndarray:
-    """Size int `[2]` of an image of `size [2]` that is magnified by `zoom`, in whole pixels: at least 1."""
-    return np.maximum(np.round(size.astype(np.float32) * np.float32(zoom)).astype(int), 1)
-
-
-def make_tiles(size: tuple[int, int], frame: tuple[int, int], stride: int) -> list[Tile]:
+def make_tiles(
+    size: tuple[int, int], frame: tuple[int, int], stride: int, overlap: int = OVERLAP
+) -> list[Tile]:
     """Cover an image with tiles.
 
     Where the frame leaves the choice, tiles start at multiples of the network's coarsest stride, so that
@@ -198,11 +122,12 @@ def make_tiles(size: tuple[int, int], frame: tuple[int, int], stride: int) -> li
         size: height, width of the image, px.
         frame: of a tile, px.
         stride: of the coarsest level, px.
+        overlap: px that neighbouring tiles share at least, or a quarter of a smaller frame.
 
     Returns:
         The tiles, row by row; one alone for an image that fits into the frame.
     """
-    rows, columns = (_spans(*axis, stride) for axis in zip(size, frame, strict=True))
+    rows, columns = (_spans(*axis, stride, overlap) for axis in zip(size, frame, strict=True))
     return [
         Tile(*(np.stack([row[k], column[k]], axis=-1) for k in range(3)))
         for row in rows
@@ -210,9 +135,11 @@ def make_tiles(size: tuple[int, int], frame: tuple[int, int], stride: int) -> li
     ]
 
 
-def _spans(size: int, frame: int, stride: int) -> list[tuple[int, tuple[float, float], tuple[float, float]]]:
+def _spans(
+    size: int, frame: int, stride: int, overlap: int
+) -> list[tuple[int, tuple[float, float], tuple[float, float]]]:
     """Start, borders and core of the tiles along one axis."""
-    step = frame - min(OVERLAP, frame // 4)
+    step = frame - min(overlap, frame // 4)
     unit = stride if step >= stride and frame % stride == 0 else 1
     step -= step % unit
     last = max(size + -size % unit - frame, 0)
@@ -246,7 +173,7 @@ def _kept(found: Found, tile: Tile, number: int) -> _Pool:
     return pool.take(near)
 
 
-def _without_doubles(pool: _Pool, tiles: list[Tile], frame: tuple[int, int], config: Config) -> Found:
+def _without_doubles(pool: _Pool, tiles: Sequence[Tile], frame: tuple[int, int], config: Config) -> Found:
     """The cells, best first, without those that another tile has found too."""
     # A cell that two tiles claim is that of the tile in whose core it lies, else the better one.
     order = np.lexsort((-pool.found.scores, ~pool.owned))
@@ -260,7 +187,9 @@ def _without_doubles(pool: _Pool, tiles: list[Tile], frame: tuple[int, int], con
     return found.take(np.argsort(-found.scores, kind="stable"))
 
 
-def _doubles(pool: _Pool, tiles: list[Tile], frame: tuple[int, int], config: Config) -> dict[int, list[int]]:
+def _doubles(
+    pool: _Pool, tiles: Sequence[Tile], frame: tuple[int, int], config: Config
+) -> dict[int, list[int]]:
     """For each cell that has some, the cells of other tiles that are the same one."""
     found: dict[int, list[int]] = {}
     boxes = pool.found.boxes

@@ -21,11 +21,12 @@ from effdet_tf.config import Config
 from effdet_tf.data.numpy_resize import resize
 from effdet_tf.data.prepare import normalize
 from effdet_tf.errors import UserError
+from effdet_tf.framed_predictor import FramedPredictor, fitted_size, framed, zoomed_size
 from effdet_tf.metadata import METADATA_FILE, describe
 from effdet_tf.model.efficientdet import Network
 from effdet_tf.postprocess import detect, ranked
 from effdet_tf.predict import Predictor
-from effdet_tf.tiling import Found, FramedPredictor, fitted_size, framed, zoomed_size
+from effdet_tf.tiling import Found
 from export.flatbuffer_merge import custom_operators, merge
 
 Precision = Literal["float32", "float16", "int8"]

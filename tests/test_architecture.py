@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("effdet_tf", "training", "export")
+from tests.import_graph import PACKAGES, imports, modules, read_sources
 
 # The arrows: a module imports from its own layer and from layers below, never from one above.
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -25,14 +22,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rle",
         "masks",
         "kernels",
+        "wells",
     ),
-    ("anchors", "data.image_io", "data.manifest", "data.record"),
+    ("anchors", "data.tif_metadata", "data.pictures", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
     ("pretrained",),
     ("assignment", "targets", "losses", "postprocess", "metrics", "results", "measure"),
-    ("served",),
+    ("tiling",),
+    ("large_images",),
+    ("served", "framed_predictor"),
     (
-        "tiling",
         "predict",
         "augmented_predictor",
         "evaluation",
@@ -43,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("predictors", "batch_predict"),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
-    ("plates", "page"),
+    ("plates", "napari_plugin", "page"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -63,40 +62,6 @@ def layer(module: str) -> int:
             if name in names:
                 return number
     raise AssertionError(f"{module} has no place in LAYERS: give it one")
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(source: str, module: str, is_package: bool, known: set[str]) -> Iterator[str]:
-    """Names of the modules that a source imports, wherever the statement stands; not those for types only."""
-    tree = ast.parse(source)
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = module.split(".")
-                parts = parts[: len(parts) - node.level + is_package]
-                base = ".".join([*parts, *([base] if base else [])])
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                yield full if full in known else base
 
 
 def violations(sources: dict[str, tuple[str, bool]]) -> list[str]:
@@ -135,7 +100,7 @@ def reached(start: str, sources: dict[str, tuple[str, bool]]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def sources() -> dict[str, tuple[str, bool]]:
-    return {name: (path.read_text(), path.name == "__init__.py") for name, path in modules().items()}
+    return read_sources()
 
 
 def test_imports_follow_the_arrows(sources):

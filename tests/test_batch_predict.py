@@ -108,7 +108,7 @@ def test_all_outputs_of_an_image_agree(images, tmp_path):
     overlay = cv2.imread(str(tmp_path / "out" / "b16.overlay.png"))
     assert labels.dtype == np.uint16 and labels[10, 10] == 1 and labels[28, 33] == 2
     assert table["area"].tolist() == np.bincount(labels.ravel())[1:].tolist() == [100, 36]
-    assert table["mean_intensity"].tolist() == [40000, 40000]
+    assert table["intensity_mean"].tolist() == [40000, 40000]
     assert table["class"].tolist() == ["large", "small"]
     assert [entry["category_id"] for entry in coco["annotations"]] == [2, 4]
     assert coco["images"][0]["file_name"] == "b16.tif"
@@ -116,7 +116,7 @@ def test_all_outputs_of_an_image_agree(images, tmp_path):
 
 
 def test_same_stem_and_subfolders_do_not_overwrite_each_other(images, tmp_path):
-    predict_files(Thresholder(), [images], tmp_path / "out", table=False, coco=False, overlay=False)
+    predict_files(Thresholder(), [images], tmp_path / "out", formats=["labels"])
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.tif")}
     names = {"a.tif", "a.png", "b16", "rgb", "sub/a", "sub/dark"}
     assert written == {f"{name}.labels.tif" for name in names}
@@ -194,7 +194,7 @@ def _run_command(monkeypatch, *arguments: str) -> int:
 @pytest.mark.parametrize(("names", "code"), [(["a.tif"], 0), (["a.tif", "empty.tif"], 3), (["empty.tif"], 1)])
 def test_command_exit_codes(images, tmp_path, monkeypatch, capsys, names, code):
     paths = [str(images / name) for name in names]
-    assert _run_command(monkeypatch, *paths, "--out", str(tmp_path / "out"), "--no-overlay") == code
+    assert _run_command(monkeypatch, *paths, "--out", str(tmp_path / "out"), "--formats", "labels") == code
     printed = capsys.readouterr()
     done = names.count("a.tif")
     assert printed.out.splitlines()[-1] == f"{done} images, {2 * done} cells: {tmp_path / 'out'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timeit
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -264,12 +265,11 @@ def test_overlaps_go_to_the_higher_score_and_the_hidden_are_dropped() -> None:
     whole = Patch(0, 0, np.ones((4, 4), dtype=bool))
     half = Patch(0, 2, np.ones((4, 4), dtype=bool))  # keeps 2 of 4 columns: exactly half
     hidden = Patch(0, 1, np.ones((4, 4), dtype=bool))  # every column but none free at its turn
-    labels, kept = masks.resolve_overlaps([half, whole, hidden], [0.8, 0.9, 0.1], 4, 7)
-    assert kept == [1, 0]
+    labels = np.zeros((4, 7), np.int32)
+    assert masks.resolve_overlaps([whole, None, half, hidden], labels) == [0, 2]
     np.testing.assert_array_equal(labels[0], [1, 1, 1, 1, 2, 2, 0])
-    assert labels.dtype == np.int32
-    assert masks.resolve_overlaps([half, whole], [0.8, 0.9], 4, 7, min_visible=0.51)[1] == [1]
-    assert masks.resolve_overlaps([], [], 4, 7)[1] == []
+    assert masks.resolve_overlaps([whole, half], np.zeros((4, 7), np.int32), min_visible=0.51) == [0]
+    assert masks.resolve_overlaps([], np.zeros((4, 7), np.int32)) == []
 
 
 def test_overlaps_follow_the_full_frame_rule_on_random_cells() -> None:
@@ -291,8 +291,10 @@ def test_overlaps_follow_the_full_frame_rule_on_random_cells() -> None:
         used |= mask
         names.append(index)
         expected[mask] = len(names)
-    labels, kept = masks.resolve_overlaps(patches, scores, 40, 50)
-    assert kept == names
+    order = np.argsort(-scores, kind="stable")
+    labels = np.zeros((40, 50), np.int32)
+    kept = masks.resolve_overlaps([patches[k] for k in order], labels)
+    assert order[kept].tolist() == names
     np.testing.assert_array_equal(labels, expected)
 
 
@@ -320,3 +322,23 @@ def test_three_thousand_labels_are_fast() -> None:
     seconds = timeit.timeit(lambda: found.extend(masks.labels_to_patches(labels)), number=1)
     assert len(found) == 3000 and all(patch.mask.sum() == 324 for _, patch in found)
     assert seconds < 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pieces_give_the_same_pixels_back_holes_and_all(seed):
+    rng = np.random.default_rng(seed)
+    mask = cv2.GaussianBlur(rng.normal(size=(40, 50)).astype(np.float32), (0, 0), (0.6, 1)[seed % 2]) > 0
+    patch = masks.mask_to_patch(mask, 7, 9)
+    pieces = masks.patch_to_pieces(patch)
+    assert len(pieces) == cv2.connectedComponents(patch.mask.astype(np.uint8), connectivity=4)[0] - 1
+    assert any(len(rings) > 1 for rings in pieces)  # there are holes
+    again = masks.rings_to_patch([ring for rings in pieces for ring in rings], 60, 80)
+    assert (again.y, again.x) == (patch.y, patch.x)
+    np.testing.assert_array_equal(again.mask, patch.mask)
+    for rings in pieces:
+        areas = [np.sum(r[:, 0] * np.roll(r[:, 1], -1) - r[:, 1] * np.roll(r[:, 0], -1)) / 2 for r in rings]
+        assert areas[0] > 0 and all(area < 0 for area in areas[1:])
+
+
+def test_rings_outside_the_frame_are_nothing():
+    assert masks.rings_to_patch([np.array([[90.0, 5], [95, 5], [95, 9]])], 60, 80) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import regionprops
 
+from effdet_tf import measure
 from effdet_tf.measure import measure_cells
 
 
@@ -36,7 +37,25 @@ def test_equal_to_scikit_image(seed):
         assert (measured["centroid_y"][k], measured["centroid_x"][k]) == pytest.approx(region.centroid)
         assert measured["perimeter"][k] == pytest.approx(region.perimeter)
         assert measured["eccentricity"][k] == pytest.approx(region.eccentricity, abs=1e-6)
-        assert measured["mean_intensity"][k] == pytest.approx(region.intensity_mean, rel=1e-5)
+        assert measured["feret_diameter_max"][k] == pytest.approx(region.feret_diameter_max)
+        for name in ("axis_major_length", "axis_minor_length"):  # the root of a difference near 0
+            assert measured[name][k] == pytest.approx(getattr(region, name), abs=1e-5)
+        if region.axis_major_length - region.axis_minor_length > 1e-6:
+            turn = measured["orientation"][k] - region.orientation
+            assert np.sin(turn) == pytest.approx(0, abs=1e-6)  # pi/2 and -pi/2 are one
+        for name in ("equivalent_diameter_area", "extent", "solidity"):
+            assert measured[name][k] == pytest.approx(getattr(region, name)), name
+        for name in ("intensity_mean", "intensity_std", "intensity_min", "intensity_max"):
+            assert measured[name][k] == pytest.approx(getattr(region, name), rel=1e-5), name
+
+
+def test_bands_change_nothing(monkeypatch):
+    labels = _crowd(5)
+    gray = np.random.default_rng(5).uniform(0, 255, labels.shape)
+    whole = measure_cells(labels, gray, 60)
+    monkeypatch.setattr(measure, "_BAND", 7 * labels.shape[1])
+    for name, values in measure_cells(labels, gray, 60).items():
+        np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_hidden_label_has_area_zero():
@@ -44,7 +63,7 @@ def test_hidden_label_has_area_zero():
     labels[2:5, 2:5] = 2
     measured = measure_cells(labels, np.ones((8, 8)), 3)
     assert measured["area"].tolist() == [0, 9, 0]
-    assert np.isnan(measured["perimeter"][[0, 2]]).all() and np.isnan(measured["mean_intensity"][0])
+    assert np.isnan(measured["perimeter"][[0, 2]]).all() and np.isnan(measured["intensity_mean"][0])
 
 
 def test_square_by_hand():
@@ -55,7 +74,7 @@ def test_square_by_hand():
     assert (measured["area"], measured["centroid_y"], measured["centroid_x"]) == (16, 4.5, 6.5)
     assert measured["perimeter"] == pytest.approx(12)  # through the centres of the 12 border pixels
     assert measured["eccentricity"] == pytest.approx(0)
-    assert measured["mean_intensity"] == pytest.approx(4.5 * 12 + 6.5)
+    assert measured["intensity_mean"] == pytest.approx(4.5 * 12 + 6.5)
 
 
 def test_line_and_single_pixel():

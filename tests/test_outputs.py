@@ -38,6 +38,13 @@ def _result(boxes, scores, classes=None, masks: bool = True, height: int = 60, w
     )
 
 
+def _row(image, cells, um_per_px=None) -> dict:
+    info = outputs.ImageInfo("a.tif", (1, 2), cells.result.class_names, um_per_px=um_per_px)
+    frame = outputs.Frame(0, image, cells, outputs.cell_table(cells, image, um_per_px))
+    values = outputs.summary_row("plate/x_B7_2_00d04h00m", frame, info)
+    return dict(zip(outputs.summary_columns(cells.result.class_names), values, strict=True))
+
+
 @pytest.fixture
 def result() -> Result:
     """Five cells: two overlap, one hides under the first, one leaves the frame, one is long."""
@@ -69,7 +76,7 @@ def test_table_equals_scikit_image(result, image):
         assert (row.centroid_y, row.centroid_x) == pytest.approx(region.centroid, abs=0.006)
         assert row.perimeter == pytest.approx(region.perimeter, abs=0.006)
         assert row.eccentricity == pytest.approx(region.eccentricity, abs=1e-4)
-        assert row.mean_intensity == pytest.approx(region.intensity_mean, abs=1e-3)
+        assert row.intensity_mean == pytest.approx(region.intensity_mean, abs=1e-3)
 
 
 def test_table_file_reads_back(result, image, tmp_path):
@@ -117,7 +124,7 @@ def test_overlay_outlines_each_cell_in_its_own_colour(result, image, tmp_path):
     inside = cv2.erode((cells.labels > 0).astype(np.uint8), np.ones((7, 7))).repeat(4, 0).repeat(4, 1) > 0
     inside &= (cells.labels == 1).repeat(4, 0).repeat(4, 1)
     assert not (colourful & inside)[:60].any()
-    colours = {outputs._colour(number) for number in range(1, 41)}
+    colours = {outputs.cell_colour(number) for number in range(1, 41)}
     assert len(colours) > 35
     outputs.write_overlay(tmp_path / "a.png", image, cells)
     assert np.array_equal(read_image(tmp_path / "a.png"), drawn)  # red stays red
@@ -159,7 +166,9 @@ def test_no_cell_gives_whole_files(image, tmp_path):
     assert (tmp_path / "a.csv").read_text() == ",".join(outputs.CELL_COLUMNS) + "\n"
     outputs.write_coco(tmp_path / "a.json", cells, "a.tif", [1, 2])
     assert json.loads((tmp_path / "a.json").read_text())["annotations"] == []
-    assert outputs.summary_row("a", cells, table) == ["a", 60, 80, 0, 0, 0, "", "", 0.0, ""]
+    row = _row(image, cells)
+    assert [row[name] for name in ("height", "width", "cells", "cells_round")] == [60, 80, 0, 0]
+    assert (row["mean_score"], row["mean_area"], row["covered"], row["error"]) == ("", "", 0.0, "")
 
 
 def test_boxes_only(image, tmp_path):
@@ -171,7 +180,13 @@ def test_boxes_only(image, tmp_path):
     assert entry["area"] == 400 and "segmentation" not in entry
     drawn = np.ptp(outputs.draw_overlay(image, cells).astype(int), axis=2) > 60
     assert drawn.sum() > 200
-    assert outputs.summary_row("a", cells, table)[-4:] == [0.9, "", "", ""]
+    row = _row(image, cells, um_per_px=2)
+    assert [row[name] for name in ("mean_score", "mean_area", "mean_area_um2", "covered")] == [
+        0.9,
+        "",
+        "",
+        "",
+    ]
     # The class is written inside the box, where there are several.
     one = outputs.Cells(dataclasses.replace(cells.result, class_names=("only",)), None)
     outlined = np.ptp(outputs.draw_overlay(image, one).astype(int), axis=2) > 60
@@ -180,10 +195,9 @@ def test_boxes_only(image, tmp_path):
 
 def test_summary_counts_classes(result, image):
     cells = outputs.number_cells(result)
-    table = outputs.cell_table(cells, image)
-    row = dict(
-        zip(outputs.summary_columns(("round", "long")), outputs.summary_row("a", cells, table), strict=True)
-    )
+    row = _row(image, cells, um_per_px=0.5)
+    assert (row["well"], row["site"], row["minutes"], row["page"]) == ("B7", 2, 240, "")
+    assert row["mean_area_um2"] == pytest.approx(row["mean_area"] / 4, abs=0.01)
     assert (row["cells"], row["cells_round"], row["cells_long"]) == (4, 2, 2)
     assert row["mean_score"] == pytest.approx((0.95 + 0.9 + 0.7 + 0.6) / 4, abs=1e-4)
     assert row["mean_area"] == pytest.approx((cells.labels > 0).sum() / 4, abs=0.01)
@@ -206,11 +220,10 @@ def test_appended_rows_are_on_disk_before_the_file_is_closed(tmp_path):
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     outputs.write_labels(tmp_path / "a.tif", np.ones((4, 4), np.int32))
 
-    def fail(path, *_, **__):
-        path.write_bytes(b"half")
+    def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(tifffile, "imwrite", fail)
+    monkeypatch.setattr(tifffile.TiffWriter, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         outputs.write_labels(tmp_path / "a.tif", np.zeros((4, 4), np.int32))
     assert tifffile.imread(io.BytesIO((tmp_path / "a.tif").read_bytes())).sum() == 16

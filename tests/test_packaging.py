@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -71,13 +72,28 @@ def test_wheel_holds_the_files_of_the_page(wheel):
     assert "effdet_tf/page/static/index.html" in held
 
 
+def test_napari_finds_its_plugin(wheel):
+    (points,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    assert (
+        "[napari.manifest]\neffdet_tf = effdet_tf.napari_plugin:napari.yaml\n" in wheel.read(points).decode()
+    )
+    assert wheel.read("effdet_tf/napari_plugin/napari.yaml").startswith(b"name: effdet_tf\n")
+
+
+def test_the_plugin_has_the_name_of_the_distribution(wheel):
+    if int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("setuptools is older than pyproject.toml asks for, and writes the name as effdet-tf")
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    assert "\nName: effdet_tf\n" in wheel.read(metadata).decode()  # else npe2 refuses the manifest
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()
-    version = re.search(r'"(.+)"', (ROOT / "effdet_tf" / "_version.py").read_text().splitlines()[-1]).group(1)
-    assert f"\nVersion: {version}\n" in metadata
+    written = re.search(r'"(.+)"', (ROOT / "effdet_tf" / "_version.py").read_text().splitlines()[-1]).group(1)
+    assert f"\nVersion: {written}\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert re.search(r"\nRequires-Dist: tensorflow[<>=,.0-9]+\n", metadata)
     extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
-    assert extras == {"test", "tflite", "pretrained", "plates", "benchmark", "notebooks", "jax"}
+    assert extras == {"test", "tflite", "pretrained", "plates", "napari", "benchmark", "notebooks", "jax"}
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())

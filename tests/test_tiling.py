@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from effdet_tf.data.numpy_resize import resize
 from effdet_tf.errors import UserError
-from effdet_tf.tiling import OVERLAP, Found, FramedPredictor, fitted_size, framed, make_tiles, zoomed_size
+from effdet_tf.framed_predictor import FramedPredictor, fitted_size, framed, zoomed_size
+from effdet_tf.tiling import OVERLAP, Found, make_tiles
 
 LEVEL = 0.5  # of a normalised pixel above which it belongs to a blob
 
@@ -236,11 +237,9 @@ def test_memory_is_bounded(config, monkeypatch):
     sizes = []
     from effdet_tf import tiling
 
-    plus = tiling._Pool.plus
+    add = tiling.Merger.add
     monkeypatch.setattr(
-        tiling._Pool,
-        "plus",
-        lambda pool, other: (sizes.append(len(pool.tile)), plus(pool, other))[1],
+        tiling.Merger, "add", lambda merger, *tile: (add(merger, *tile), sizes.append(merger._count))
     )
     boxes = scattered(600, 800, 400, 12)
     assert len(FramedPredictor(config, FRAME, blobs).predict(picture(600, 800, boxes))) == 10

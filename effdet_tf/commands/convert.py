@@ -83,10 +83,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     labelmaps = kinds.add_parser(
         "labelmaps",
         parents=[common],
-        help="image and label-map pairs: images/ and masks/, or x_img and x_masks",
+        help="image and label-map pairs: images/ and masks/, or x_img and x_masks, or x and x.labels",
     )
     labelmaps.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
     labelmaps.add_argument("--masks", type=Path, metavar="DIR", help="label-map folder (default: SRC/masks)")
+
+    for kind, what in (
+        ("imagej", "regions of Fiji's ROI manager beside the images: x.rois.zip, x.zip or x.roi"),
+        ("geojson", "outlines as QuPath exports them beside the images: x.geojson"),
+        ("yolo", "YOLO labels: images/ and labels/, or x.txt beside the images; classes.txt or data.yaml"),
+    ):
+        outlines = kinds.add_parser(kind, parents=[common], help=what)
+        outlines.add_argument(
+            "--images", type=Path, metavar="DIR", help="image folder (default: SRC/images, or SRC)"
+        )
+        outlines.add_argument(
+            "--outlines", type=Path, metavar="DIR", help="their folder (default: SRC/labels, or SRC)"
+        )
     parser.set_defaults(run=run)
     return parser
 
@@ -183,6 +196,10 @@ def _open(args: argparse.Namespace, scratch: Path) -> Source:
         from effdet_tf.data.sources.coco import find_annotations, open_coco
 
         return open_coco(args.annotations or find_annotations(args.src), args.images or args.src, scratch)
+    if args.kind in ("imagej", "geojson", "yolo"):
+        from effdet_tf.data.sources.outlines import open_outlines
+
+        return open_outlines(args.kind, args.src, args.images, args.outlines)
     from effdet_tf.data.sources.labelmaps import open_labelmaps
 
     return open_labelmaps(args.src, args.images, args.masks)

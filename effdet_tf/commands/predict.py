@@ -7,33 +7,47 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.command_line import positive
 from effdet_tf.run_folder import DEFAULT_MODEL
 
+# As in effdet_tf.outputs, which is too heavy to import for --help; a test holds them equal.
+FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
 FILES = """\
-  NAME.labels.tif   label image: 0 is background, cell k has the value k (uint16, uint32 above 65,535 cells)
-  NAME.cells.csv    one row per cell (columns below)
-  NAME.coco.json    COCO annotations with scores; overlaps kept
-  NAME.overlay.png  outlines on the contrast-stretched image
-(a network without mask head gives boxes: no label image, no areas, boxes in the overlay)
-and for all of them summary.csv: size, cells, cells per class, mean score, mean area, share covered, error."""
+  labels   NAME.labels.tif   label image: 0 is background, cell k has the value k (uint16, uint32
+                             above 65,535 cells), for Fiji, napari and CellProfiler
+  table    NAME.cells.csv    one row per cell (columns below)
+  coco     NAME.coco.json    COCO annotations with scores; overlaps kept
+  overlay  NAME.overlay.png  outlines on the contrast-stretched image
+  imagej   NAME.rois.zip     regions for Fiji's ROI manager
+  geojson  NAME.geojson      objects with measurements for QuPath
+  yolo     NAME.txt          YOLO segmentation labels, with classes.txt
+The first four are written by default. A tif stack (time, depth or channels) gives label and overlay
+stacks, and pages in the other files. A network without mask head gives boxes: no label image, no
+areas, boxes in the rest.
+For all images: summary.csv with size, cells, cells per class, mean score and area, share covered,
+error; and wells.csv with the counts by folder, well and time, where names are like Incucyte's
+(..._A7_1_00d04h00m.tif)."""
 
 _DESCRIPTION = f"""\
 Find every cell in images and write, for each of them:
 {FILES}
 8-bit, 16-bit and float images, gray or RGB, tif, png, jpg and bmp. Folders are searched through all
-subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif"."""
+subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif". Images of any size: large
+ones are predicted in overlapping tiles."""
 
 COLUMNS = """\
 columns of NAME.cells.csv:
+  page                    of a stack, from 1
   cell                    number of the cell = its value in the label image, best score first
   class, score            score from 0 to 1
   y0, x0, y1, x1          box in pixels; y1 and x1 are the edges after the last pixel
-  area                    pixels of the label image (where cells overlap, the higher score has the pixel)
-  centroid_y, centroid_x  pixels; 0 is the centre of the first pixel
-  perimeter               pixels, along the centres of the border pixels
-  eccentricity            0 for a circle, near 1 for a line
-  mean_intensity          gray, in the image's own units
-(definitions of scikit-image's regionprops)
+  area ... intensity_max  as scikit-image's regionprops defines them, of the label image (where cells
+                          overlap, the higher score has the pixel): area, centroid_y, centroid_x,
+                          perimeter, axis_major_length, axis_minor_length, orientation, eccentricity,
+                          equivalent_diameter_area, feret_diameter_max, extent, solidity, and the mean,
+                          deviation, least and largest gray value in the image's own units
+  area_um2, ..._um        areas and lengths in micrometres, where a tif says how large a pixel is
+                          (ImageJ, OME, LSM, MetaMorph, pixels per centimetre) or --um-per-px does
 
 exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed"""
 
@@ -98,9 +112,30 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="keep cells with this score or more, 0 to 1 (default: tuned on the run's validation images)",
     )
     parser.add_argument("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
-    for name in ("labels", "table", "coco", "overlay"):
-        parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"write no {name} file")
+    parser.add_argument(
+        "--formats",
+        type=_formats,
+        default=FORMATS[:4],
+        metavar="A,B",
+        help=f"what to write, separated by commas: {', '.join(FORMATS)}, or all (default: "
+        f"{','.join(FORMATS[:4])})",
+    )
+    parser.add_argument(
+        "--um-per-px",
+        type=positive(float),
+        metavar="UM",
+        help="side of a pixel in micrometres (default: what a tif says of itself)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the predictions that DIR holds")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """The names of kinds of files, separated by commas, or "all"."""
+    names = FORMATS if text == "all" else tuple(text.split(","))
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FORMATS)}, all")
+    return names
 
 
 def share(text: str) -> float:
@@ -146,16 +181,18 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
         args.out,
         score=predictor.config.postprocess.report_score if args.score is None else args.score,
         sartorius=args.sartorius,
-        labels=args.labels,
-        table=args.table,
-        coco=args.coco,
-        overlay=args.overlay,
+        formats=args.formats,
+        um_per_px=args.um_per_px,
         overwrite=args.overwrite,
         progress=True,
     )
     print(f"{report.done} images, {report.cells} cells: {report.out}")
     if report.boxes_only:
         print("this network has no mask head: boxes only, no label images, no areas")
+    if report.done and not report.cells and report.best_score:
+        print(f"no cell reached the score; the best had {report.best_score:.2f}: lower --score")
+    if report.wells:
+        print(f"counts by well and time: {report.out / 'wells.csv'}")
     if report.failed:
         print(f"error: {len(report.failed)} images failed, see {report.out / 'summary.csv'}", file=sys.stderr)
     return report.exit_code

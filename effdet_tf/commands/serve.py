@@ -46,10 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--max-pixels",
         type=positive(int),
-        default=10_000_000,
+        default=25_000_000,
         metavar="N",
-        help="largest height x width of an image (default: %(default)s); the network's memory grows with it, "
-        "to 2.8 GiB for 4 million and 8.8 GiB for 17 million",
+        help="largest height x width of an image (default: %(default)s); above it, outlines come slowly in a "
+        "browser",
     )
     parser.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
     parser.set_defaults(run=run)

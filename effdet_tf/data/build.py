@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import encode_png, image_statistics, read_image, stretch, to_gray
+from effdet_tf.data.image_io import Stack, encode_png, image_statistics, read_image, stretch, to_gray
 from effdet_tf.data.sources.base import Cell, ImageTask
 from effdet_tf.errors import UserError
 from effdet_tf.masks import patch_to_bitmap
@@ -94,7 +94,11 @@ def _dropped(task: ImageTask, faults: Faults) -> BuiltImage:
 def _load(task: ImageTask, faults: Faults) -> np.ndarray | None:
     """The image [H, W, C], or None, said why."""
     try:
-        image = read_image(task.path)
+        if task.page is None:
+            image = read_image(task.path)
+        else:
+            with Stack(task.path) as stack:
+                image = stack.read(task.page)
     except UserError as error:
         faults.drop("image unreadable", f"{task.file_name}: {error}")
         return None

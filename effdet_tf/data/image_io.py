@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,18 @@ from typing import Any
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from effdet_tf.data.pictures import check_pixels, read_picture
+from effdet_tf.data.tif_metadata import stack_axis, um_per_px
 from effdet_tf.errors import UserError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
-# A 16-bit gray image of this size takes half a GiB; a larger one is a whole slide or a decompression bomb.
-MAX_PIXELS = 2**28
+# A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
+MAX_PIXELS = 2**29
+_LARGE = 2**26  # values of a page from which it is
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 LUMA = np.float32([0.299, 0.587, 0.114])
@@ -56,6 +57,8 @@ class Stack:
 
     Attributes:
         pages: how many; pages of another size than the first are thumbnails and do not count.
+        um_per_px: side of a pixel in micrometres where the file says so, else None.
+        axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -70,12 +73,15 @@ class Stack:
         """
         self.path, self._max_pixels = Path(path), max_pixels
         self._file: tifffile.TiffFile | None = None
+        self.um_per_px: float | None = None
+        self.axis = "T"
         self._size, head = _head(self.path)
         self._places = [(0, 0)]
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
                 self._file = tifffile.TiffFile(self.path)
                 self._places = _places(self._file)
+                self.um_per_px, self.axis = um_per_px(self._file), stack_axis(self._file)
         self.pages = len(self._places)
 
     def __enter__(self) -> Stack:
@@ -86,20 +92,29 @@ class Stack:
             self._file.close()
 
     def read(self, page: int = 0) -> np.ndarray:
-        """A page as `read_image` gives an image.
-
-        Args:
-            page: from 0.
+        """A page, counted from 0, as `read_image` gives an image.
 
         Raises:
             UserError: when the page is damaged.
         """
         if self._file is None:
             return read_image(self.path, self._max_pixels)
+        return _channels(_native_dtype(self._pixels(page, False), self.path), self.path)
+
+    def read_labels(self, page: int = 0) -> np.ndarray:
+        """A page, counted from 0, as `read_labels` gives a label map.
+
+        Raises:
+            UserError: when the page is damaged, or no label map.
+        """
+        if self._file is None:
+            return read_labels(self.path, self._max_pixels)
+        return _as_labels(self._pixels(page, True), self.path)
+
+    def _pixels(self, page: int, labels: bool) -> np.ndarray:
         with _decoding(self.path):
             place = self._places[page]
-            pixels = _read_tiff(self._file, self.path, self._size, self._max_pixels, False, place)
-        return _channels(_native_dtype(pixels, self.path), self.path)
+            return _read_tiff(self._file, self.path, self._size, self._max_pixels, labels, place)
 
 
 def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -117,7 +132,11 @@ def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> n
     Raises:
         UserError: as `read_image`, and when the file holds colours, fractions or negative numbers.
     """
-    labels = _read(Path(path), max_pixels, labels=True)
+    return _as_labels(_read(Path(path), max_pixels, labels=True), Path(path))
+
+
+def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Check that pixels of a file are a label map; gives integers [H, W]."""
     if labels.ndim == 3:
         if labels.shape[2] > 1 and not (labels[..., :3] == labels[..., :1]).all():
             raise UserError(f"{path}: is a colour picture, not a label map; save the label numbers instead")
@@ -194,12 +213,12 @@ def image_statistics(gray: np.ndarray) -> tuple[float, float]:
     return mean, max(std, 1e-3 * max(1.0, abs(mean)))
 
 
-def stretch(gray: np.ndarray, top: float) -> np.ndarray:
+def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Spread a floating-point image `[H, W]` over 0..top: its least value becomes 0, its largest `top`.
 
-    A flat image becomes 0.
+    A flat image becomes 0. `limits` are those values, of the image that this is a part of.
     """
-    low, high = float(gray.min()), float(gray.max())
+    low, high = limits or (float(gray.min()), float(gray.max()))
     return (gray - low) * (top / (high - low)) if high > low else np.zeros_like(gray)
 
 
@@ -215,7 +234,7 @@ def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
                         f"{path}: is a stack of {len(places)} pages; save the page to be used as an image"
                     )
                 return _read_tiff(file, path, size, max_pixels, labels)
-        return _read_other(path, head, max_pixels, labels)
+        return read_picture(path, head, max_pixels, labels)
 
 
 def _head(path: Path) -> tuple[int, bytes]:
@@ -246,13 +265,6 @@ def _decoding(path: Path) -> Iterator[None]:
     except Exception as error:  # each decoder raises errors of its own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is damaged or cut short ({reason}); copy it again") from error
-
-
-def _check_pixels(path: Path, height: int, width: int, max_pixels: int) -> None:
-    if height < 1 or width < 1:
-        raise UserError(f"{path}: has no pixel ({height}x{width})")
-    if height * width > max_pixels:
-        raise UserError(f"{path}: {height}x{width} is more than {max_pixels} pixels; cut it into parts first")
 
 
 def _places(file: tifffile.TiffFile) -> list[tuple[int, int]]:
@@ -293,7 +305,7 @@ def _read_tiff(
 ) -> np.ndarray:
     """The image at one of the `_places`."""
     keyframe: Any = file.pages[0]
-    _check_pixels(path, keyframe.imagelength, keyframe.imagewidth, max_pixels)
+    check_pixels(path, keyframe.imagelength, keyframe.imagewidth, max_pixels)
     if keyframe.imagedepth > 1:
         raise UserError(f"{path}: is a volume of {keyframe.imagedepth} slices; save one slice as an image")
     page: Any = file.pages[place[0]]
@@ -309,7 +321,8 @@ def _read_tiff(
         stack = file.series[0].asarray(out="memmap")  # of which only this image is read
         pixels = np.array(stack.reshape(-1, *keyframe.shape)[place[1]])
     else:
-        pixels = page.asarray()
+        # A large page goes to a file, of which memory holds what is in use.
+        pixels = page.asarray(out="memmap" if page.size >= _LARGE else None)
     if pixels.ndim not in (2, 3) or not pixels.size:
         raise UserError(f"{path}: is damaged (a page without pixels); copy it again")
     if planar == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
@@ -323,29 +336,6 @@ def _read_tiff(
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
         pixels = np.iinfo(pixels.dtype).max - pixels
     return pixels
-
-
-def _read_other(path: Path, head: bytes, max_pixels: int, labels: bool) -> np.ndarray:
-    if head[:8] == _PNG_MAGIC and len(head) >= 26:
-        # Pillow's own bomb check comes later and warns by a global setting; the size is in the header.
-        width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-        _check_pixels(path, height, width, max_pixels)
-        deep_colour = depth == 16 and colour != 0
-    else:
-        deep_colour = False
-    with Image.open(path) as picture:
-        _check_pixels(path, picture.height, picture.width, max_pixels)
-        picture.load()  # raises for a file that is cut short, which OpenCV would pad
-        if deep_colour:  # Pillow keeps only 8 of the 16 bits
-            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-            return pixels[..., 2::-1] if pixels.ndim == 3 else pixels
-        if picture.mode in ("P", "PA") and labels:
-            return np.asarray(picture.getchannel(0) if picture.mode == "PA" else picture)
-        if picture.mode == "1":
-            return np.asarray(picture).astype(np.uint8) * np.uint8(1 if labels else 255)
-        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"):
-            picture = picture.convert("RGB")
-        return np.asarray(picture)
 
 
 def _native_dtype(image: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

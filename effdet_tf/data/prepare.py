@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.data.image_io import image_statistics, stretch, to_gray
 from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.errors import UserError
+
+_BAND = 2**24  # pixels that are looked at together
+
+
+class Brightness(NamedTuple):
+    """What an image is normalised by, in its own units; a part of an image by what the whole has."""
+
+    mean: float
+    std: float
+    least: float
+    largest: float
+
+
+def brightness(image: np.ndarray) -> Brightness:
+    """Of an image `[H, W]` or `[H, W, C]` as gray, in bands of rows, so that a large one takes no memory."""
+    rows = max(_BAND // max(image.shape[1], 1), 1)
+    count, mean, spread, least, largest = 0, 0.0, 0.0, np.inf, -np.inf
+    for top in range(0, image.shape[0], rows):
+        gray = to_gray(np.asarray(image[top : top + rows]))
+        middle, square = gray.mean(dtype=np.float64), gray.var(dtype=np.float64)
+        whole = count + gray.size
+        off = middle - mean
+        spread += square * gray.size + off * off * count * gray.size / whole  # Chan et al. (1979)
+        mean += off * gray.size / whole
+        least, largest, count = min(least, gray.min()), max(largest, gray.max()), whole
+    std = max(float(np.sqrt(spread / max(count, 1))), 1e-3 * max(1.0, abs(mean)))  # as `image_statistics`
+    return Brightness(float(mean), std, float(least), float(largest))
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
@@ -33,12 +62,13 @@ def check_image(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
+def to_channels(image: np.ndarray, config: Config, whole: Brightness | None = None) -> np.ndarray:
     """Give an image the network's channels.
 
     Args:
         image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
         config: `data.normalization`, `data.channels`.
+        whole: of the image that this is a part of; None for a whole image.
 
     Returns:
         `[H, W, channels]` float32, gray (luma) for one channel. With "fixed" normalization in units of 8-bit
@@ -52,7 +82,8 @@ def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
     gray = to_gray(image)
     fixed = config.data.normalization == "fixed"
     if fixed and image.dtype.kind == "f":
-        return np.repeat(stretch(gray, 255.0)[..., None], config.data.channels, axis=-1)
+        gray = stretch(gray, 255.0, None if whole is None else (whole.least, whole.largest))
+        return np.repeat(gray[..., None], config.data.channels, axis=-1)
     if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
         values = image.astype(np.float32)
     else:
@@ -60,12 +91,13 @@ def to_channels(image: np.ndarray, config: Config) -> np.ndarray:
     return values * SIXTEEN_BIT_UNIT if fixed and image.dtype == np.uint16 else values
 
 
-def normalize(image: np.ndarray, config: Config) -> np.ndarray:
+def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None) -> np.ndarray:
     """Turn an image into what the network was trained on.
 
     Args:
         image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
         config: `data.normalization`, `data.channels`.
+        whole: of the image that this is a part of; None for a whole image.
 
     Returns:
         `[H, W, channels]` float32: (x - mean) / std of `to_channels`, with the mean and standard deviation
@@ -75,9 +107,9 @@ def normalize(image: np.ndarray, config: Config) -> np.ndarray:
         UserError: as `to_channels`, and for a configured mean or standard deviation that does not fit the
             channels.
     """
-    values = to_channels(image, config)
+    values = to_channels(image, config, whole)
     if config.data.normalization == "image":
-        mean, std = map(np.float32, image_statistics(to_gray(values)))
+        mean, std = map(np.float32, image_statistics(to_gray(values)) if whole is None else whole[:2])
     else:
         mean, std = fixed_statistics(config.data)
     return (values - mean) / std

@@ -86,7 +86,9 @@ def match_image(
         ignored: regions in which nothing is judged (`iscrowd`).
     """
     scores = np.asarray(scores, dtype=np.float64)
-    labels, kept = resolve_overlaps(found, scores, height, width)
+    order = np.argsort(-scores, kind="stable")
+    labels = np.zeros((height, width), dtype=np.int32)
+    kept = order[resolve_overlaps([found[k] for k in order.tolist()], labels)]
     areas = np.bincount(labels.ravel(), minlength=len(kept) + 1)[1:]
     true_areas = np.array([np.count_nonzero(cell.mask) for cell in true], dtype=np.int64)
     pair_true, pair_found, overlap = _overlaps(true, labels)

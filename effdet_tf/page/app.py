@@ -33,7 +33,7 @@ from effdet_tf import outputs
 from effdet_tf._version import __version__
 from effdet_tf.data.image_io import IMAGE_SUFFIXES
 from effdet_tf.errors import UserError
-from effdet_tf.page.downloads import MEDIA_TYPES, everything, one_file
+from effdet_tf.page.downloads import FORMATS, everything, one_file
 from effdet_tf.page.guard import DATA, Guard
 from effdet_tf.page.names import clean_name
 from effdet_tf.page.pictures import OUTLINES, PREVIEW, SCORES, THUMBNAIL
@@ -80,7 +80,7 @@ def make_app(
                 Route(f"{DATA}images/{{key}}/{name}", _picture)
                 for name in (PREVIEW, THUMBNAIL, OUTLINES, SCORES)
             ),
-            *(Route(f"{DATA}images/{{key}}/files/{suffix[1:]}", _file) for suffix in MEDIA_TYPES),
+            *(Route(f"{DATA}images/{{key}}/files/{suffix[1:]}", _file) for suffix in FORMATS),
             Route(f"{DATA}all.zip", _all),
         ],
         middleware=[Middleware(Guard, hosts=hosts, any_address=any_address)],
@@ -115,7 +115,7 @@ def _start(request: Request) -> Response:
             "networks": [{"name": n, "score": session.networks.score(n)} for n in session.networks.names],
             "limits": {"file_bytes": limits.file_bytes, "pixels": limits.pixels, "images": limits.images},
             "suffixes": IMAGE_SUFFIXES,
-            "own_outputs": [outputs.LABELS, outputs.OVERLAY],
+            "own_outputs": [outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK],
         }
     )
 
@@ -177,7 +177,7 @@ def _picture(request: Request) -> Response:
 def _file(request: Request) -> Response:
     suffix = "." + request.url.path.rsplit("/", 1)[1]
     name, content = one_file(_session(request), request.path_params["key"], suffix, _score(request))
-    return Response(content, media_type=MEDIA_TYPES[suffix], headers=_attachment(name))
+    return Response(content, media_type=FORMATS[suffix][1], headers=_attachment(name))
 
 
 def _all(request: Request) -> Response:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from effdet_tf.data.image_io import encode_png, to_gray
-from effdet_tf.masks import labels_to_patches, patch_to_polygons
+from effdet_tf.masks import patch_to_polygons
 from effdet_tf.outputs import Cells, stretch_contrast
 
 PREVIEW, THUMBNAIL, OUTLINES, SCORES = "preview.png", "thumbnail.png", "outlines.json", "scores.json"
@@ -76,7 +76,7 @@ def outlines(cells: Cells) -> dict[str, Any]:
     if cells.labels is None:
         polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for y0, x0, y1, x1 in result.boxes.tolist()]
     else:
-        for number, patch in labels_to_patches(cells.labels):
+        for number, patch in cells.patches():
             areas[number - 1] = int(np.count_nonzero(patch.mask))
             polygons.append([[int(v) for v in points] for points in patch_to_polygons(patch)])
     return {

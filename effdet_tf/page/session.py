@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from effdet_tf.data.image_io import read_image
+from effdet_tf.data.image_io import Stack
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.outputs import number_cells
@@ -36,13 +36,13 @@ class Limits:
 
     Attributes:
         file_bytes: size of one file.
-        pixels: height x width of one image; `cells` takes 2.8 GiB for 4 million, 8.8 GiB for 17 million.
+        pixels: height x width of one image; it is for the browser's sake: memory hardly grows with it.
         images: images kept at once.
-        total_bytes: size of all files kept at once.
+        total_bytes: size of all files and results kept at once.
     """
 
     file_bytes: int = 256 * 2**20
-    pixels: int = 10_000_000
+    pixels: int = 25_000_000
     images: int = 100
     total_bytes: int = 2**31
 
@@ -53,6 +53,14 @@ class Full(UserError):
 
 class Gone(UserError):
     """The image is not kept any more, or never was."""
+
+
+class Picture(NamedTuple):
+    """Pixels `[H, W, C]` of an image, and what its file says of them: see `Stack`."""
+
+    pixels: np.ndarray
+    um_per_px: float | None
+    axis: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +85,8 @@ class Entry:
         name: its cleaned name, with folders.
         rooted: whether the name begins with a folder that was chosen, not with a file.
         folder: where its files lie.
-        size: of the upload, bytes.
+        upload: size of its file, bytes.
+        size: of the file and of what was made of it, bytes.
         state: `waiting`, `working`, `done` or `failed`.
         error: the reason, when it failed; begins with the name where the file is to blame.
         shown: whether there is a preview.
@@ -90,6 +99,7 @@ class Entry:
     name: PurePosixPath
     rooted: bool
     folder: Path
+    upload: int
     size: int
     state: str = "waiting"
     error: str = ""
@@ -150,27 +160,30 @@ class Session:
         """
         size = path.stat().st_size
         with self._lock:
-            self._make_room(size)
+            if not self._make_room(1, size):
+                raise Full(f"{len(self._entries)} images are waiting already; add it when some are done")
             key = secrets.token_urlsafe(16)
             folder = Path(self._folder.name) / key
             folder.mkdir()
             path.rename(folder / IMAGE)
-            entry = self._entries[key] = Entry(key, name, rooted, folder, size)
+            entry = self._entries[key] = Entry(key, name, rooted, folder, size, size)
             self._submit(entry)
         return entry
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, images: int, size: int) -> bool:
+        """Drop the oldest images that are done until so many more, of `size` bytes, have room; says if so."""
         limits = self.limits
         while self._entries and (
-            len(self._entries) >= limits.images
+            len(self._entries) + images > limits.images
             or sum(entry.size for entry in self._entries.values()) + size > limits.total_bytes
         ):
             done = [entry for entry in self._entries.values() if entry.state in ("done", "failed")]
             if not done:
-                raise Full(f"{len(self._entries)} images are waiting already; add it when some are done")
+                return False
             self._dropped = [*self._dropped, str(done[0].name)][-_TOLD:]
             self._dropped_count += 1
             self.remove(done[0].key)
+        return True
 
     def choose(self, network: str) -> None:
         """Let another network look at all images, those that were looked at already as well.
@@ -218,15 +231,21 @@ class Session:
                 self.remove(key)
             self._dropped, self._dropped_count = [], 0
 
-    def read(self, entry: Entry) -> np.ndarray:
-        """The pixels of an image, as `read_image` gives them.
+    def read(self, entry: Entry) -> Picture:
+        """An image as `predict` reads it.
 
         Raises:
             UserError: when it cannot be read; names the image by its own name.
         """
         path = entry.folder / IMAGE
         try:
-            return read_image(path, self.limits.pixels)
+            with Stack(path, self.limits.pixels) as stack:
+                if stack.pages > 1:
+                    raise UserError(
+                        f"{path}: is a stack of {stack.pages} pages; save the page to be used, or use "
+                        "`python -m effdet_tf predict`"
+                    )
+                return Picture(stack.read(), stack.um_per_px, stack.axis)
         except UserError as error:
             raise UserError(str(error).replace(str(path), str(entry.name))) from error
 
@@ -267,15 +286,18 @@ class Session:
             self.at_work = False
 
     def _find(self, entry: Entry, ticket: object) -> None:
-        image = self.read(entry)
-        self._mark(entry, ticket, picture_files(image), shown=True)
-        predictor = self.networks.predictor(
-            self.network
-        )  # another one by now: then the ticket has changed too
+        image = self.read(entry).pixels
+        pictures = picture_files(image)
+        self._mark(entry, ticket, pictures, shown=True)
+        predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
         result = predictor.predict(image)
-        files = outline_files(number_cells(result))
+        outlines = outline_files(number_cells(result))
+        size = entry.upload + sum(map(len, [*pictures.values(), *outlines.values()])) + _bytes(result)
         found = Found(result, predictor.category_ids)
-        self._mark(entry, ticket, files, state="done", found=found, revision=entry.revision + 1)
+        with self._lock:
+            self._make_room(0, size - entry.size)
+            changes = {"state": "done", "found": found, "size": size, "revision": entry.revision + 1}
+            self._mark(entry, ticket, outlines, **changes)
 
     def _mark(
         self, entry: Entry, ticket: object, files: Mapping[str, bytes] | None = None, **changes: Any
@@ -290,6 +312,12 @@ class Session:
             for name, value in changes.items():
                 setattr(entry, name, value)
             return True
+
+
+def _bytes(result: Result) -> int:
+    """Size of the arrays."""
+    arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _one_line(error: Exception) -> str:

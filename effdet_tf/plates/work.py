@@ -17,8 +17,8 @@ from effdet_tf import outputs
 from effdet_tf.data.image_io import Stack
 from effdet_tf.errors import UserError
 from effdet_tf.plates import storage
-from effdet_tf.plates.names import parse_name
 from effdet_tf.plates.plan import Shard, Source, done_file
+from effdet_tf.wells import parse_name
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
 _PLACE = [

@@ -347,7 +347,7 @@ def test_each_page_of_a_stack_has_its_own_kind(tmp_path: Path) -> None:
 def test_a_tif_whose_page_holds_no_pixels_is_refused(tmp_path: Path, monkeypatch) -> None:
     """What tifffile makes of some damaged headers."""
     tifffile.imwrite(tmp_path / "a.tif", GRAY16)
-    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: np.zeros(0, np.uint16))
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page, **_: np.zeros(0, np.uint16))
     for read in (read_image, image_io.read_labels):
         with pytest.raises(UserError, match="a page without pixels"):
             read(tmp_path / "a.tif")

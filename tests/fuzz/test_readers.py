@@ -36,7 +36,6 @@ from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.metadata import describe, read_metadata
 from effdet_tf.model.weights import read_arrays
-from effdet_tf.plates.names import parse_name
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.torch_file import read_state_dict
 from effdet_tf.rle import (
@@ -48,6 +47,7 @@ from effdet_tf.rle import (
     polygons_to_rle,
     rle_to_patch,
 )
+from effdet_tf.wells import parse_name
 from tests.fuzz.damage import damaged_bytes, damaged_document, damaged_text
 from tests.pretrained.torch_format import tensor, write_legacy, write_state_dict
 

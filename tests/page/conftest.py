@@ -68,9 +68,13 @@ def images(pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder of images of three kinds, one of them in a folder below."""
     folder = tmp_path_factory.mktemp("plate")
     (folder / "gray.png").write_bytes(encode_png((pixels // 16).astype(np.uint8)))
-    tifffile.imwrite(folder / "deep é.tif", pixels)
+    tifffile.imwrite(folder / "deep é.tif", pixels, imagej=True, resolution=(2, 2), metadata={"unit": "um"})
     (folder / "sub").mkdir()
-    tifffile.imwrite(folder / "sub" / "float.tif", np.repeat(pixels[..., None], 3, -1).astype(np.float32))
+    tifffile.imwrite(
+        folder / "sub" / "x_B2_1_00d04h00m.tif",
+        np.repeat(pixels[..., None], 3, -1).astype(np.float32),
+        photometric="rgb",
+    )
     return folder
 
 

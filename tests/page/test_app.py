@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from effdet_tf import outputs
 from effdet_tf.batch_predict import predict_files
 from effdet_tf.page.app import STATIC, make_app
+from effdet_tf.page.downloads import FORMATS
 from effdet_tf.page.networks import Networks
 from effdet_tf.page.session import Limits, Session
 from tests.page.discs import Discs
@@ -79,6 +80,14 @@ def png(images: Path) -> bytes:
     return (images / "gray.png").read_bytes()
 
 
+def _content(suffix: str, file: bytes) -> Any:
+    """The bytes of a file; of a zip, those of its members, as it states when it was made."""
+    if not suffix.endswith(".zip"):
+        return file
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -87,24 +96,25 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_the_files_are_those_that_predict_writes(
     score: float, open_page: Callable[..., Page], networks: Any, images: Path, tmp_path: Path
 ) -> None:
-    predict_files(networks.predictor("cells"), [images], tmp_path, score=score)
-    expected = _files(tmp_path)
+    predict_files(networks.predictor("cells"), [images], tmp_path / "default", score=score)
+    formats = outputs.FORMATS
+    predict_files(networks.predictor("cells"), [images], tmp_path / "all", score=score, formats=formats)
+    expected, every = _files(tmp_path / "default"), _files(tmp_path / "all")
     page = open_page()
     for path in sorted(path for path in images.rglob("*") if path.is_file()):
         name = f"plate/{path.relative_to(images).as_posix()}"
         assert page.add(path.read_bytes(), name, rooted=True).status_code == 201
     listed = page.done()
     assert [image["state"] for image in listed] == ["done"] * 3
-    for image, name in zip(listed, ("deep é", "gray", "sub/float"), strict=True):
-        for suffix in (outputs.LABELS, outputs.TABLE, outputs.COCO, outputs.OVERLAY):
+    for image, name in zip(listed, ("deep é", "gray", "sub/x_B2_1_00d04h00m"), strict=True):
+        for suffix in FORMATS:
             answer = page.get(f"/api/images/{image['id']}/files/{suffix[1:]}", params={"score": score})
-            assert answer.status_code == 200 and answer.content == expected[name + suffix]
+            assert answer.status_code == 200
+            assert _content(suffix, answer.content) == _content(suffix, every[name + suffix])
             assert answer.headers["content-disposition"].startswith("attachment; ")
     answer = page.get("/api/all.zip", params={"score": score})
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert archive.testzip() is None
-        packed = {name: archive.read(name) for name in archive.namelist()}
-    assert packed == expected
+    packed = _content(".zip", answer.content)
+    assert packed == expected and "wells.csv" in packed
 
 
 def test_counts_on_the_page_are_those_of_the_table(open_page: Callable[..., Page], png: bytes) -> None:
@@ -185,7 +195,7 @@ def test_the_oldest_results_go_and_that_is_told(open_page: Callable[..., Page], 
     assert [image["name"] for image in state["images"]] == ["2.png", "3.png"]
     assert state["dropped"] == {"count": 2, "names": ["0.png", "1.png"]}
     assert len(list(page.session.incoming().parent.iterdir())) == 2
-    page = open_page(total_bytes=2 * len(png))
+    page = open_page(total_bytes=2 * page.session.entries()[0].size)  # with what was made of them
     for number in range(3):
         page.add(png, f"{number}.png")
         page.done()

@@ -16,10 +16,10 @@ import effdet_tf
 from effdet_tf import cli
 from effdet_tf.errors import UserError
 from effdet_tf.lock import locked
-from effdet_tf.plates.counts import count_cells
 from effdet_tf.plates.plate import model_digest, run_plate
 from effdet_tf.plates.work import work_through
 from effdet_tf.run_folder import MODELS
+from effdet_tf.wells import count_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 VARYING = ("counts.csv", "failed.csv", ".lock")  # written by every call

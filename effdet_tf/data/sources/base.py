@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import IMAGE_SUFFIXES
+from effdet_tf.data.image_io import IMAGE_SUFFIXES, Stack
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch
 
@@ -64,6 +64,7 @@ class ImageTask:
         size: (height, width) as annotated, or None.
         cell_type: cell type, empty when unknown.
         cells: reader of its cells.
+        page: of a stack, from 0; None for a file that must be one image.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class ImageTask:
     size: tuple[int, int] | None
     cell_type: str
     cells: CellReader
+    page: int | None = None
 
 
 @dataclass
@@ -137,6 +139,17 @@ def list_images(folder: Path) -> list[Path]:
     """
     require_folder(folder)
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def page_names(path: Path, name: str) -> list[tuple[int | None, str]]:
+    """The pages of an image file and their names in the data set: one without a number for one image.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    with Stack(path) as stack:
+        pages = stack.pages
+    return [(page, f"{name}#{page + 1:04d}") for page in range(pages)] if pages > 1 else [(None, name)]
 
 
 def require_folder(folder: Path) -> None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import read_labels
-from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, require_folder
+from effdet_tf.data.image_io import Stack, read_labels
+from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, page_names, require_folder
 from effdet_tf.errors import UserError
 from effdet_tf.masks import labels_to_patches, largest_component, patch_to_rle
 
-_MASK_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+_MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
 _IMAGE_ENDINGS = ("_img", "_image")
+_PICTURE_ENDING = ".overlay"  # what `predict` writes for people, beside its label maps
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,21 @@ class LabelMapCells:
 
     Attributes:
         path: the label map.
+        page: of a stack, from 0, or None.
         annotated: unknown before reading, so 0.
     """
 
     path: Path
+    page: int | None = None
     annotated: int = 0
 
     def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
         """Read the label map; see `CellReader`."""
-        labels = read_labels(self.path)
+        if self.page is None:
+            labels = read_labels(self.path)
+        else:
+            with Stack(self.path) as stack:
+                labels = stack.read_labels(self.page)
         if labels.shape != (height, width):
             found = f"{labels.shape[0]}x{labels.shape[1]}"
             raise UserError(f"{self.path}: is {found}, its image {height}x{width}; save both in one size")
@@ -48,7 +55,7 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
     """Open a set of image and label-map pairs with the same stem.
 
     Without `images` and `masks`: `root/images` with `root/masks`, or, where there are no such folders, `root`
-    with x_img.* or x.* beside x_masks.*.
+    with x_img.* or x.* beside x_masks.* or x.labels.*. Stacks are pairs of pages.
 
     Args:
         root: the data set's folder.
@@ -85,13 +92,27 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
             f"{images or root}: no image has a label map of the same stem; lay them out as images/x.tif and "
             "masks/x.tif, or x_img.tif beside x_masks.tif"
         )
-    tasks = [
-        ImageTask(
-            image_files[stem], image_files[stem].name, number, None, "", LabelMapCells(mask_files[stem])
-        )
-        for number, stem in enumerate(pairs, start=1)
-    ]
+    tasks: list[ImageTask] = []
+    for stem in pairs:
+        path, labels = image_files[stem], mask_files[stem]
+        for page, name in _shared_pages(path, labels, faults):
+            cells = LabelMapCells(labels, page)
+            tasks.append(ImageTask(path, name, len(tasks) + 1, None, "", cells, page))
     return Source("labelmaps", [{"id": 1, "name": "cell"}], tasks, faults)
+
+
+def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int | None, str]]:
+    """The pages of an image and its label map; none, noted, where they have not as many."""
+    try:
+        pages, labelled = page_names(image, image.name), page_names(labels, labels.name)
+    except UserError:  # said when the image is converted
+        return [(None, image.name)]
+    if len(pages) == len(labelled):
+        return pages
+    faults.drop(
+        "stack and label stack of another number of pages", f"{image.name}: {len(pages)}, {len(labelled)}"
+    )
+    return []
 
 
 def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dict[str, Path]:
@@ -99,6 +120,8 @@ def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dic
     found: dict[str, Path] = {}
     for path in files:
         stem = path.stem
+        if stem.endswith(_PICTURE_ENDING):
+            continue
         for ending in endings:
             if stem.endswith(ending) and stem != ending:
                 stem = stem[: -len(ending)]

@@ -6,7 +6,14 @@ import { Uploader, filesOfInput, listenForDrops, wanted } from "/uploads.js";
 import { Viewer } from "/viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const FILES = { table: "cells.csv", labels: "labels.tif", overlay: "overlay.png", coco: "coco.json" };
+const FILES = {
+  table: "cells.csv",
+  labels: "labels.tif",
+  overlay: "overlay.png",
+  coco: "coco.json",
+  rois: "rois.zip",
+  geojson: "geojson",
+};
 const [SOON, LATER] = [400, 4000]; // ms between two questions to the server, at work and idle
 
 let start = null; // networks, limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from effdet_tf.plates.names import Place, parse_name
+from effdet_tf.wells import Place, parse_name
 
 
 @pytest.mark.parametrize(

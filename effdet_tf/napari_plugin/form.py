@@ -1,0 +1,200 @@
+"""The form of the dock widget: what the user chooses, and how far the work is. It knows no layers' data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QLabeledDoubleSlider
+
+from effdet_tf.napari_plugin.layers import SHAPES
+
+SHOWN_FRAME, ALL_FRAMES = "the one shown", "all"
+
+
+class Form(QWidget):
+    """Fields, buttons, a progress bar and one line of text."""
+
+    def __init__(self, parent: QWidget, networks: Sequence[str]) -> None:
+        """Lay the form out.
+
+        Args:
+            parent: the dock widget.
+            networks: names of those that come with the package.
+        """
+        super().__init__(parent)
+        self._layers: list[Any] = []
+        self._text, self._total = "", 1
+        self.networks, self.images, self.frames, self.shapes = (_combo() for _ in range(4))
+        for name in networks:
+            self.networks.addItem(name, name)
+        self.frames.addItems([SHOWN_FRAME, ALL_FRAMES])
+        self.frames.setEnabled(False)
+        self.shapes.addItems(SHAPES)
+        self.score = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        self.score.setRange(0, 1)
+        self.score.setDecimals(2)
+        self.score.setSingleStep(0.01)
+        self.score.setToolTip("Cells with this score or more are shown; moving it needs no new search")
+        self.own = QCheckBox("as the network was tuned")
+        self.own.setChecked(True)
+        self.run, self.cancel = QPushButton("Run"), QPushButton("Cancel")
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self._lay_out()
+        self.stop()
+
+    def _lay_out(self) -> None:
+        fields = QFormLayout()
+        fields.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        fields.addRow("Network", _in_a_row(self.networks, self._browse_button()))
+        fields.addRow("Image", self.images)
+        fields.addRow("Frames", self.frames)
+        fields.addRow("Score, at least", self.score)
+        fields.addRow("", self.own)
+        fields.addRow("Shapes as well", self.shapes)
+        column = QVBoxLayout(self)
+        column.addLayout(fields)
+        column.addWidget(_in_a_row(self.run, self.cancel))
+        column.addWidget(self.bar)
+        column.addWidget(self.text)
+        column.addStretch()
+
+    def _browse_button(self) -> QPushButton:
+        button = QPushButton("Browse")
+        button.setToolTip("Take a network of your own")
+        menu = QMenu(button)
+        menu.addAction("Folder of a run or a SavedModel ...", self._browse_folder)
+        menu.addAction("TFLite file ...", self._browse_file)
+        button.setMenu(menu)
+        return button
+
+    def _browse_folder(self) -> None:
+        self.add_network(QFileDialog.getExistingDirectory(self, "Folder of a run or a SavedModel"))
+
+    def _browse_file(self) -> None:
+        self.add_network(QFileDialog.getOpenFileName(self, "TFLite file", filter="TFLite (*.tflite)")[0])
+
+    def add_network(self, path: str) -> None:
+        """Offer and choose a network on the disk.
+
+        Args:
+            path: of a run, a SavedModel or a TFLite file; empty when the dialog was cancelled.
+        """
+        if not path:
+            return
+        place = self.networks.findData(path)
+        if place < 0:
+            self.networks.addItem("/".join(Path(path).parts[-2:]), path)
+            place = self.networks.count() - 1
+            self.networks.setItemData(place, path, Qt.ItemDataRole.ToolTipRole)
+        self.networks.setCurrentIndex(place)
+
+    def network(self) -> str:
+        """The chosen network, as `effdet_tf.load` takes it."""
+        return self.networks.currentData()
+
+    def offer_images(self, layers: list[Any], active: Any) -> None:
+        """Offer image layers; the choice stays where it can, and else falls on the active one, or the last.
+
+        Args:
+            layers: of images, the lowest first.
+            active: the layer that is selected in the viewer.
+        """
+        wanted = next((layer for layer in (self.image(), active) if layer in layers), None)
+        self._layers = layers
+        self.images.blockSignals(True)
+        self.images.clear()
+        self.images.addItems([layer.name for layer in layers])
+        self.images.setCurrentIndex(layers.index(wanted) if wanted is not None else len(layers) - 1)
+        self.images.blockSignals(False)
+        self.images.currentIndexChanged.emit(self.images.currentIndex())
+
+    def image(self) -> Any | None:
+        """The chosen image layer; None when there is none."""
+        place = self.images.currentIndex()
+        return self._layers[place] if 0 <= place < len(self._layers) else None
+
+    def set_score(self, score: float) -> None:
+        """Show a score that the user did not choose."""
+        self.score.blockSignals(True)
+        self.score.setValue(score)
+        self.score.blockSignals(False)
+
+    def set_own(self, own: bool) -> None:
+        """Show whether the score is the network's own, without taking it for the user's choice."""
+        self.own.blockSignals(True)
+        self.own.setChecked(own)
+        self.own.blockSignals(False)
+
+    def start(self, first: str, text: str, total: int) -> None:
+        """Show that work began.
+
+        Args:
+            first: what is done first.
+            text: what is done with each image then.
+            total: images that are to be worked on.
+        """
+        self._text, self._total = text, total
+        self.run.setEnabled(False)
+        self.cancel.setEnabled(True)
+        self.bar.setRange(0, 0)  # moves without end: how long a network takes to open is unknown
+        self.bar.show()
+        self.say(first)
+
+    def advance(self, done: int | None) -> None:
+        """Show how many images are done; None while none could be begun."""
+        if done is None:
+            return
+        if self._total == 1:
+            self.say(self._text)
+            return
+        self.bar.setRange(0, self._total)
+        self.bar.setValue(done)
+        self.say(f"{self._text} {done} of {self._total} frames")
+
+    def stop(self) -> None:
+        """Show that nothing is being worked on."""
+        self.run.setEnabled(True)
+        self.cancel.setEnabled(False)
+        self.bar.hide()
+
+    def say(self, text: str) -> None:
+        """Show one line of text."""
+        self.text.setText(text)
+
+
+def _combo() -> QComboBox:
+    """A box whose entries, however long, do not widen the dock."""
+    box = QComboBox()
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(12)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+def _in_a_row(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row

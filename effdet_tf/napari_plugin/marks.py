@@ -1,0 +1,141 @@
+"""From cells that were found to what a viewer shows: labels, a table, and shapes; without napari."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from effdet_tf import outputs
+from effdet_tf.errors import UserError
+from effdet_tf.masks import labels_to_patches, patch_to_polygons
+from effdet_tf.results import Result
+
+_CORNERS = ("y0", "x0", "y1", "x1")
+
+
+class FrameMarks(NamedTuple):
+    """The cells of one frame: label image int32 `[H, W]` (None without mask head) and `cell_table`."""
+
+    labels: np.ndarray | None
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """The cells of all frames that were searched.
+
+    Attributes:
+        labels: int32 `[H, W]`, or `[n, H, W]` for frames of a stack; None for a network without mask head.
+            No number is used twice.
+        features: one row per cell, in the order of their numbers: `index`, the number; `frame`, for a stack,
+            as the viewer counts it; then the columns of `outputs.cell_table` but `cell`.
+        first: frame of the first label image; 0 for an image.
+        stack: whether labels and shapes have the axis of frames.
+    """
+
+    labels: np.ndarray | None
+    features: pd.DataFrame
+    first: int
+    stack: bool
+
+    def counts(self) -> str:
+        """How many cells, of which class where there are several."""
+        total = f"{len(self.features):,} cell{'' if len(self.features) == 1 else 's'}"
+        classes = self.features["class"].value_counts()
+        if len(classes) < 2:
+            return total
+        return f"{total}: " + ", ".join(f"{count:,} {name}" for name, count in classes.items())
+
+    def boxes(self) -> Shapes:
+        """The box of each cell."""
+        y0, x0, y1, x1 = (self.features[name].to_numpy(float) for name in _CORNERS)
+        corners = np.stack([np.stack([y0, y0, y1, y1], 1), np.stack([x0, x1, x1, x0], 1)], 2)
+        rows = np.arange(len(self.features))
+        return self._shapes("rectangle", list(corners), rows)
+
+    def outlines(self) -> Shapes:
+        """A closed line round each piece of each cell, along pixel edges; boxes without mask head.
+
+        Lines, not polygons: napari takes 25 times as long to make polygons of them.
+        """
+        if self.labels is None:
+            return self.boxes()
+        lines, rows = [], []
+        for plane in self.labels if self.stack else self.labels[None]:
+            for label, patch in labels_to_patches(plane):
+                for polygon in patch_to_polygons(patch):
+                    lines.append(np.reshape([*polygon, *polygon[:2]], (-1, 2))[:, ::-1])
+                    rows.append(label - 1)
+        return self._shapes("path", lines, np.array(rows, np.intp))
+
+    def _shapes(self, kind: str, corners: list[np.ndarray], rows: np.ndarray) -> Shapes:
+        """From (y, x) counted from the corner of the first pixel to napari's, from its centre."""
+        vertices = [points - 0.5 for points in corners]
+        if self.stack:
+            planes = self.features["frame"].to_numpy()[rows] - self.first
+            vertices = [np.insert(points, 0, t, axis=1) for points, t in zip(vertices, planes, strict=True)]
+        return Shapes(kind, vertices, self.features.iloc[rows].reset_index(drop=True))
+
+
+class Shapes(NamedTuple):
+    """Shapes as napari takes them.
+
+    Attributes:
+        kind: "rectangle" or "path".
+        vertices: float `[K, 2]` or `[K, 3]` per shape: (frame of the labels,) y, x of pixel centres.
+        features: one row per shape, that of its cell.
+    """
+
+    kind: str
+    vertices: list[np.ndarray]
+    features: pd.DataFrame
+
+
+def mark_frame(result: Result, image: np.ndarray) -> FrameMarks:
+    """Number, paint and measure the cells of a frame, as `effdet_tf predict` does.
+
+    Args:
+        result: the cells to take.
+        image: the frame, `[H, W]` or `[H, W, 3]`.
+    """
+    cells = outputs.number_cells(result)
+    return FrameMarks(cells.labels, outputs.cell_table(cells, image))
+
+
+def join(parts: Sequence[FrameMarks], first: int, stack: bool) -> Marks:
+    """Put frames together; the numbers of a frame go on from those of the frame before.
+
+    Args:
+        parts: of consecutive frames.
+        first: number of the first frame.
+        stack: whether they are frames of a stack; an image has one part.
+
+    Raises:
+        UserError: when the labels do not fit into memory.
+    """
+    tables, before = [], 0
+    for number, part in enumerate(parts, start=first):
+        place = {"index": part.table["cell"] + before} | ({"frame": number} if stack else {})
+        rest = part.table.drop(columns="cell")
+        rest = rest[[name for name in rest if name not in _CORNERS] + list(_CORNERS)]
+        tables.append(pd.concat([pd.DataFrame(place, index=rest.index), rest], axis=1))
+        before += len(rest)
+    features = pd.concat(tables, ignore_index=True)
+    planes = [part.labels for part in parts if part.labels is not None]
+    if not planes:
+        return Marks(None, features, first, stack)
+    if not stack:
+        return Marks(planes[0], features, first, stack)
+    try:
+        labels = np.stack(planes)
+    except MemoryError as error:
+        raise UserError(f"the labels of {len(planes)} frames do not fit into memory; search fewer") from error
+    offset = 0
+    for plane, part in zip(labels, parts, strict=True):
+        plane[plane > 0] += offset
+        offset += len(part.table)
+    return Marks(labels, features, first, stack)

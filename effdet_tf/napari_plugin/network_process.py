@@ -1,0 +1,163 @@
+"""A network in a process of its own, for a program that shows pictures.
+
+TensorFlow and those OpenGL drivers of Mesa that compile shaders (software rendering, AMD) bring an LLVM each
+and crash within one process. Apart from each other, the viewer also stays smooth while TensorFlow is
+imported, and work can be cancelled at any time.
+
+Both sides speak in pickles, through the standard input and output of the process: it belongs to the program
+that started it, and ends when its input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from typing import IO, Any
+
+import numpy as np
+
+from effdet_tf.errors import UserError
+from effdet_tf.napari_plugin import networks
+
+_DONE, _USER_ERROR, _FAILED = "done", "user error", "failed"
+
+
+class NetworkProcess:
+    """The network that was used last: it stays open, so that the next image need not wait for it.
+
+    `open` and `predict` send a question and return at once; `answer` has what comes of it.
+
+    Attributes:
+        waiting: whether a question is unanswered.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._key: tuple[str, int] | None = None
+
+    def open(self, source: str) -> None:
+        """Open a network, unless it is open and its files are as they were; the answer is its own score.
+
+        Args:
+            source: as `effdet_tf.load` takes it.
+        """
+        key = source, networks.changed(source)
+        if self._process is not None and key != self._key:
+            self.close()  # gives the memory of the former one back
+        if self._process is None:
+            self._start()
+            self._key = key
+        self._send("open", source)
+
+    def predict(self, image: np.ndarray) -> None:
+        """Find the cells of an image `[H, W]` or `[H, W, 3]`; the answer is a `Result`."""
+        self._send("predict", image)
+
+    def answer(self, seconds: float) -> Any | None:
+        """The answer to the last question; None when it has not come within some seconds, or was closed.
+
+        Raises:
+            UserError: when the network cannot be opened, cannot take the image, or its process died.
+            RuntimeError: when it failed otherwise, with the traceback.
+        """
+        try:
+            found = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        process = self._process
+        if process is None:
+            return None
+        self.waiting = False
+        if found is None:
+            code = process.wait()
+            self.close()
+            raise UserError(
+                f"the process of the network ended (code {code}); "
+                "is there memory enough for an image of this size?"
+            )
+        kind, value = found
+        if kind == _DONE:
+            return value
+        if kind == _USER_ERROR:
+            raise UserError(value)
+        raise RuntimeError(f"the network failed:\n{value}")
+
+    def close(self) -> None:
+        """End the process, also in the middle of its work."""
+        # Gone before it is killed: a thread that waits must not take that for a fault.
+        process, self._process = self._process, None
+        self._key, self.waiting = None, False
+        if process is not None:
+            process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):  # what it had not read yet
+                process.stdin.close()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", __name__]
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=quiet)
+        self._answers = queue.SimpleQueue()
+        threading.Thread(target=_pump, args=(self._process.stdout, self._answers), daemon=True).start()
+
+    def _send(self, question: str, value: Any) -> None:
+        self.waiting = True
+        with contextlib.suppress(BrokenPipeError):  # it died: `answer` will tell
+            pickle.dump((question, value), self._process.stdin)
+            self._process.stdin.flush()
+
+
+def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:
+    """Take answers as they come, so that waiting for one can end; None when there will be no more."""
+    with answers, contextlib.suppress(EOFError, pickle.UnpicklingError):  # cut short: it was killed
+        while True:
+            into.put(pickle.load(answers))
+    into.put(None)
+
+
+def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer questions until there are no more.
+
+    Args:
+        questions: pickles `("open", source)` and `("predict", image)`.
+        answers: pickles of what became of each: a kind, and a value.
+    """
+    from effdet_tf.predictors import load
+
+    opened: tuple[str, Any] | None = None
+    with contextlib.suppress(EOFError):
+        while True:
+            question, value = pickle.load(questions)
+            try:
+                if question == "predict":
+                    answer: Any = opened[1].predict(value)
+                else:
+                    if opened is None or opened[0] != value:
+                        opened = value, load(value)
+                    answer = opened[1].config.postprocess.report_score
+                reply = _DONE, answer
+            except UserError as error:
+                reply = _USER_ERROR, str(error)
+            except Exception:  # told on the other side
+                reply = _FAILED, traceback.format_exc()
+            pickle.dump(reply, answers)
+            answers.flush()
+
+
+def main() -> None:
+    """Serve on the standard input and output; what libraries print goes to the standard error."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

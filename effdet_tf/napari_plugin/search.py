@@ -1,0 +1,94 @@
+"""The work behind the buttons, as generators: whenever they yield, they can be left."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from effdet_tf.napari_plugin.frames import Frames
+from effdet_tf.napari_plugin.marks import Marks, join, mark_frame
+from effdet_tf.napari_plugin.network_process import NetworkProcess
+from effdet_tf.results import Result
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """All that a network found in some frames of a layer, down to its lowest score.
+
+    Attributes:
+        frames: of the layer.
+        first: number of the first frame searched.
+        results: one per frame searched.
+        own_score: the score that the network reports cells from.
+    """
+
+    frames: Frames
+    first: int
+    results: list[Result]
+    own_score: float
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a frame had as many cells as the network may report, so that weaker ones are missing."""
+        return any(result.truncated for result in self.results)
+
+
+def search(
+    network: NetworkProcess, source: str, frames: Frames, chosen: range
+) -> Generator[int | None, None, Search]:
+    """Find the cells of some frames.
+
+    Args:
+        network: opens and runs it.
+        source: the network, as `effdet_tf.load` takes it.
+        frames: of the layer.
+        chosen: numbers of consecutive frames.
+
+    Yields:
+        Many times a second: how many frames are done; None while the network is opened.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UserError: when the network cannot be opened, or a frame cannot be searched.
+    """
+    network.open(source)
+    score = yield from _wait(network, None)
+    results: list[Result] = []
+    for number in chosen:
+        network.predict(frames.read(number))
+        results.append((yield from _wait(network, len(results))))
+    return Search(frames, chosen.start, results, score)
+
+
+def _wait(network: NetworkProcess, done: int | None) -> Generator[int | None, None, Any]:
+    """Yield until the network answers."""
+    while True:
+        yield done
+        answer = network.answer(_POLL_SECONDS)
+        if answer is not None:
+            return answer
+
+
+def mark(found: Search, score: float) -> Generator[int, None, Marks]:
+    """Number, paint and measure the cells that reach a score.
+
+    Args:
+        found: by a search.
+        score: cells with this score or more are taken.
+
+    Yields:
+        How many frames are done.
+
+    Returns:
+        What the viewer shows.
+    """
+    parts = []
+    for number, result in enumerate(found.results, start=found.first):
+        parts.append(mark_frame(result.filter(score), found.frames.read(number)))
+        yield len(parts)
+    return join(parts, found.first, found.frames.stack)

@@ -1,0 +1,243 @@
+"""The dock widget "Find cells": joins the form, the work in a thread, and the layers of the viewer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+from napari.qt.threading import create_worker
+from napari.utils.notifications import notification_manager, show_error, show_warning
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+from effdet_tf.errors import UserError
+from effdet_tf.napari_plugin import layers, networks
+from effdet_tf.napari_plugin.form import ALL_FRAMES, Form
+from effdet_tf.napari_plugin.frames import Frames, frames_of
+from effdet_tf.napari_plugin.marks import Marks
+from effdet_tf.napari_plugin.network_process import NetworkProcess
+from effdet_tf.napari_plugin.search import Search, mark, search
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+_PAUSE_MS = 150  # the slider rests this long before its value is taken
+
+
+class FindCells(QWidget):
+    """Finds the cells of an image layer with a network, and shows them as labels and shapes.
+
+    The network works in a thread. What it found stays in memory down to its lowest score, so that another
+    score or other shapes are shown without searching again.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, network: NetworkProcess | None = None) -> None:
+        """Build the widget.
+
+        Args:
+            viewer: whose image layers are offered, and to which the results go.
+            network: what runs the network; a process of its own by default.
+        """
+        super().__init__()
+        self._viewer = viewer
+        self._work = _Work(NetworkProcess() if network is None else network)
+        self._searched: Any = None  # the layer that is or was searched last, perhaps in vain
+        self._image: Any = None  # the layer of what was found last
+        self._found: Search | None = None  # there
+        self._shown = False  # whether its result has been shown once
+        self._stale = False  # whether the result must be made (again) when the work ends
+        self.form = Form(self, networks.names())
+        QVBoxLayout(self).addWidget(self.form)
+        self._pause = QTimer(self)
+        self._pause.setSingleShot(True)
+        self._pause.setInterval(_PAUSE_MS)
+        self._connect()
+        self._list_images()
+        self._take_network()
+
+    def _connect(self) -> None:
+        form, events = self.form, self._viewer.layers.events
+        self._pause.timeout.connect(self._mark)
+        form.run.clicked.connect(self.run)
+        form.cancel.clicked.connect(self.cancel)
+        form.networks.currentIndexChanged.connect(self._take_network)
+        form.images.currentIndexChanged.connect(self._take_image)
+        form.score.valueChanged.connect(self._take_score)
+        form.own.toggled.connect(self._take_own)
+        form.shapes.currentIndexChanged.connect(self._change)
+        for event in (events.inserted, events.removed, events.reordered):
+            event.connect(self._list_images)
+        self.destroyed.connect(partial(_Work.end, self._work))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a search goes on, or a result is being made or about to be."""
+        return self._work.worker is not None or self._pause.isActive()
+
+    def run(self) -> None:
+        """Search the chosen image layer in a thread; its result is shown when it is there."""
+        if self._work.worker is not None:
+            return
+        try:
+            layer = self.form.image()
+            if layer is None:
+                raise UserError("no image layer: open an image, or take one of File > Open Sample")
+            frames = frames_of(layer)
+        except UserError as error:
+            self._tell(error)
+            return
+        self._pause.stop()
+        self._searched = layer
+        chosen = self._chosen_frames(layer, frames)
+        self.form.start("opening the network ...", "searching ...", len(chosen))
+        self._start(self._keep, search, self._work.network, self.form.network(), frames, chosen)
+
+    def cancel(self) -> None:
+        """Stop the work; what was shown before stays."""
+        self._stale = False
+        if self._work.worker is not None:
+            self._work.worker.quit()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """End the work when napari takes the widget out of its dock, which is how it closes one."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._work.end()
+        super().changeEvent(event)
+
+    def _chosen_frames(self, layer: Any, frames: Frames) -> range:
+        """All frames, or the one that the viewer shows."""
+        if not frames.stack or self.form.frames.currentText() == ALL_FRAMES:
+            return range(len(frames))
+        shown = round(float(layer.world_to_data(self._viewer.dims.point)[0]))
+        shown = min(max(shown, 0), len(frames) - 1)
+        return range(shown, shown + 1)
+
+    def _list_images(self, event: Any = None) -> None:
+        """Offer the image layers that are there now."""
+        if not isalive(self):  # the dock was closed, and the viewer does not know
+            return
+        images = [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        for layer in images:
+            layer.events.name.connect(self._list_images)
+        self.form.offer_images(images, self._viewer.layers.selection.active)
+
+    def _take_image(self) -> None:
+        layer = self.form.image()
+        self.form.frames.setEnabled(layer is not None and layer.ndim == 3)
+
+    def _take_network(self) -> None:
+        """Check the network as far as that is quick; before the first search, show its own score."""
+        try:
+            score = networks.own_score(self.form.network())
+        except UserError as error:
+            self._tell(error)
+            return
+        if self.form.own.isChecked() and self._found is None and score is not None:
+            self.form.set_score(score)
+
+    def _take_score(self) -> None:
+        self.form.set_own(False)
+        self._change()
+
+    def _take_own(self, own: bool) -> None:
+        if own and self._found is not None:
+            self.form.set_score(self._found.own_score)
+            self._change()
+        elif own:
+            self._take_network()
+
+    def _change(self) -> None:
+        """Score or shapes are others: make the result again when the user pauses."""
+        if self._found is not None:
+            self._pause.start()
+
+    def _start(self, then: Any, work: Any, *args: Any) -> None:
+        """Start a generator in a thread; `then` takes what it returns."""
+        slots = {
+            "yielded": self.form.advance,
+            "returned": then,
+            "errored": self._fail,
+            "aborted": self._stop,
+            "finished": self._finish,
+        }
+        self._work.worker = create_worker(work, *args, _connect=slots)
+
+    def _keep(self, found: Search) -> None:
+        """The search is done: its result is made when its thread has ended."""
+        self._image, self._found, self._shown, self._stale = self._searched, found, False, True
+        if self.form.own.isChecked():
+            self.form.set_score(found.own_score)
+
+    def _mark(self) -> None:
+        """Make the result of the last search at the chosen score, in a thread."""
+        if self._found is None:
+            return
+        if self._work.worker is not None:
+            self._stale = True
+            return
+        if self._shown and not layers.is_shown(self._viewer, self._found.frames.name):
+            self._found = None
+            self.form.say("the result was removed: press Run for a new one")
+            return
+        self._stale = False
+        # The slider rounds; the network's own score must give what `effdet_tf predict` gives.
+        score = self._found.own_score if self.form.own.isChecked() else self.form.score.value()
+        self.form.start("measuring ...", "measuring ...", len(self._found.results))
+        self._start(self._show, mark, self._found, score)
+
+    def _show(self, marks: Marks) -> None:
+        """Put the result into the viewer, and tell how many cells it has."""
+        found = self._found
+        place = layers.placement(self._image, found.first)
+        layers.show(self._viewer, found.frames.name, marks, self.form.shapes.currentText(), place)
+        self._shown = True
+        count = marks.counts()
+        if found.frames.stack:
+            last = found.first + len(found.results) - 1
+            count += f" in frame {last}" if last == found.first else f" in frames {found.first} to {last}"
+        if marks.labels is None:
+            count += " (boxes alone: this network has no mask head)"
+        self.form.say(count)
+        if found.truncated:
+            limit = max(len(result) for result in found.results)
+            show_warning(f"the network reports at most {limit} cells an image: weaker ones are missing")
+
+    def _finish(self) -> None:
+        self._work.worker = None
+        self.form.stop()
+        if self._stale:
+            self._mark()
+
+    def _stop(self) -> None:
+        """The work has been left: the network need not go on either."""
+        if self._work.network.waiting:
+            self._work.network.close()
+        self.form.say("cancelled")
+
+    def _fail(self, error: Exception) -> None:
+        self._stale = False
+        if not isinstance(error, UserError):
+            self.form.say("failed: the notification has more")
+            notification_manager.receive_error(type(error), error, error.__traceback__)
+            return
+        self._tell(error)
+
+    def _tell(self, error: UserError) -> None:
+        self.form.say(str(error))
+        show_error(str(error))
+
+
+class _Work:
+    """The thread that works, if any, and the network: what must end with the widget."""
+
+    def __init__(self, network: Any) -> None:
+        self.worker: Any = None
+        self.network = network
+
+    def end(self, *_: object) -> None:
+        """End both."""
+        if self.worker is not None:
+            self.worker.quit()
+        self.network.close()

@@ -1,0 +1,78 @@
+"""The cells of one image as they are written: numbered, best score first, with a label image."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from effdet_tf.masks import Patch, mask_to_patch
+from effdet_tf.results import Result
+
+_LARGE = 2**26  # pixels from which a label image lies in a file, of which memory holds what is in use
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of one image as they are written: cell k + 1 is `result` entry k and label k + 1.
+
+    Attributes:
+        result: the cells that are written.
+        labels: int32 `[H, W]`, or None for a network without mask head.
+    """
+
+    result: Result
+    labels: np.ndarray | None
+
+    def patches(self) -> Iterator[tuple[int, Patch]]:
+        """Number and visible part of each cell: the pixels that it has in the label image.
+
+        Each is sought within the frame of its mask, so the whole label image is never searched.
+        """
+        if self.labels is None or self.result.mask_boxes is None:
+            return
+        size = np.array(self.labels.shape * 2)
+        frames = np.concatenate(
+            [np.floor(self.result.mask_boxes[:, :2]), np.ceil(self.result.mask_boxes[:, 2:])], axis=1
+        )
+        for number, (y0, x0, y1, x1) in enumerate(np.clip(frames, 0, size).astype(int).tolist(), start=1):
+            patch = mask_to_patch(self.labels[y0:y1, x0:x1] == number, y0, x0)
+            if patch is not None:
+                yield number, patch
+
+
+def number_cells(result: Result, min_visible: float = 0.5) -> Cells:
+    """Give each cell its number, best score first.
+
+    Args:
+        result: what was found.
+        min_visible: a cell of whose mask less than this share is left by better cells is dropped.
+
+    Returns:
+        The numbered cells.
+    """
+    if result.masks is None:
+        return Cells(result, None)
+    size = (result.height, result.width)
+    if result.height * result.width < _LARGE:
+        labels = np.zeros(size, np.int32)
+    else:
+        with tempfile.TemporaryFile() as file:
+            labels = np.memmap(file, np.int32, "w+", shape=size)
+    labels, kept = result.paint(labels, min_visible)
+    return Cells(result.take(kept), labels)
+
+
+def visible_shapes(cells: Cells) -> Iterator[tuple[int, Patch]]:
+    """Number and pixels of each cell: as in the label image, or its box's for a network without masks."""
+    if cells.labels is not None:
+        yield from cells.patches()
+        return
+    size = np.array([cells.result.height, cells.result.width])
+    edges = np.round(cells.result.boxes).astype(int)
+    low = np.clip(edges[:, :2], 0, size - 1)
+    high = np.clip(edges[:, 2:], low + 1, size)
+    for number, ((y0, x0), (y1, x1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True), start=1):
+        yield number, Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool))

@@ -1,0 +1,98 @@
+"""The cell table: one row per cell, best score first.
+
+Columns of `NAME.cells.csv`:
+
+- page: of a stack, from 1; images of one page have no such column
+- cell: its number in the label image; class, score (0 to 1)
+- y0, x0, y1, x1: its box in pixels; y1 and x1 are the edges after the last pixel
+- area to intensity_max: as scikit-image's `regionprops` defines and names them (`centroid_y` and `centroid_x`
+  are its centroid), of the label image: where cells overlap, the one with the higher score has the pixel.
+  Lengths are in pixels, orientation in radians, intensities in the image's own units; empty without masks
+- area_um2 to feret_diameter_max_um: the same in micrometres, where the size of a pixel is known
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pandas as pd
+
+from effdet_tf.files import atomic_write
+from effdet_tf.measure import measure_cells
+from effdet_tf.outputs.cells import Cells
+
+_DECIMALS = {
+    "area": 0,
+    "centroid_y": 2,
+    "centroid_x": 2,
+    "perimeter": 2,
+    "axis_major_length": 2,
+    "axis_minor_length": 2,
+    "orientation": 4,
+    "eccentricity": 4,
+    "equivalent_diameter_area": 2,
+    "feret_diameter_max": 2,
+    "extent": 4,
+    "solidity": 4,
+    "intensity_mean": 3,
+    "intensity_std": 3,
+    "intensity_min": 3,
+    "intensity_max": 3,
+}
+CELL_COLUMNS = ("cell", "class", "score", "y0", "x0", "y1", "x1", *_DECIMALS)
+# Column in micrometres: the one in pixels, and the power of a pixel's side.
+_MICROMETRES = {
+    "area_um2": ("area", 2),
+    **{
+        f"{name}_um": (name, 1)
+        for name in (
+            "centroid_y",
+            "centroid_x",
+            "perimeter",
+            "axis_major_length",
+            "axis_minor_length",
+            "equivalent_diameter_area",
+            "feret_diameter_max",
+        )
+    },
+}
+MICROMETRE_COLUMNS = tuple(_MICROMETRES)
+
+
+def cell_table(cells: Cells, image: np.ndarray, um_per_px: float | None = None) -> pd.DataFrame:
+    """Tabulate the cells; the columns are described at the top of this module.
+
+    Args:
+        cells: numbered cells.
+        image: `[H, W]` or `[H, W, C]` in its own units.
+        um_per_px: side of a pixel in micrometres, or None.
+
+    Returns:
+        One row per cell with `CELL_COLUMNS`, and `MICROMETRE_COLUMNS` where the size of a pixel is known.
+    """
+    result, count = cells.result, len(cells.result)
+    columns: dict[str, object] = {
+        "cell": np.arange(1, count + 1),
+        "class": pd.Series([result.class_names[index] for index in result.classes], dtype=object),
+        "score": np.round(result.scores.astype(np.float64), 4),
+    }
+    for column, name in enumerate(("y0", "x0", "y1", "x1")):
+        columns[name] = np.round(result.boxes[:, column].astype(np.float64), 2)
+    measures = {name: np.full(count, np.nan) for name in _DECIMALS}
+    if cells.labels is not None:
+        measures = measure_cells(cells.labels, image, count)
+    columns |= {name: np.round(measures[name], decimals) for name, decimals in _DECIMALS.items()}
+    if um_per_px is not None:
+        columns |= {
+            name: np.round(measures[source] * um_per_px**power, 4)
+            for name, (source, power) in _MICROMETRES.items()
+        }
+    table = pd.DataFrame(columns)
+    return table if cells.labels is None else table.astype({"area": np.int64})
+
+
+def write_table(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
+    """Write a table as CSV with a header, UTF-8."""
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")

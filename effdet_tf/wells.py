@@ -1,0 +1,122 @@
+"""Well, site and time in the file names of Incucyte exports and of LIVECell, and counts by them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from effdet_tf.files import atomic_write
+
+_NAME = re.compile(
+    r"(?:^|_)(?P<row>[A-P])(?P<column>0?[1-9]|1\d|2[0-4])_(?P<site>\d{1,3})"
+    r"(?:_(?:(?P<days>\d{1,3})d(?P<hours>\d\d)h(?P<minutes>\d\d)m"
+    r"|(?P<year>\d{4})y(?P<month>\d\d)m(?P<day>\d\d)d_(?P<hour>\d\d)h(?P<minute>\d\d)m))?"
+    r"(?:_\d+)?$"
+)
+KEYS = ("plate", "well", "minutes", "page")  # of `count_cells`
+_EPOCH = datetime.datetime(1970, 1, 1)
+
+
+class Place(NamedTuple):
+    """Where and when an image was taken.
+
+    Attributes:
+        well: row and column such as "A7", or "".
+        site: place within the well, counted by the microscope; 0 where the name does not say.
+        minutes: since the start of the experiment, or since 1970 where the name gives a date; None without a
+            time.
+    """
+
+    well: str = ""
+    site: int = 0
+    minutes: int | None = None
+
+
+def parse_name(name: str) -> Place:
+    """Read `..._WELL_SITE_00d00h00m_CROP.tif` or `..._WELL_SITE_2021y04m07d_10h30m.tif`.
+
+    Time and crop may lack.
+
+    Wells are those of plates of up to 384 (A1 to P24). What is named otherwise is nowhere: `Place()`.
+
+    Args:
+        name: of a file, with or without folders and suffix.
+    """
+    stem = re.split(r"[\\/]", name)[-1]
+    stem = stem.rsplit(".", 1)[0].removesuffix(".ome") if "." in stem else stem
+    match = _NAME.search(stem)
+    if match is None:
+        return Place()
+    minutes = None
+    if match["days"] is not None:
+        minutes = (int(match["days"]) * 24 + int(match["hours"])) * 60 + int(match["minutes"])
+    elif match["year"] is not None:
+        fields = (int(match[part]) for part in ("year", "month", "day", "hour", "minute"))
+        try:
+            minutes = int((datetime.datetime(*fields) - _EPOCH).total_seconds() // 60)
+        except ValueError:  # the 31st of February
+            return Place()
+    return Place(match["row"] + str(int(match["column"])), int(match["site"]), minutes)
+
+
+def count_cells(images: pd.DataFrame) -> pd.DataFrame:
+    """Count by plate (the image's folder), well, time and page of a stack.
+
+    Args:
+        images: a row for each, with image (its path), page, well, minutes, cells, mean_area, covered, and
+            error, "" where it went well.
+
+    Returns:
+        One row for each: `KEYS`, hours since the first image of that plate, images, how many failed, cells,
+        cells an image, the mean area of a cell in pixels, the share of the images under cells.
+    """
+    images = images.assign(
+        plate=[path.rpartition("/")[0] for path in images["image"]],
+        failed=images["error"] != "",
+        areas=images["mean_area"] * images["cells"].astype("float64"),
+    )
+    groups = images.groupby(list(KEYS), dropna=False, sort=True)
+    table = groups.agg(
+        images=("failed", lambda failed: int((~failed).sum())),
+        failed=("failed", "sum"),
+        cells=("cells", "sum"),
+        areas=("areas", lambda areas: areas.sum(min_count=1)),
+        covered=("covered", "mean"),
+    ).reset_index()
+    first = table.groupby("plate")["minutes"].transform("min")
+    cells = table["cells"].astype("float64")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table.insert(4, "hours", ((table["minutes"] - first).astype("float64") / 60).round(3))
+        table["cells_per_image"] = (cells / table["images"].where(table["images"] > 0)).round(3)
+        table["mean_area"] = (table.pop("areas") / cells.where(cells > 0)).round(2)
+    table["covered"] = table.pop("covered").round(4)
+    return table
+
+
+def write_wells(summary: Path, target: Path) -> int:
+    """Count the cells of `summary.csv` by folder, well, time and page, where its images' names tell a well.
+
+    Args:
+        summary: the table of all images, see `outputs.summary`.
+        target: the CSV to write; one of an earlier time is removed where no name tells of a well.
+
+    Returns:
+        The number of rows that were written.
+    """
+    text = {name: str for name in ("image", "well", "error")}
+    whole = {name: "Int64" for name in ("page", "minutes", "cells")}
+    images = pd.read_csv(summary, dtype=text | whole, keep_default_na=False, na_values=[""])
+    images[["well", "error"]] = images[["well", "error"]].fillna("")
+    placed = images[images["well"] != ""]
+    if placed.empty:
+        target.unlink(missing_ok=True)
+        return 0
+    table = count_cells(placed)
+    with atomic_write(target) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return len(table)
