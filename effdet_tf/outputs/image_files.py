@@ -11,6 +11,7 @@ import pandas as pd
 import tifffile
 
 from effdet_tf.files import atomic_write
+from effdet_tf.large_images import LARGE
 from effdet_tf.outputs.coco import CocoPages
 from effdet_tf.outputs.frame import Frame, ImageInfo
 from effdet_tf.outputs.geojson import GeoJson
@@ -23,7 +24,6 @@ LABELS, TABLE, COCO, OVERLAY = ".labels.tif", ".cells.csv", ".coco.json", ".over
 ROIS, GEOJSON, YOLO, OVERLAY_STACK = ".rois.zip", ".geojson", ".txt", ".overlay.tif"
 FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
 DEFAULT_FORMATS = FORMATS[:4]
-_WIDE = 2**22  # pixels of a page from which more than 65,535 cells are thought of
 
 
 class ImageFiles:
@@ -79,22 +79,20 @@ class ImageFiles:
         labels = frame.cells.labels
         if "labels" in self._formats and labels is not None:
             if self._labels is None:
-                wide = labels.size >= _WIDE if self._info.pages > 1 else len(frame.cells.result) > 0xFFFF
+                wide = labels.size > LARGE if self._info.pages > 1 else len(frame.cells.result) > 0xFFFF
                 pages = LabelPages(
                     self._open(LABELS), self._info.pages, self._info.axis, wide, self._info.um_per_px
                 )
                 self._labels = self._stack.enter_context(pages)
-            for _ in range(skipped):
-                self._labels.skip()
+            self._labels.skip(skipped)
             self._labels.add(labels)
         for add in self._adders:
             add(frame)
 
     def skip(self, count: int) -> None:
         """The last `count` pages could not be predicted."""
-        for _ in range(count):
-            if self._labels is not None:
-                self._labels.skip()
+        if self._labels is not None:
+            self._labels.skip(count)
 
     def _open(self, suffix: str) -> Path:
         return self._stack.enter_context(atomic_write(_with(self._base, suffix)))

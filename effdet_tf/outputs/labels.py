@@ -81,11 +81,12 @@ class LabelPages:
         self._shape = labels.shape
         self._write(labels)
 
-    def skip(self) -> None:
-        """The next page could not be predicted: it is empty, so that pages stay aligned."""
+    def skip(self, count: int) -> None:
+        """The next `count` pages could not be predicted: they are empty, so that pages stay aligned."""
         if self._writer is None:
-            self._blanks += 1
-        else:
+            self._blanks += count
+            return
+        for _ in range(count):
             self._write(np.zeros(self._shape, self._dtype))
 
     def _write(self, labels: np.ndarray) -> None:

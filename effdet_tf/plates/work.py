@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tifffile
 
 from effdet_tf import outputs
 from effdet_tf.data.image_io import Stack
 from effdet_tf.errors import UserError
+from effdet_tf.large_images import LARGE
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import Shard, Source, done_file
 from effdet_tf.wells import parse_name
@@ -125,15 +125,17 @@ def _work_on_file(
             rows.append(_failure(place, 0, str(error).replace(str(path), file.path)))
             storage.remove(target)
             return
-        labels: list[np.ndarray | None] = []
-        writer = None
+        pages: outputs.LabelPages | None = None
+        skipped = (
+            0  # pages that failed since the last one that was written: empty, so that pages stay aligned
+        )
         for page in range(stack.pages):
             try:
                 image = stack.read(page)
                 found = predictor.predict(image)
             except UserError as error:
                 rows.append(_failure(place, page, str(error).replace(str(path), file.path)))
-                labels.append(None)
+                skipped += 1
                 continue
             cells = outputs.number_cells(found.filter(task.score))
             table = outputs.cell_table(cells, image)
@@ -142,23 +144,18 @@ def _work_on_file(
             tables.append(_cells_of(frame, table))
             if not task.labels or cells.labels is None:
                 continue
-            if writer is None:
+            if pages is None:
                 local = opened.enter_context(storage.writing(target))
-                writer = opened.enter_context(tifffile.TiffWriter(local, bigtiff=stack.pages > 1000))
-            blank = np.zeros_like(cells.labels)
-            for earlier in [*labels, cells.labels]:  # a page that failed is empty, so that pages stay aligned
-                _add_page(writer, blank if earlier is None else earlier, predictor)
-            labels = []
-        if writer is None:
+                wide = predictor.config.data.max_instances > np.iinfo(np.uint16).max
+                wide = wide or cells.labels.size > LARGE
+                pages = opened.enter_context(outputs.LabelPages(local, stack.pages, stack.axis, wide))
+            pages.skip(skipped)
+            pages.add(cells.labels)
+            skipped = 0
+        if pages is None:
             storage.remove(target)  # of an earlier time, when it could be read
-        for _ in labels if writer is not None else ():
-            _add_page(writer, blank, predictor)
-
-
-def _add_page(writer: tifffile.TiffWriter, labels: np.ndarray, predictor: Any) -> None:
-    wide = predictor.config.data.max_instances > np.iinfo(np.uint16).max
-    dtype = np.uint32 if wide else np.uint16  # the same for all pages
-    writer.write(labels.astype(dtype), compression="zlib", photometric="minisblack", metadata=None)
+        else:
+            pages.skip(skipped)
 
 
 def _failure(place: dict[str, Any], page: int, reason: str) -> dict[str, Any]:
