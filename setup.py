@@ -39,7 +39,10 @@ setup(
     # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the plugin's manifest; the
     # files of the local page.
     package_data={"effdet_tf": ["models/*/*", "napari_plugin/napari.yaml", "page/static/*"]},
-    entry_points={"napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"]},
+    entry_points={
+        "console_scripts": ["effdet_tf=effdet_tf.cli:main"],
+        "napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Framework :: napari",
@@ -67,6 +70,7 @@ setup(
         "tqdm>=4.66",
         "tensorboard>=2.20",
         "ijson>=3.3",
+        "shtab>=1.7",  # shell completion
         # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",

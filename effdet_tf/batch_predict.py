@@ -51,7 +51,7 @@ class PredictReport:
         cells: cells found in them.
         failed: path and reason of each image that was not.
         boxes_only: whether the network makes no masks, so that there are no label images.
-        best_score: the highest score of any cell, whether it was kept or not.
+        best: highest score of anything seen, kept or not; 0 where nothing was.
         wells: how many wells and times `wells.csv` has; 0 where names tell of none: there is no such file.
     """
 
@@ -60,7 +60,7 @@ class PredictReport:
     cells: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
     boxes_only: bool = False
-    best_score: float = 0.0
+    best: float = 0.0
     wells: int = 0
 
     @property
@@ -109,6 +109,8 @@ def predict_files(
     """
     jobs = find_images(inputs)
     out = Path(out)
+    if out.is_file():
+        raise UserError(f"{out}: is a file, the predictions need a folder; name another one")
     _refuse_to_replace([out / SUMMARY, *([sartorius] if sartorius is not None else [])], overwrite)
     ids = _submission_ids(jobs)
     report = PredictReport(out)
@@ -192,7 +194,7 @@ class _Work:
         self.report.boxes_only = cells.labels is None
         self.report.done += 1
         self.report.cells += len(cells.result)
-        self.report.best_score = max(self.report.best_score, *found.scores[:1].tolist(), 0.0)
+        self.report.best = max(self.report.best, float(np.max(found.scores, initial=0.0)))
         if found.truncated and self.progress:
             limit = f"the network reports at most {len(found)} cells an image (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)

@@ -1,15 +1,15 @@
-"""The command line: `python -m effdet_tf VERB ...`, one module in `effdet_tf.commands` for each verb."""
+"""The command line: `effdet_tf VERB ...`, one module in `effdet_tf.commands` for each verb."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
 from effdet_tf._version import __version__
-from effdet_tf.command_line import exit_code
+from effdet_tf.command_line import Parser, exit_code
 from effdet_tf.commands import (
     check,
+    completion,
     convert,
     download,
     info,
@@ -22,15 +22,28 @@ from effdet_tf.commands import (
     weights,
 )
 
-VERBS = (synthetic, download, convert, check, pack, predict, serve, plate, pseudo, info, weights)
+VERBS = (synthetic, download, convert, check, pack, predict, serve, plate, pseudo, info, weights, completion)
 """Each has `add_parser(subparsers)`, which sets `run(args) -> exit code`; heavy imports happen in `run`."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m effdet_tf", description="Find and outline every cell in label-free microscopy."
+PROGRAM = "effdet_tf"  # the console script; `python -m effdet_tf` does the same
+ELSEWHERE = {
+    "train": "python -m training.main",
+    "evaluate": "python -m training.evaluate",
+    "export": "python -m export.main",
+}
+
+
+def build_parser(prog: str = PROGRAM) -> Parser:
+    """The parser of all verbs; `prog` is how the user called it, for usage and examples."""
+    parser = Parser(
+        prog=prog,
+        description="Find and outline every cell in label-free microscopy.",
+        epilog=f"`{prog} VERB --help` tells of a verb. Training is `python -m training.main`, exporting is "
+        "`python -m export.main`.",
     )
+    parser.elsewhere = ELSEWHERE
+    parser.set_defaults(build_parser=build_parser)  # `completion` describes all of it
     parser.add_argument("--version", action="version", version=f"effdet_tf {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
@@ -38,15 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run one verb.
 
     Args:
         argv: the arguments; None takes those of the process.
+        prog: how the command was called.
 
     Returns:
         0 done, 1 failed, 3 some files failed; usage faults leave by SystemExit 2.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser(prog).parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
     return exit_code(lambda: args.run(args))

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from effdet_tf._version import __version__
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 
@@ -245,7 +246,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     try:
         return build(Config, value, "")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error} (read by effdet_tf {__version__})") from None
 
 
 T = TypeVar("T")
@@ -273,8 +274,9 @@ def build(kind: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known
-    return f"unknown configuration key {key!r}; did you mean {', '.join(near)}?"
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    advice = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}"
+    return f"unknown configuration key {key!r}; {advice}"
 
 
 def _set(section: Any, keys: list[str], value: Any, name: str) -> Any:
@@ -329,8 +331,18 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
             pass
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    shown = hint if isinstance(hint, types.GenericAlias) else getattr(hint, "__name__", hint)
-    raise UserError(f"{name}: {value!r} is not of the kind {shown}")
+    raise UserError(f"{name}: {value!r} is not {_kind(hint)}")
+
+
+def _kind(hint: Any) -> str:
+    """What a value must be, in words."""
+    if typing.get_origin(hint) is tuple:
+        first, *rest = typing.get_args(hint)
+        if rest[-1] is Ellipsis:
+            return f"a list, each {_kind(first)}"
+        return f"a list of {1 + len(rest)}, each {_kind(first)}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return words.get(hint, "a section of settings")
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from effdet_tf import outputs
 from effdet_tf.data.image_io import IMAGE_SUFFIXES
+from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError
+from effdet_tf.near import near_files
 
 _OWN_OUTPUTS = (outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK)
 
@@ -94,11 +96,15 @@ def is_image(name: str) -> bool:
 
 
 def _no_match(text: str) -> str:
+    if (Path(text) / MANIFEST_NAME).is_file():
+        return (
+            f"{text}: holds converted data ({MANIFEST_NAME}), to train on; name image files or their folder"
+        )
     if Path(text).is_dir():
         return f"{text}: no image in this folder or below ({', '.join(IMAGE_SUFFIXES)}); name another one"
     if glob.has_magic(text):
         return f"{text}: matches no file; check the pattern"
-    return f"{text}: does not exist; check the name"
+    return f"{text}: does not exist{near_files(text) or '; check the name'}"
 
 
 def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:

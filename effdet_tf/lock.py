@@ -32,7 +32,8 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name a folder that can be made") from error
+        reason = "is a file" if folder.is_file() else error.strerror
+        raise UserError(f"--out {folder}: {reason}; name a folder that can be made") from error
     with open(folder / LOCK_FILE, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

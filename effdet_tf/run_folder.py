@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from effdet_tf.errors import UserError
+from effdet_tf.near import did_you_mean, near_files
 
 CONFIG_FILE = "config.yaml"
 BEST_FILE = "best.npz"
@@ -24,12 +25,19 @@ def model_names() -> list[str]:
 def find_run(source: str | os.PathLike[str]) -> Path:
     """A path as it is, or the folder of a trained network that comes with the package.
 
-    What exists under that path comes first: a name of the package's never hides a user's folder.
+    A user's network of that name comes first, and so does anything else that is no folder; a folder of
+    images, which may well be called `cells`, hides nothing.
     """
     path = Path(source)
-    if not path.exists() and str(source) in model_names():
+    if str(source) in model_names() and not (path.is_file() or _may_be_network(path)):
         return MODELS / str(source)
     return path
+
+
+def _may_be_network(folder: Path) -> bool:
+    """Whether a folder holds what a network may be read from: a run, a checkpoint, a SavedModel."""
+    names = (CONFIG_FILE, "*.npz", "*.index", "saved_model.pb", "*/saved_model.pb")
+    return any(True for name in names for _ in folder.glob(name))
 
 
 def config_file(folder: Path) -> Path:
@@ -38,15 +46,27 @@ def config_file(folder: Path) -> Path:
     Raises:
         UserError: when this is no run folder.
     """
-    if not folder.is_dir():
+    packaged = ", ".join(model_names())
+    if folder.is_file():
         raise UserError(
-            f"{folder}: no such run folder; train one with `python -m training.main --out {folder}`, or take "
-            f"one that comes with the package: {', '.join(model_names())}"
+            f"{folder}: is a file, a run is a folder; weights of other programs become one by "
+            "`python -m effdet_tf weights import`"
+        )
+    if not folder.is_dir():
+        near = near_files(folder) or did_you_mean(str(folder), model_names())
+        raise UserError(
+            f"{folder}: no such run folder{near or '; train one with `python -m training.main`'} (with the "
+            f"package come {packaged})"
         )
     if (folder / PARTIAL_FILE).exists():
         raise UserError(
             f"{folder}: holds the weights of a part of a network; train the rest with "
             f"`python -m training.main --init {folder}`"
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder}: is no run folder, it holds no {CONFIG_FILE}; name one that `python -m training.main` "
+            f"wrote, or a network of the package: {packaged}"
         )
     return folder / CONFIG_FILE
 

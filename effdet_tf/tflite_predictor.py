@@ -40,7 +40,7 @@ class TFLitePredictor(FramedPredictor):
             UserError: when the file is missing, damaged or not ours, or the runtime is not installed.
         """
         path = Path(path)
-        self.metadata, config = _metadata(path)
+        self.metadata, config = read_description(path)
         self._runner = _open(path, threads or _cores())
         self._lock = threading.Lock()  # an interpreter has one set of tensors
         super().__init__(config, _frame(self._runner, config, path), self._invoke)
@@ -59,8 +59,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _metadata(path: Path) -> tuple[dict[str, Any], Config]:
-    """What a file says of itself.
+def read_description(path: Path) -> tuple[dict[str, Any], Config]:
+    """What a TFLite file says of itself, and the configuration in it; the runtime is not needed.
 
     Raises:
         UserError: when it cannot be read or says nothing.

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.command_line import Parser, exit_code, positive
 from effdet_tf.commands.predict import COLUMNS, FILES, add_output_options, predict_images
 
 _DESCRIPTION = f"""\
@@ -19,7 +19,7 @@ Pixels are sent without loss, as 8 or 16-bit PNG, whatever format the files have
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0 done, 1 failed, 3 some images failed (2, wrong usage, is argparse's)."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return exit_code(lambda: _run(options), on_os_error="; choose another --out")
 
@@ -33,12 +33,19 @@ def _run(options: argparse.Namespace) -> int:
     return predict_images(RemotePredictor(connection), options)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m export.client",
         description=_DESCRIPTION,
+        examples=[
+            ("by REST", "--url http://localhost:8501 images/ --out found"),
+            (
+                "by gRPC, from another machine",
+                '--url grpc://server:8500 "plate1/*.tif" --score 0.4 --out found',
+            ),
+        ],
         epilog=COLUMNS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--url", required=True, metavar="URL", help="http://host:8501 or grpc://host:8500 of the server"
@@ -64,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="largest gRPC message, MiB (default: 256)",
     )
     add_output_options(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

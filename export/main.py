@@ -26,7 +26,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.run_folder import config_file, weights_file
 from export.layout import SAVED_MODEL, TFLITE, Staging, size_of, staging
-from export.options import FORMATS, parse
+from export.options import FORMATS, build_parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ _SIZE = (512, 512)  # where no image tells
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
-    options = parse(arguments, __doc__)
+    options = build_parser(__doc__).parse_args(arguments)
     with _terminated_as_interrupted():
         return exit_code(lambda: _run(options), on_os_error="; free space or choose another --out")
 

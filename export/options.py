@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from effdet_tf.command_line import positive
+from effdet_tf.command_line import Parser, positive
 from effdet_tf.run_folder import find_run
 
 FORMATS = {
@@ -16,20 +15,27 @@ FORMATS = {
     "tflite-fp16": "float16",
     "tflite-int8": "int8",
 }
-_EXAMPLE = """\
-example:
-  python -m export.main --run runs/mine --out exports/mine --data data/val --calibration data/train
-
-exit codes: 0 done, 1 failed (also when an export does not keep to its tolerance), 2 wrong usage"""
+_EXIT_CODES = (
+    "exit codes: 0 done, 1 failed (also when an export does not keep to its tolerance), 2 wrong usage"
+)
 
 
-def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """Read the command line; wrong usage ends the program with 2."""
-    parser = argparse.ArgumentParser(
+def build_parser(description: str | None = None) -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m export.main",
         description=description,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            (
+                "all formats, compared with the run on annotated images",
+                "--run runs/mine --out exports/mine --data data/val --calibration data/train",
+            ),
+            (
+                "one format for images of one size, without comparison",
+                "--run cells --out exports/cells --formats tflite-fp16 --size 520x704 --no-parity",
+            ),
+        ],
+        epilog=_EXIT_CODES,
     )
     parser.add_argument(
         "--run",
@@ -88,7 +94,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     )
     parser.add_argument("--no-parity", action="store_true", help="do not compare the exports with the run")
     parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the weights, for the card")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _formats(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.command_line import Parser, exit_code, positive
 from effdet_tf.errors import UserError
 from export.serving_api import serving_api
 
@@ -261,7 +261,7 @@ def _servicer(servable: Servable) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server until it is told to stop; returns 0 then, 1 when it cannot start."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return exit_code(lambda: _run(options))
 
@@ -280,11 +280,18 @@ def _run(options: argparse.Namespace) -> None:
     server.stop()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m export.server",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            ("the newest version of an export, on the usual ports", "exports/mine/saved_model"),
+            (
+                "on other ports, for other machines",
+                "exports/mine/saved_model --host 0.0.0.0 --rest-port 9001 --grpc-port 9000",
+            ),
+        ],
     )
     parser.add_argument(
         "folder", type=Path, metavar="SAVED_MODEL", help="folder of versions; the highest is served"
@@ -313,7 +320,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="MIB",
         help="largest request, MiB (default: 64)",
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "_version",
         "errors",
+        "near",
         "files",
         "lock",
         "command_line",
@@ -41,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "inputs",
     ),
     ("predictors", "batch_predict"),
+    ("about",),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("plates", "napari_plugin", "page"),
     ("commands",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from pathlib import Path
@@ -15,6 +14,7 @@ import tifffile
 
 import effdet_tf
 from effdet_tf.batch_predict import predict_files
+from effdet_tf.command_line import Parser
 from effdet_tf.commands import predict as command
 from effdet_tf.data.image_io import to_gray
 from effdet_tf.errors import UserError
@@ -179,13 +179,13 @@ def test_boxes_only_network(images, tmp_path):
 
 def test_output_that_cannot_be_written_is_a_user_error(images, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="out: is a file, the predictions need a folder"):
         predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out")
 
 
 def _run_command(monkeypatch, *arguments: str) -> int:
     monkeypatch.setitem(vars(effdet_tf), "load", lambda run: Thresholder())  # the real one loads TensorFlow
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["predict", "--run", "run", *arguments])
     return args.run(args)
@@ -204,7 +204,7 @@ def test_command_exit_codes(images, tmp_path, monkeypatch, capsys, names, code):
 
 def test_command_refuses_a_missing_image_before_it_loads_the_model(tmp_path, monkeypatch):
     monkeypatch.setitem(vars(effdet_tf), "load", None)
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(
         ["predict", "--run", "run", str(tmp_path / "no.tif"), "--out", str(tmp_path / "out")]
@@ -216,7 +216,7 @@ def test_command_refuses_a_missing_image_before_it_loads_the_model(tmp_path, mon
 
 @pytest.mark.parametrize("score", ["1.5", "-1", "nan", "x"])
 def test_command_refuses_a_score_that_is_none(score):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_parser(parser.add_subparsers())
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["predict", "--run", "r", "x.tif", "--out", "o", f"--score={score}"])

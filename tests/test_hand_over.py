@@ -302,7 +302,7 @@ def test_nothing_reaching_the_score_is_said(tmp_path, stack, monkeypatch, capsys
     monkeypatch.setitem(vars(effdet_tf), "load", lambda run: Drawn())
     words = ["predict", str(tmp_path / "a.tif"), "--out", str(tmp_path / "out"), "--score", "0.95"]
     assert main(words) == 0
-    assert "the best had 0.90: lower --score" in capsys.readouterr().out
+    assert "the best has 0.900; lower --score" in capsys.readouterr().err
 
 
 def test_unknown_format_is_named(tmp_path):

@@ -87,6 +87,11 @@ def test_the_plugin_has_the_name_of_the_distribution(wheel):
     assert "\nName: effdet_tf\n" in wheel.read(metadata).decode()  # else npe2 refuses the manifest
 
 
+def test_wheel_brings_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    assert "[console_scripts]\neffdet_tf = effdet_tf.cli:main\n" in wheel.read(name).decode()
+
+
 def test_wheel_says_what_it_is(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = wheel.read(name).decode()

@@ -341,7 +341,7 @@ def test_the_best_weights_come_first(run, network, tmp_path):
     ("files", "message"),
     [
         (None, "no such run folder"),
-        ({}, "config.yaml: cannot be read"),
+        ({}, "is no run folder, it holds no config.yaml"),
         ({CONFIG_FILE: b"train: {bach: 2}"}, r"config.yaml: unknown configuration key 'train.bach'"),
         ({CONFIG_FILE: b"- 1"}, "config.yaml: holds no configuration"),
         ({CONFIG_FILE: b"preset: d0"}, "holds no weights yet"),

@@ -43,6 +43,15 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(MODEL, tmp_path / "cells")
     assert find_run("cells") == Path("cells")
+
+
+def test_a_folder_of_images_called_cells_does_not_hide_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.tif").write_bytes(b"")
+    assert find_run("cells") == MODEL
+    (tmp_path / "cells" / "config.yaml").write_text("")
+    assert find_run("cells") == Path("cells")
     assert find_run("other") == Path("other")
 
 
@@ -71,7 +80,8 @@ def test_info_describes_it(capsys):
     assert cli.main(["info", "cells"]) == 0
     assert "preset cells-lite0" in capsys.readouterr().out
     assert cli.main(["info"]) == 0
-    assert "trained networks: cells, cells-large" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "\n  cells: cells-lite0, 822,422 parameters" in text and "\n  cells-large: cells-lite2" in text
 
 
 @pytest.mark.parametrize("name", ["cells", "cells-large"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf import cli
-from effdet_tf.command_line import exit_code
+from effdet_tf.command_line import Parser, exit_code
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import read_manifest
 from effdet_tf.data.sources.livecell import CELL_TYPES, COUNTED, SIZE_SPLITS
@@ -208,16 +208,29 @@ def _run(options: argparse.Namespace, training: list[str]) -> None:
         print(f"\n{name}\n\n{table}\n\nwritten: {options.out / f'{name}.md'}", flush=True)
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command; what it does not know is for `training.main`."""
+    parser = Parser(
         prog="python -m training.benchmark",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Every further option goes to training.main. Example: python -m training.benchmark livecell "
-        "--experiment wide transfer --source LIVECell --out benchmark --preset cells-lite0 --epochs 30",
+        examples=[
+            (
+                "two of the paper's experiments",
+                "livecell --experiment wide transfer --source LIVECell --out benchmark --preset cells-lite0 "
+                "--epochs 30",
+            )
+        ],
+        epilog="Every further option goes to training.main.",
     )
     parser.add_argument("dataset", choices=("livecell",))
-    parser.add_argument("--experiment", choices=EXPERIMENTS, nargs="+", required=True)
+    parser.add_argument(
+        "--experiment",
+        choices=EXPERIMENTS,
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help=", ".join(EXPERIMENTS),
+    )
     parser.add_argument(
         "--source", type=Path, required=True, help="LIVECell, as `effdet_tf download` brings it"
     )
@@ -226,9 +239,15 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         "--types",
         nargs="+",
         choices=CELL_TYPES,
+        metavar="TYPE",
         default=list(CELL_TYPES),
-        help="for the single-type experiments (default: all eight)",
+        help=f"for the single-type experiments: {', '.join(CELL_TYPES)} (default: all eight)",
     )
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = build_parser()
     options, training = parser.parse_known_args(arguments)
     own = {word.partition("=")[0] for word in training} & {"--data", "--val", "--pseudo", "--out"}
     if own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import tensorflow as tf
 
@@ -63,6 +64,11 @@ def make_strategy(devices: str) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if gpus:
         return tf.distribute.MirroredStrategy([f"GPU:{k}" for k in range(wanted)])
+    print(
+        f"warning: --devices {wanted}: TensorFlow sees no GPU here; the CPU is split into {wanted}, which is "
+        "no faster",
+        file=sys.stderr,
+    )
     return tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(_split_cpu(wanted))])
 
 

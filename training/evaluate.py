@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.command_line import exit_code, positive
-from effdet_tf.commands.predict import add_view_options, with_views
+from effdet_tf.command_line import Parser, exit_code, positive
+from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.record import read_manifest
-from effdet_tf.evaluation import annotated_images, evaluate_run
+from effdet_tf.evaluation import FoundCells, annotated_images, evaluate_run
 from effdet_tf.files import write_json
 from effdet_tf.metrics.inputs import image_case, stranger
 from effdet_tf.metrics.report import Judge, format_table
@@ -64,6 +64,11 @@ def _run(options: argparse.Namespace) -> None:
         elif options.score == BEST:
             settings["score_threshold"] = None
         predictor = with_views(predictor, options)
+        strangers = FoundCells(
+            predictor.class_names, read_manifest(options.data).categories, options.data
+        ).strangers
+        if strangers and options.coco is None and not predictor.per_class:
+            print(f"warning: {strangers}; all count as one class", file=sys.stderr)
     else:
         settings["score_threshold"] = None if options.score == BEST else options.score
     out = options.out
@@ -93,14 +98,26 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _score(text: str) -> float | str:
-    return BEST if text == BEST else float(text)
+    return BEST if text == BEST else share(text)
 
 
 _score.__name__ = "number"  # what argparse calls it in its message
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
+        prog="python -m training.evaluate",
+        description=__doc__,
+        examples=[
+            ("a run on images that it was not trained on", "--run runs/mine --data data/test"),
+            (
+                "the network of the package, report where one likes",
+                "--run cells --data data/test --out cells.json",
+            ),
+            ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
+        ],
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--run", help="folder of a trained network, or cells: the network that comes with the package"
@@ -128,6 +145,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "apart)",
     )
     add_view_options(parser)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.predictions is not None and (options.tta or tuple(options.tta_scales) != (1.0,)):
         parser.error("--tta and --tta-scales go with --run: predictions are as they are")

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from effdet_tf.command_line import count
+from effdet_tf.command_line import Parser, count
 from effdet_tf.errors import UserError
 from effdet_tf.lock import locked
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
@@ -101,11 +101,12 @@ def crop_workers(wanted: int | None, has_accelerator: bool) -> int:
     return cores - 1 if cores > 2 else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m training.jax_main",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[("an hour on a packed set", "--data train.npz --minutes 60 --out runs/mine")],
     )
     parser.add_argument("--data", type=Path, required=True, help="file that `effdet_tf pack` wrote")
     add_options(parser, default_out="runs/jax")
@@ -117,7 +118,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "one less than the cores, else 0)",
     )
     parser.set_defaults(out=Path("runs/jax"))
-    return parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    return build_parser().parse_args(arguments)
 
 
 if __name__ == "__main__":

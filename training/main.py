@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.command_line import Parser
 from effdet_tf.commands.pack import add_pseudo_option
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
@@ -81,10 +82,42 @@ def train(options: argparse.Namespace) -> None:
         from training.trainer import Trainer
 
         trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)
+        if first:
+            _warn(options.data, options.val)
         trainer.announce()
         trainer.run()
         if first:  # the first worker of a cluster speaks for all
             _conclude(options, trainer.report)
+
+
+def _warn(data: Sequence[Path], val: Path | None) -> None:
+    """Warn of validation that is missing, or tells nothing.
+
+    Args:
+        data: folders of training images.
+        val: folder of validation images.
+    """
+    from effdet_tf.data.record import read_manifest
+
+    if val is None:
+        told = "no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"
+    else:
+        manifest = read_manifest(val)
+        learned = [read_manifest(folder) for folder in data]
+        shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
+        classes = {name for own in learned for name in own.class_names}
+        if any(val.resolve() == folder.resolve() for folder in data) or any(
+            shard["sha256"] in shards for shard in manifest.shards
+        ):
+            told = f"--val {val}: is trained on as well, so its figures say nothing of new images"
+        elif classes.isdisjoint(manifest.class_names):
+            told = (
+                f"--val {val}: its classes {', '.join(manifest.class_names)} are none of the trained ones "
+                f"({', '.join(sorted(classes))}); it is judged without classes"
+            )
+        else:
+            return
+    print(f"warning: {told}", file=sys.stderr)
 
 
 def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
@@ -106,13 +139,22 @@ def devices(text: str) -> str:
     return text
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m training.main",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m training.main --data data/train --val data/val --preset cells-lite0 "
-        "--minutes 30 --out runs/first",
+        examples=[
+            ("everything on synthetic cells, ten minutes", "--out runs/demo"),
+            (
+                "on images of one's own, for an hour",
+                "--data data/train --val data/val --preset cells-lite0 --minutes 60 --out runs/mine",
+            ),
+            (
+                "from the network of the package",
+                "--data data/train --val data/val --init cells --minutes 15 --out runs/tuned",
+            ),
+        ],
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     add_pseudo_option(parser)
@@ -127,6 +169,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "environment every process is one worker of a cluster",
     )
     add_options(parser, default_out="runs/train; runs/demo without --data")
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:
         parser.error("--val and --pseudo need --data: without it the demo makes data of its own")

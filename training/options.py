@@ -83,6 +83,7 @@ def training_exit_code(command: Callable[[], None]) -> int:
         command,
         on_os_error="; the last checkpoint is unharmed",
         on_interrupt="; run the same command again to go on",
+        on_no_memory="lower --batch or data.crop_size; the last checkpoint is unharmed",
     )
 
 
@@ -176,6 +177,11 @@ def resolve(config: Config, data: TrainingImages) -> Config:
     """
     from effdet_tf.anchors import suggest_anchors
 
+    if not data.max_cells:
+        raise UserError(
+            "the training images hold no cell at all; look at what `python -m effdet_tf check DATA` says was "
+            "dropped, and convert again"
+        )
     config = config.replace(class_names=tuple(data.class_names), category_ids=tuple(data.category_ids))
     if config.model.mask.enabled and not data.masks:
         raise UserError(

@@ -62,6 +62,10 @@ class PredictionFile:
         self._places: dict[Any, tuple[array.array, array.array]] = {}  # image id -> offsets, numbers
         place = 0
         for number, entry in enumerate(_entries(Path(path))):
+            if "score" not in entry:
+                raise UserError(
+                    f"{path}: prediction {number} has no score: these are annotations, or no COCO results"
+                )
             data = marshal.dumps({"category_id": 1, **entry})
             self._scratch.write(data)
             offsets, numbers = self._places.setdefault(
@@ -109,9 +113,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
             ):
                 raise _not_results(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the name") from error
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not a JSON file ({str(error).splitlines()[0]})") from error
 
 
 def _not_results(path: Path) -> UserError:

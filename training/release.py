@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf import cli
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.command_line import Parser, exit_code, positive
 from effdet_tf.commands.predict import share
 from effdet_tf.config import load_config
 from effdet_tf.data.manifest import MANIFEST_NAME
@@ -207,6 +207,8 @@ Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.lo
 
 ## Data and licence
 
+Non-commercial research only, as the competition data that it was trained on.
+
 Trained on the {images} annotated images of the Kaggle competition "Sartorius - Cell Instance Segmentation"
 (2021) that were not kept for validation: SH-SY5Y neuroblastoma, astrocytes and cortical neurons, phase
 contrast, 704 x 520 px. They are competition data for non-commercial research, and so are these weights. The
@@ -238,11 +240,15 @@ not.
 """
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
         prog="python -m training.release",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            ("train, pack and judge", "DATA --out release"),
+            ("pack the mean of two runs that were trained before", "DATA --out release --run runs/a runs/b"),
+        ],
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of the real images")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to work in")
@@ -283,7 +289,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="any setting of the training",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options = build_parser().parse_args(arguments)
     options.settings = [word for setting in options.settings for word in ("--set", setting)]
     return options
 

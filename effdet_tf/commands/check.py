@@ -14,6 +14,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description="Read every record of a data set that `convert` wrote and tell: images, cells per image, "
         "cell types, sizes, the faults that were found, and for a preset the anchor recall it can reach, "
         "suggested anchors and max_instances.",
+        examples=[
+            ("what is in there, and a picture of it", "data/train --out look.png"),
+            ("does another preset suit these cells", "data/train --preset cells-lite2"),
+        ],
         epilog="exit codes: 0 done, 1 the data set is missing or damaged, 2 wrong usage",
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="folder that `convert` wrote")

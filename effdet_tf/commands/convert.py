@@ -48,8 +48,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     common = _common_options()
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
-    livecell = kinds.add_parser("livecell", parents=[common], help="LIVECell: tif images and COCO JSON")
-    livecell.add_argument("--split", choices=LIVECELL_SPLITS, default="train", help="(default: %(default)s)")
+    livecell = kinds.add_parser(
+        "livecell",
+        parents=[common],
+        help="LIVECell: tif images and COCO JSON",
+        description="Convert LIVECell, or a set laid out like it: images/, flat or by type, annotations/.",
+        examples=[
+            ("the validation images of all eight types", "LIVECell data/val --split val"),
+            ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
+        ],
+    )
+    livecell.add_argument(
+        "--split",
+        choices=LIVECELL_SPLITS,
+        default="train",
+        metavar="SET",
+        help=f"{', '.join(LIVECELL_SPLITS)} (default: %(default)s)",
+    )
     livecell.add_argument("--cell-type", metavar="TYPE", help="take the single-type set of A172, BT474, ...")
     livecell.add_argument(
         "--annotations", type=Path, metavar="JSON", help="instead of --split: any JSON file"
@@ -62,7 +77,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="one class, or one per cell type (default: one)",
     )
 
-    sartorius = kinds.add_parser("sartorius", parents=[common], help="Sartorius: train.csv and train/")
+    sartorius = kinds.add_parser(
+        "sartorius",
+        parents=[common],
+        help="Sartorius: train.csv and train/",
+        description="Convert the Sartorius competition's training images: train.csv and train/*.png.",
+        examples=[
+            ("all images, three classes", "sartorius data/all"),
+            (
+                "a split by lists of image ids, one class",
+                "sartorius data/val --ids val_ids.txt --classes one",
+            ),
+        ],
+    )
     sartorius.add_argument("--ids", type=Path, metavar="FILE", help="take only the image ids in this file")
     sartorius.add_argument(
         "--exclude-ids", type=Path, metavar="FILE", help="leave out the image ids in this file"
@@ -74,7 +101,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="one class, or shsy5y, astro, cort (default: type)",
     )
 
-    coco = kinds.add_parser("coco", parents=[common], help="any COCO detection or segmentation set")
+    coco = kinds.add_parser(
+        "coco",
+        parents=[common],
+        help="any COCO detection or segmentation set",
+        description="Convert images with a COCO JSON: polygons, run-length codes, or boxes alone.",
+        examples=[
+            ("one folder with the images and one JSON file", "my_set data/train"),
+            (
+                "a named file, images elsewhere",
+                "my_set data/train --annotations train.json --images my_set/pictures",
+            ),
+        ],
+    )
     coco.add_argument("--annotations", type=Path, metavar="JSON", help="default: the one JSON file below SRC")
     coco.add_argument(
         "--images", type=Path, metavar="DIR", help="image folder, flat or nested (default: SRC)"
@@ -84,16 +123,36 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "labelmaps",
         parents=[common],
         help="image and label-map pairs: images/ and masks/, or x_img and x_masks, or x and x.labels",
+        description="Convert images with label maps: 0 is background, every other number is one cell. A pair "
+        "has one stem: images/x.tif and masks/x.tif, or x_img.tif beside x_masks.tif, or x.tif beside "
+        "x.labels.tif. Stacks are pairs of pages.",
+        examples=[
+            ("my_cells/images/ and my_cells/masks/", "my_cells data/train"),
+            (
+                "folders of other names; stop at any fault",
+                "my_cells data/train --images raw --masks outlined --strict",
+            ),
+        ],
     )
     labelmaps.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
     labelmaps.add_argument("--masks", type=Path, metavar="DIR", help="label-map folder (default: SRC/masks)")
 
-    for kind, what in (
-        ("imagej", "regions of Fiji's ROI manager beside the images: x.rois.zip, x.zip or x.roi"),
-        ("geojson", "outlines as QuPath exports them beside the images: x.geojson"),
-        ("yolo", "YOLO labels: images/ and labels/, or x.txt beside the images; classes.txt or data.yaml"),
+    for kind, what, files in (
+        ("imagej", "regions of Fiji's ROI manager beside the images", "x.rois.zip, x.zip or x.roi"),
+        ("geojson", "outlines as QuPath exports them beside the images", "x.geojson"),
+        ("yolo", "YOLO labels: images/ and labels/", "x.txt, with classes.txt or data.yaml for names"),
     ):
-        outlines = kinds.add_parser(kind, parents=[common], help=what)
+        outlines = kinds.add_parser(
+            kind,
+            parents=[common],
+            help=what,
+            description=f"Convert images with {what}. An image x.tif goes with {files}, at the same place in "
+            "the two folders or in one; what `predict` wrote and a person corrected comes back this way.",
+            examples=[
+                ("all in one folder", "my_cells data/train"),
+                ("in two folders", "my_cells data/train --images raw --outlines corrected"),
+            ],
+        )
         outlines.add_argument(
             "--images", type=Path, metavar="DIR", help="image folder (default: SRC/images, or SRC)"
         )

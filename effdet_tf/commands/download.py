@@ -16,7 +16,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description="Download LIVECell in the layout that `convert livecell` reads: the images (1.3 GB) and "
         "the wanted annotation sets. A broken download goes on where it stopped when the same command is run "
         "again; sizes are verified, and checksums where the server gives them.",
-        epilog="example: python -m effdet_tf download livecell --annotations wide --out LIVECell",
+        examples=[
+            ("the images and the annotation of all cell types", "livecell --out LIVECell"),
+            (
+                "annotations alone, of the single types, too",
+                "livecell --annotations wide single --no-images --out LIVECell",
+            ),
+        ],
     )
     parser.add_argument("dataset", choices=("livecell",), help="the data set")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
@@ -25,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         choices=SETS,
         nargs="+",
         default=["wide"],
+        metavar="SET",
         help="wide: all types together (default); single: the eight single-type sets; size: 2 to 50 %% of "
         "the training images; counts: images of two types with counts by a fluorescent marker",
     )

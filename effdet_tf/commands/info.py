@@ -1,76 +1,119 @@
-"""`python -m effdet_tf info`: versions, devices, presets, or what a run folder holds."""
+"""`effdet_tf info`: versions, devices, presets, trained networks, or what a run or an export is."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-from effdet_tf.run_folder import find_run, model_names
-
-PACKAGES = ("keras", "numpy", "opencv-python-headless", "pycocotools")
+import json
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Add the verb `info` to the command line."""
     parser = subparsers.add_parser(
-        "info", help="versions, devices, presets, trained networks; or what a run folder holds"
+        "info",
+        help="versions, devices, presets, trained networks; or what a run or an export is",
+        description="Tell what is installed here, which devices there are, and which trained networks come "
+        "with the package; or, of a run or an exported network, what it is and what it reaches.",
+        examples=[
+            ("what is here; put it into a bug report", ""),
+            ("a run, a SavedModel or a TFLite file", "runs/mine"),
+            ("the same for programs", "cells-large --json"),
+        ],
     )
     parser.add_argument(
-        "run_folder", nargs="?", metavar="RUN", help="run folder, or network of the package, to describe"
+        "run_folder",
+        nargs="?",
+        metavar="RUN",
+        help="trained run, network of the package, folder of a SavedModel, or .tflite file",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
-    print("\n".join(_describe_run(find_run(args.run_folder)) if args.run_folder else _describe_machine()))
+    from effdet_tf import about
+
+    found = about.network(args.run_folder) if args.run_folder else about.machine()
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(describe_network(found) if args.run_folder else describe_machine(found)))
     return 0
 
 
-def _describe_machine() -> list[str]:
-    import tensorflow as tf
+def describe_machine(found: dict[str, Any]) -> list[str]:
+    """What `about.machine` found, for people."""
+    from effdet_tf.about import OPTIONAL
 
-    from effdet_tf._version import __version__
-    from effdet_tf.presets import PRESETS
-
-    lines = [f"effdet_tf {__version__}, Python {platform.python_version()} on {platform.platform()}"]
-    lines.append(f"  tensorflow {tf.__version__}")
-    for name in PACKAGES:
-        try:
-            lines.append(f"  {name} {version(name)}")
-        except PackageNotFoundError:
-            lines.append(f"  {name} is not installed under this name")
-    devices = [device.device_type for device in tf.config.list_physical_devices()]
-    lines.append("devices: " + ", ".join(f"{devices.count(kind)} {kind}" for kind in sorted(set(devices))))
-    lines.append("presets: " + ", ".join(PRESETS))
-    lines.append("trained networks: " + ", ".join(model_names()))
+    devices = found["devices"]
+    memory = f", {devices['memory_gib']:g} GiB of memory" if devices["memory_gib"] else ""
+    gpus = ", ".join(devices["gpus"]) or "no GPU"
+    lines = [
+        f"effdet_tf {found['effdet_tf']} in {found['folder']}",
+        f"Python {found['python']} on {found['platform']}",
+        f"devices: {devices['cpu_cores']} CPU cores{memory}; {gpus}",
+        "packages:",
+        *(f"  {name} {number or 'is not installed'}" for name, number in found["packages"].items()),
+        "for some tasks only:",
+        *(
+            f"  {name} {number or 'is not installed'} ({OPTIONAL[name]})"
+            for name, number in found["optional"].items()
+        ),
+        f"presets: {', '.join(found['presets'])}",
+        "trained networks (effdet_tf info NAME says more):",
+    ]
+    for network in found["networks"]:
+        licence = f"; {_short(network['licence'])}" if network["licence"] else ""
+        lines.append(
+            f"  {network['name']}: {network['preset']}, {network['parameters']:,} parameters, "
+            f"{network['megabytes']:.1f} MB; {_figures(network['figures'])}{licence}"
+        )
+        lines.append(f"    {network['path']}")
     return lines
 
 
-def _describe_run(folder: Path) -> list[str]:
-    from effdet_tf.config import load_config
-    from effdet_tf.run_folder import config_file, weights_file
-
-    config = load_config(config_file(folder))
-    weights = weights_file(folder)
-    model, data = config.model, config.data
-    masks = f"{model.mask.size} x {model.mask.size}" if model.mask.enabled else "off"
-    return [
-        f"{folder}: preset {config.preset}, weights {weights.name} ({weights.stat().st_size / 1e6:.1f} MB)",
-        f"  classes     {', '.join(config.class_names)}",
-        f"  network     {model.backbone}, P{model.min_level}-P{model.max_level}, "
-        f"BiFPN {model.fpn_channels} x {model.fpn_repeats}, masks {masks}",
-        f"  anchors     {[list(s) for s in config.anchors.sizes] or f'scale {config.anchors.scale}'} px, "
-        f"ratios {list(config.anchors.ratios)}",
-        f"  input       {data.channels} channel(s), normalised by "
-        + (
-            "each image's mean and deviation"
-            if data.normalization == "image"
-            else f"({data.mean}, {data.std})"
-        ),
-        f"  cells       at most {data.max_instances} an image, reported from score "
-        f"{config.postprocess.report_score:.2f}",
+def describe_network(found: dict[str, Any]) -> list[str]:
+    """What `about.network` found, for people."""
+    masks = f"{found['mask_size']} x {found['mask_size']}" if found["mask_size"] else "off"
+    sizes = f"{found['anchor_sizes']} px" if found["anchor_sizes"] else "sizes as published"
+    pixels = f"({found['mean']}, {found['std']})" if found["mean"] is not None else "each image's own values"
+    size = f", {found['input_size'][0]}x{found['input_size'][1]} px" if found.get("input_size") else ""
+    zoom = f", magnified {found['zoom']:g} times" if found["zoom"] != 1 else ""
+    if found["kind"] == "run":
+        what = f"run, weights {found['weights']} ({found['parameters']:,} parameters, "
+    else:
+        what = f"{found['kind']} ({found['precision']}, by effdet_tf {found['exported_by']}, "
+    low, high = found["levels"]
+    lines = [
+        f"{found['path']}: {what}{found['megabytes']:.1f} MB)",
+        f"  classes     {', '.join(found['classes'])}",
+        f"  network     preset {found['preset']}: {found['backbone']}, P{low}-P{high}, BiFPN "
+        f"{found['fpn']['channels']} x {found['fpn']['repeats']}, masks {masks}",
+        f"  anchors     {sizes}, ratios {found['anchor_ratios']}",
+        f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}{zoom}, normalised "
+        f"by {pixels}",
+        f"  cells       at most {found['max_instances']} an image, reported from score "
+        f"{found['report_score']:.2f}",
     ]
+    if "figures" in found:
+        lines.append(f"  figures     {_figures(found['figures'])}")
+    if found.get("licence"):
+        lines.append(f"  licence     {found['licence']}")
+    return lines
+
+
+def _figures(figures: dict[str, float]) -> str:
+    if not figures:
+        return "no figures: it was not validated"
+    names = {"mask_AP": "mask AP", "mask_AP50": "mask AP50", "box_AP": "box AP", "coco_box_AP": "COCO box AP"}
+    parts = [f"{name} {100 * figures[key]:.1f}" for key, name in names.items() if key in figures]
+    if "sartorius" in figures:
+        parts.append(f"Sartorius metric {figures['sartorius']:.3f}")
+    return f"{', '.join(parts)} on {figures['images']} validation images with {figures['cells']:,} cells"
+
+
+def _short(licence: str) -> str:
+    """The first sentence."""
+    return licence.partition(". ")[0].rstrip(".")

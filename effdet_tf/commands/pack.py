@@ -15,7 +15,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description="Write one or several data sets that `convert` wrote as one compressed .npz of plain "
         "arrays: decoded images, boxes, classes and bitmaps. `python -m training.jax_main` trains on it on a "
         "machine that has JAX and no TensorFlow. All of it is in memory then, and in training.",
-        epilog="example: python -m effdet_tf pack data/train train.npz",
+        examples=[
+            ("one set in one file", "data/train train.npz"),
+            ("two sets, and images that a network labelled", "data/a data/b train.npz --pseudo data/pseudo"),
+        ],
     )
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA", help="folders that `convert` wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .npz")

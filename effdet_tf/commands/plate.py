@@ -31,10 +31,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "plate",
         help="whole plates and time-lapse stacks, by Apache Beam: labels, Parquet, counts by well and time",
         description=_DESCRIPTION,
-        epilog="example: python -m effdet_tf plate plates/ --out counted --beam direct_num_workers=2 "
-        "--beam direct_running_mode=multi_processing\nneeds: pip install 'effdet_tf[plates]'\n"
+        examples=[
+            ("one process", "plates/ --out counted"),
+            (
+                "four processes of this machine",
+                "plates/ --out counted --beam direct_num_workers=4 "
+                "--beam direct_running_mode=multi_processing",
+            ),
+        ],
+        epilog="needs: pip install 'effdet_tf[plates]'\n"
         "exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="FOLDER", help="images and tif stacks, in any depth of folders")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder or bucket to write to")
@@ -73,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("apache_beam", "pyarrow"):
             raise
-        raise UserError(f"{error.name} is missing; run: pip install 'effdet_tf[plates]'") from None
+        raise UserError(
+            f"{(error.name or '').partition('.')[0]} is missing; run: pip install 'effdet_tf[plates]'"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     report = plate.run_plate(

@@ -41,11 +41,12 @@ columns of NAME.cells.csv:
   cell                    number of the cell = its value in the label image, best score first
   class, score            score from 0 to 1
   y0, x0, y1, x1          box in pixels; y1 and x1 are the edges after the last pixel
-  area ... intensity_max  as scikit-image's regionprops defines them, of the label image (where cells
-                          overlap, the higher score has the pixel): area, centroid_y, centroid_x,
-                          perimeter, axis_major_length, axis_minor_length, orientation, eccentricity,
-                          equivalent_diameter_area, feret_diameter_max, extent, solidity, and the mean,
-                          deviation, least and largest gray value in the image's own units
+  area ... intensity_max  as scikit-image's regionprops defines them, of the label image (where
+                          cells overlap, the higher score has the pixel): area, centroid_y,
+                          centroid_x, perimeter, axis_major_length, axis_minor_length,
+                          orientation, eccentricity, equivalent_diameter_area,
+                          feret_diameter_max, extent, solidity, and mean, deviation, least and
+                          largest gray value in the image's own units
   area_um2, ..._um        areas and lengths in micrometres, where a tif says how large a pixel is
                           (ImageJ, OME, LSM, MetaMorph, pixels per centimetre) or --um-per-px does
 
@@ -58,8 +59,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "predict",
         help="find the cells of images: label tif, table, COCO json, overlay, summary",
         description=_DESCRIPTION,
+        examples=[
+            ("a folder, with the network of the package", "images/ --out found"),
+            (
+                "a pattern, with a network of one's own",
+                '"plate1/*.tif" --run runs/mine --score 0.4 --out found',
+            ),
+            (
+                "a time-lapse stack: regions for Fiji and objects for QuPath, areas in micrometres",
+                "movie.tif --out found --formats labels,table,imagej,geojson --um-per-px 0.65",
+            ),
+        ],
         epilog=COLUMNS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--run",
@@ -141,6 +152,8 @@ def _formats(text: str) -> tuple[str, ...]:
 def share(text: str) -> float:
     """A number from 0 to 1 of the command line."""
     value = float(text)
+    if 1 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; {value:g} % is {value / 100:g}")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
@@ -166,6 +179,17 @@ def run(args: argparse.Namespace) -> int:
     return predict_images(with_views(effdet_tf.load(args.run_folder), args), args)
 
 
+def _nothing(best: float, score: float) -> str:
+    """Why no image has a cell."""
+    if best >= score:  # where cells overlap, the better one has the pixels
+        return f"nothing that reached score {score:g} kept enough pixels of its own"
+    if not best:
+        return (
+            f"nothing was seen in any image; does this network know such images? (score {score:g} is asked)"
+        )
+    return f"no cell in any image reached score {score:g}, the best has {best:.3f}; lower --score"
+
+
 def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     """Predict what the options of `add_output_options` say, and report; returns the exit code.
 
@@ -175,11 +199,12 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     """
     from effdet_tf.batch_predict import predict_files
 
+    score = predictor.config.postprocess.report_score if args.score is None else args.score
     report = predict_files(
         predictor,
         args.images,
         args.out,
-        score=predictor.config.postprocess.report_score if args.score is None else args.score,
+        score=score,
         sartorius=args.sartorius,
         formats=args.formats,
         um_per_px=args.um_per_px,
@@ -187,10 +212,10 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
         progress=True,
     )
     print(f"{report.done} images, {report.cells} cells: {report.out}")
+    if report.done and not report.cells:
+        print(f"warning: {_nothing(report.best, score)}", file=sys.stderr)
     if report.boxes_only:
         print("this network has no mask head: boxes only, no label images, no areas")
-    if report.done and not report.cells and report.best_score:
-        print(f"no cell reached the score; the best had {report.best_score:.2f}: lower --score")
     if report.wells:
         print(f"counts by well and time: {report.out / 'wells.csv'}")
     if report.failed:

@@ -19,7 +19,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description="Label images by a trained network and write them as a data set for "
         "`python -m training.main --data DATA --pseudo DIR`. Its manifest says that no person annotated it: "
         "it is refused as --data and --val.",
-        epilog="example: python -m effdet_tf pseudo unlabelled/ --out data/pseudo --run runs/mine --tta",
+        examples=[
+            (
+                "labels by a network of one's own, in eight views",
+                "unlabelled/ --out data/pseudo --run runs/mine --tta",
+            )
+        ],
     )
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")

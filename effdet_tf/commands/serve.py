@@ -1,4 +1,4 @@
-"""`python -m effdet_tf serve`: a local web page that outlines the cells of images that are dropped on it."""
+"""`effdet_tf serve`: a local web page that outlines the cells of images that are dropped on it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "serve",
         help="a local web page: drop images, see outlines, move the threshold, take the files",
         description=_DESCRIPTION,
+        examples=[
+            ("with the network of the package; opens the browser", ""),
+            ("with a network of one's own, on a fixed port", "--run runs/mine --port 9000"),
+        ],
         epilog="exit codes: 0 ended by Ctrl-C, 1 failed, 2 wrong usage",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--run",

@@ -13,6 +13,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="write a synthetic phase-contrast data set in LIVECell's layout",
         description="Write synthetic phase-contrast images (8-bit tif) with COCO polygons, laid out as "
         "LIVECell is and ready for `convert livecell`. The same arguments give the same bytes.",
+        examples=[
+            (
+                "a small set to try everything on, then its conversion: `convert livecell`",
+                "made --train 24 --val 6",
+            ),
+            ("large images with many cells", "dense --train 4 --val 2 --size 1040 1408 --cells 800 1200"),
+        ],
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument(

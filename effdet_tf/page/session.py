@@ -243,7 +243,7 @@ class Session:
                 if stack.pages > 1:
                     raise UserError(
                         f"{path}: is a stack of {stack.pages} pages; save the page to be used, or use "
-                        "`python -m effdet_tf predict`"
+                        "`effdet_tf predict`"
                     )
                 return Picture(stack.read(), stack.um_per_px, stack.axis)
         except UserError as error:

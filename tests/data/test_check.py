@@ -170,5 +170,5 @@ def test_command_line(data_dir, tmp_path):
     own = [
         line for line in missing.stderr.splitlines() if not re.match(r"WARNING: All log|[IWE]\d{4} ", line)
     ]
-    assert len(own) == 1 and re.fullmatch(r"error: .*manifest.*", own[0])
+    assert len(own) == 1 and re.fullmatch(r"error: .*nowhere: does not exist.*", own[0])
     assert command().returncode == 2

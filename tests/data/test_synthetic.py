@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from effdet_tf.command_line import Parser
 from effdet_tf.commands import synthetic as command
 from effdet_tf.data.cell_shapes import CELL_TYPES, lay_out, place
 from effdet_tf.data.phase_contrast import render_image
@@ -178,7 +178,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(
         ["synthetic", str(tmp_path), "--train", "2", "--val", "1", "--size", "64", "80", "--cells", "2", "5"]

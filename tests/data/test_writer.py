@@ -203,7 +203,7 @@ def test_strict_turns_any_fault_into_an_error(pairs: Path, tmp_path: Path) -> No
 
 def test_an_output_that_is_no_folder_is_refused(pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written to"):
+    with pytest.raises(UserError, match="is a file, a data set needs a folder"):
         convert(pairs, tmp_path / "file")
 
 

@@ -314,6 +314,7 @@ def test_a_users_folder_named_as_a_network_of_the_package_is_told_apart(
     networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "best.npz").touch()
     monkeypatch.chdir(tmp_path)
     assert Networks("cells").names == ["./cells", "cells", "cells-large"]
 

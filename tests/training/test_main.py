@@ -135,7 +135,7 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     ("change", "named"),
     [
         (["--set", "train.lerning_rate=1"], "did you mean train.learning_rate"),
-        (["--set", "train.batch=many"], "train.batch: 'many' is not of the kind int"),
+        (["--set", "train.batch=many"], "train.batch: 'many' is not a whole number"),
         (["--set", "train.batch"], "write it as section.key=value"),
         (["--set", "train.batch=0"], "train.batch 0"),
         (["--batch", "50"], "less than one batch of 50"),

@@ -13,6 +13,7 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.data.image_io import IMAGE_SUFFIXES, Stack
 from effdet_tf.errors import UserError
 from effdet_tf.masks import Patch
+from effdet_tf.near import near_files
 
 
 class Cell(NamedTuple):
@@ -159,8 +160,9 @@ def require_folder(folder: Path) -> None:
         UserError: when it is missing or a file.
     """
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder}: {what}; name the folder that holds the data set")
+        what = "is a file, not a folder" if folder.exists() else f"does not exist{near_files(folder)}"
+        end = "" if what.endswith("?") else "; name the folder that holds the data set"
+        raise UserError(f"{folder}: {what}{end}")
 
 
 def type_classes(names: list[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:

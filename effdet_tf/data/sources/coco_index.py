@@ -135,7 +135,10 @@ def _annotations_are_keyed(path: Path) -> bool | None:
             if prefix == "annotations":
                 return event == "start_map"
             if prefix == "" and event not in ("start_map", "map_key", "end_map"):
-                raise ijson.JSONError("the file holds no JSON object")
+                raise UserError(
+                    f"{path}: is no JSON object with images, annotations and categories; a list is what "
+                    "predictions are, give the annotations"
+                )
     return None
 
 

@@ -40,12 +40,16 @@ class LabelMapCells:
         if labels.shape != (height, width):
             found = f"{labels.shape[0]}x{labels.shape[1]}"
             raise UserError(f"{self.path}: is {found}, its image {height}x{width}; save both in one size")
+        if labels.min() > 0:
+            faults.note("label map without background: no pixel is 0", file_name)
         cells = []
-        for label, patch in labels_to_patches(labels):
+        patches = list(labels_to_patches(labels))
+        for label, patch in patches:
             name = f"{file_name} (label {label})"
             patch, stray = largest_component(patch)
             if stray:
-                faults.note("label in several pieces: the largest is kept", name)
+                one = "; all have one label: is this a mask and no label map?" if len(patches) == 1 else ""
+                faults.note(f"label in several pieces: the largest is kept{one}", name)
             counts = patch_to_rle(patch, height, width)["counts"].encode("ascii")
             cells.append(Cell(name, patch, counts, None, 0))
         return cells

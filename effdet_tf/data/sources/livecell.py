@@ -70,7 +70,8 @@ def find_annotations(root: Path, split: str, cell_type: str | None = None) -> Pa
         if candidate.is_file():
             return candidate
     raise UserError(
-        f"{root}: has no {' or '.join('annotations/' + n for n in names)}; name it by --annotations"
+        f"{root}: has no {' or '.join('annotations/' + n for n in names)}; SRC is the folder that holds "
+        "annotations/ and images/, or name the file by --annotations"
     )
 
 

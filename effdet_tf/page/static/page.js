@@ -78,7 +78,7 @@ async function refresh() {
     busy = uploader.open > 0 || images.some(({ state: s }) => s === "waiting" || s === "working");
   } catch (error) {
     const gone = error instanceof TypeError; // fetch itself failed
-    tell(gone ? "The server does not answer. Start `python -m effdet_tf serve` again." : error.message, "gone");
+    tell(gone ? "The server does not answer. Start `effdet_tf serve` again." : error.message, "gone");
   }
   render();
   clearTimeout(timer);
@@ -230,7 +230,7 @@ function showDropped({ count, names }) {
   const more = count > names.length ? `, and ${count - names.length} before` : "";
   $("dropped").hidden = !count;
   $("dropped").textContent = count
-    ? `Dropped to make room, oldest first: ${names.join(", ")}${more}. For whole folders use python -m effdet_tf predict.`
+    ? `Dropped to make room, oldest first: ${names.join(", ")}${more}. For whole folders use effdet_tf predict.`
     : "";
 }
 
@@ -269,7 +269,7 @@ async function add(files) {
   if (!taken.length) tell(`No image among them (${start.suffixes.join(", ")}).`, "add");
   else if (taken.length > most) {
     const text = `${most} of ${taken.length} images are taken, as no more are kept at once. `;
-    tell(`${text}For whole folders use python -m effdet_tf predict.`, "add");
+    tell(`${text}For whole folders use effdet_tf predict.`, "add");
   }
   uploader.add(taken.slice(0, most), start.limits);
   refresh();
