@@ -35,9 +35,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the report's page; the
-    # plugin's manifest.
-    package_data={"effdet_tf": ["models/*/*", "report/page/*", "napari_plugin/napari.yaml"]},
+    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the files of the report and
+    # of the local page; the plugin's manifest.
+    package_data={
+        "effdet_tf": ["models/*/*", "report/page/*", "page/static/*", "napari_plugin/napari.yaml"],
+    },
     entry_points={
         "console_scripts": ["effdet_tf=effdet_tf.cli:main"],
         "napari.manifest": ["effdet_tf = effdet_tf.napari_plugin:napari.yaml"],
@@ -76,10 +78,14 @@ setup(
         "tensorflow-serving-api>=2.21,<2.22",
         "grpcio>=1.60",
         "requests>=2.31",
+        # The local page.
+        "starlette>=0.40",
+        "uvicorn>=0.30",
     ],
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # .ci/run uses all cores
             "scikit-image>=0.24",
             "scipy>=1.13",
             "shapely>=2",  # GeoJSON is held to it
@@ -93,8 +99,9 @@ setup(
             *TFLITE,
             *PLATES,
             *NAPARI,
-            "playwright>=1.45",  # opens reports in the Chromium of the machine
+            "playwright>=1.45",  # opens reports and the local page in the Chromium of the machine
             "hypothesis>=6.100",
+            "httpx>=0.27",  # starlette.testclient
         ],
         "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine

@@ -18,6 +18,7 @@ from effdet_tf.commands import (
     predict,
     pseudo,
     report,
+    serve,
     synthetic,
     weights,
 )
@@ -29,6 +30,7 @@ VERBS = (
     check,
     pack,
     predict,
+    serve,
     plate,
     pseudo,
     report,

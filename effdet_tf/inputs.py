@@ -6,7 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from effdet_tf import outputs
@@ -50,7 +50,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
         for path, relative in matches:
             found.setdefault(path.resolve(), (path, relative))
     pairs = list(found.values())
-    return [Job(path, name) for (path, _), name in zip(pairs, _unique_names(pairs), strict=True)]
+    named = [(path.resolve().parent.name, relative) for path, relative in pairs]
+    return [Job(path, name) for (path, _), name in zip(pairs, output_names(named), strict=True)]
 
 
 def _expand(text: str) -> Iterator[tuple[Path, Path]]:
@@ -106,17 +107,25 @@ def _no_match(text: str) -> str:
     return f"{text}: does not exist{near_files(text) or '; check the name'}"
 
 
-def _unique_names(pairs: list[tuple[Path, Path]]) -> list[str]:
-    """Output names, POSIX style: the shortest form in which no two are alike, whatever their case."""
+def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
+    """Names of images' outputs: the shortest form in which no two are alike, whatever their case.
+
+    Args:
+        images: for each image the name of its folder, empty where unknown, and its path relative to where
+            the names begin.
+
+    Returns:
+        The names, POSIX style, without suffix where no two images need it.
+    """
     forms = [
         [
             relative.with_suffix("").as_posix(),
             relative.as_posix(),
-            relative.with_name(f"{path.resolve().parent.name}__{path.name}").as_posix(),
+            relative.with_name(f"{folder}__{relative.name}" if folder else relative.name).as_posix(),
         ]
-        for path, relative in pairs
+        for folder, relative in images
     ]
-    level = [0] * len(pairs)
+    level = [0] * len(images)
     while True:
         names = [form[rank] for form, rank in zip(forms, level, strict=True)]
         counts = Counter(name.casefold() for name in names)

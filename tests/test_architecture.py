@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("predictors", "batch_predict"),
     ("about",),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
-    ("plates", "napari_plugin", "report"),
+    ("plates", "napari_plugin", "report", "page"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -65,6 +65,13 @@ def test_wheel_holds_the_trained_network(wheel):
     assert "effdet_tf/models/cells/best.npz" in held
 
 
+def test_wheel_holds_the_files_of_the_page(wheel):
+    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/page/static/")}
+    folder = ROOT / "effdet_tf" / "page" / "static"
+    assert held == {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()}
+    assert "effdet_tf/page/static/index.html" in held
+
+
 def test_napari_finds_its_plugin(wheel):
     (points,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
     assert (

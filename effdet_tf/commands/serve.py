@@ -1,0 +1,98 @@
+"""`effdet_tf serve`: a local web page that outlines the cells of images that are dropped on it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from effdet_tf.command_line import positive
+from effdet_tf.run_folder import DEFAULT_MODEL
+
+_DESCRIPTION = """\
+Open a local web page: drop images (8 or 16 bit or float, gray or RGB, tif, png, jpg, bmp), see every cell
+outlined, move the score threshold, compare networks, and take the files that `predict --score X` writes.
+
+Only this computer reaches the page, unless --host says otherwise. Nothing is loaded from or sent to
+elsewhere. Images and results are kept in a temporary folder until the command ends."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Add the verb `serve` to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="a local web page: drop images, see outlines, move the threshold, take the files",
+        description=_DESCRIPTION,
+        examples=[
+            ("with the network of the package; opens the browser", ""),
+            ("with a network of one's own, on a fixed port", "--run runs/mine --port 9000"),
+        ],
+        epilog="exit codes: 0 ended by Ctrl-C, 1 failed, 2 wrong usage",
+    )
+    parser.add_argument(
+        "--run",
+        dest="run_folder",
+        default=DEFAULT_MODEL,
+        metavar="RUN",
+        help="trained run or export to start with; the networks that come with the package can be chosen in "
+        "the page (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port", type=_port, metavar="N", help="default: 8765, or the next that is free; 0 takes any"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; another than %(default)s lets other computers in, without a password",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive(int),
+        default=25_000_000,
+        metavar="N",
+        help="largest height x width of an image (default: %(default)s); above it, outlines come slowly in a "
+        "browser",
+    )
+    parser.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return value
+
+
+_port.__name__ = "port number"  # what argparse calls it in its message
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C; returns the exit code."""
+    from effdet_tf.page.server import bind, serve
+
+    listening = bind(args.host, args.port)  # a port in use is told at once, not after the network has loaded
+    with listening:
+        print(f"loading {args.run_folder} ...", flush=True)
+        from effdet_tf.page.networks import Networks
+        from effdet_tf.page.session import Limits, Session
+
+        session = Session(Networks(args.run_folder), Limits(pixels=args.max_pixels))
+        try:
+            serve(session, listening, args.host, args.open and _has_screen())
+        except KeyboardInterrupt:
+            print("ended", flush=True)
+            if session.at_work:
+                os._exit(
+                    0
+                )  # Python would wait for the network's thread; the session's files are gone already
+    return 0
+
+
+def _has_screen() -> bool:
+    """Whether there is a browser to open: without a display, Python would start one in the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,96 @@
+"""Who may ask the page: this computer's own browser, on the page itself, and no other web site through it.
+
+- Host must name this server: another name that leads here (DNS rebinding) would let a site read answers.
+- Origin of whatever changes something must be the page itself, and the browser must not call a request for
+  data cross-site.
+- The page loads nothing from elsewhere and runs no script but its own files (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+DATA = "/api/"  # paths below are for the page's script alone
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+class Guard:
+    """Middleware that refuses what does not come from the page itself."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], any_address: bool = False) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            hosts: names and addresses of this server.
+            any_address: whether every IP address may be its own: an address needs no name server, so no
+                rebinding goes by one.
+        """
+        self._app = app
+        self._hosts = {host.casefold().strip("[]") for host in hosts}
+        self._any_address = any_address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 to what is refused; add `HEADERS` to every answer."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"this page speaks http alone, not {scope['type']}")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        reason = self._refusal(scope)
+        app = JSONResponse({"error": reason}, status_code=403) if reason else self._app
+        await app(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> str:
+        """Why a request is refused; empty when it is not."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1 or not self._is_own(host):
+            return "this server does not answer to that host name; open the address that `serve` printed"
+        changes = scope["method"] not in ("GET", "HEAD")
+        site = headers.get("sec-fetch-site", "same-origin")
+        origin = headers.get("origin")
+        if changes and origin is not None and origin.partition("://")[2].casefold() != host.casefold():
+            return "refused: this request comes from another web page"
+        if (changes or scope["path"].startswith(DATA)) and site not in ("same-origin", "none"):
+            return "refused: this request comes from another web page"
+        return ""
+
+    def _is_own(self, host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match[1].casefold().strip("[]")
+        return name in self._hosts or self._any_address and _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
