@@ -35,8 +35,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
-    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the files of the report and
-    # of the local page; the plugin's manifest.
+    # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the files of the report
+    # and of the local page; the plugin's manifest.
     package_data={
         "effdet_tf": ["models/*/*", "report/page/*", "page/static/*", "napari_plugin/napari.yaml"],
     },
