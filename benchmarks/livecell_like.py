@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
 from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.data.sources.livecell import CELL_TYPES, COUNTED, SIZE_SPLITS
 from effdet_tf.data.synthetic import annotate
 
 LOOKS = ("Spindle", "Cluster", "Round", "Cluster", "Round", "Neuron", "Cluster", "Spindle")

@@ -18,9 +18,9 @@ from typing import Any
 
 from effdet_tf import cli
 from effdet_tf.command_line import Parser, exit_code
+from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import read_manifest
-from effdet_tf.data.sources.livecell import CELL_TYPES, COUNTED, SIZE_SPLITS
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from training import evaluate

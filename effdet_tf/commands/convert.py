@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effdet_tf.command_line import positive
+from effdet_tf.data.livecell_names import SPLITS
 
 if TYPE_CHECKING:
     from effdet_tf.data.manifest import Manifest
     from effdet_tf.data.sources.base import Source
-
-# As in effdet_tf.data.sources.livecell, which is too heavy to import for --help; a test holds them equal.
-LIVECELL_SPLITS = (
-    "train",
-    "val",
-    "test",
-    "train2percent",
-    "train4percent",
-    "train5percent",
-    "train25percent",
-    "train50percent",
-)
 
 
 def _mask_size(text: str) -> int:
@@ -60,10 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     livecell.add_argument(
         "--split",
-        choices=LIVECELL_SPLITS,
+        choices=SPLITS,
         default="train",
         metavar="SET",
-        help=f"{', '.join(LIVECELL_SPLITS)} (default: %(default)s)",
+        help=f"{', '.join(SPLITS)} (default: %(default)s)",
     )
     livecell.add_argument("--cell-type", metavar="TYPE", help="take the single-type set of A172, BT474, ...")
     livecell.add_argument(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from effdet_tf.data.livecell_names import LICENCE, PUBLISHED, SETS
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Add the verb `download` to the command line."""
-    from effdet_tf.data.livecell_files import PUBLISHED, SETS
-
     parser = subparsers.add_parser(
         "download",
         help="bring a published data set here: LIVECell",
@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Download and say what is there; returns the exit code."""
-    from effdet_tf.data.livecell_files import LICENCE, download_livecell
+    from effdet_tf.data.livecell_files import download_livecell
 
     print(LICENCE)
     kinds = list(dict.fromkeys(args.annotations))

@@ -1,4 +1,4 @@
-"""What belongs to LIVECell, and where its publishers keep it."""
+"""The files of LIVECell, brought here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effdet_tf.data.download import fetch, unpack
-from effdet_tf.data.sources.livecell import CELL_TYPES, COUNTED, SIZE_SPLITS
-
-# As the data set's README lists them (github.com/sartorius-research/LIVECell).
-PUBLISHED = "https://livecell-dataset.s3.eu-central-1.amazonaws.com/LIVECell_dataset_2021"
-LICENCE = """LIVECell (Edlund et al., Nature Methods 18, 1038, 2021; doi 10.1038/s41592-021-01249-6)
-Licence: CC BY-NC 4.0, https://creativecommons.org/licenses/by-nc/4.0/ - attribution, no commercial use."""
-SETS = ("wide", "single", "size", "counts")
+from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, PUBLISHED, SIZE_SPLITS
 
 
 def annotation_files(kind: str) -> list[str]:

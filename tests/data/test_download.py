@@ -17,8 +17,9 @@ import pytest
 from effdet_tf import cli
 from effdet_tf.data import download
 from effdet_tf.data.download import fetch, unpack
-from effdet_tf.data.livecell_files import SETS, annotation_files
-from effdet_tf.data.sources.livecell import CELL_TYPES, find_annotations
+from effdet_tf.data.livecell_files import annotation_files
+from effdet_tf.data.livecell_names import CELL_TYPES, SETS
+from effdet_tf.data.sources.livecell import find_annotations
 from effdet_tf.errors import UserError
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes

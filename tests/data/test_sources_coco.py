@@ -11,7 +11,6 @@ import pytest
 import tifffile
 
 from effdet_tf import masks
-from effdet_tf.commands.convert import LIVECELL_SPLITS
 from effdet_tf.data.build import BuiltImage, build_image
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources import livecell
@@ -327,10 +326,6 @@ def test_published_places_are_found(tmp_path: Path, place: str, choice: tuple[st
     flat.parent.mkdir()
     flat.write_text("{}")
     assert livecell.find_annotations(tmp_path / "flat", *choice) == flat
-
-
-def test_the_command_line_knows_all_splits() -> None:
-    assert LIVECELL_SPLITS == livecell.SPLITS
 
 
 @pytest.mark.real_data

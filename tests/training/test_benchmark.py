@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.livecell_like import generate
+from effdet_tf.data.livecell_names import CELL_TYPES
 from effdet_tf.data.manifest import load_manifest
-from effdet_tf.data.sources.livecell import CELL_TYPES
 from effdet_tf.errors import UserError
 from training import benchmark
 from training.benchmark import SHARES, Suite

@@ -7,21 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.data.faults import Faults
+from effdet_tf.data.livecell_names import CELL_TYPES, SIZE_SPLITS
 from effdet_tf.data.sources.base import ImageFinder, Source, require_folder, type_classes
 from effdet_tf.data.sources.coco import coco_classes, coco_tasks
 from effdet_tf.data.sources.coco_index import index_coco
 from effdet_tf.errors import UserError
-
-CELL_TYPES = ("A172", "BT474", "BV2", "Huh7", "MCF7", "SHSY5Y", "SkBr3", "SKOV3")
-SIZE_SPLITS = {
-    "train2percent": "0_train2percent.json",
-    "train4percent": "1_train4percent.json",
-    "train5percent": "2_train5percent.json",
-    "train25percent": "3_train25percent.json",
-    "train50percent": "4_train50percent.json",
-}
-COUNTED = ("A172", "A549")  # types whose cells were counted by a fluorescent marker
-SPLITS = ("train", "val", "test", *SIZE_SPLITS)
 
 _BY_FOLDED = {name.casefold(): name for name in CELL_TYPES}
 _FILE_NAME = re.compile(r"^([^_]+)_Phase_", re.IGNORECASE)
