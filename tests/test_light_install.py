@@ -20,7 +20,8 @@ class Only:
         if top in HEAVY and top not in allowed:
             raise ModuleNotFoundError(f"{name} is not in the list of docs/exports.md", name=name)
 HEAVY = {"tensorflow", "keras", "h5py", "ijson", "jinja2", "matplotlib", "starlette", "uvicorn", "requests",
-         "grpc", "tensorboard", "google", "scipy", "skimage", "napari", "apache_beam", "pyarrow", "roifile", "shtab"}
+         "grpc", "tensorboard", "google", "scipy", "skimage", "napari", "apache_beam", "pyarrow", "roifile",
+         "shtab"}
 sys.meta_path.insert(0, Only())
 from effdet_tf.cli import main
 import effdet_tf.batch_predict, effdet_tf.tflite_predictor, effdet_tf.augmented_predictor
