@@ -168,6 +168,10 @@ def test_every_export_and_both_protocols_find_the_same_cells(figures):
     assert figures["float32, of Keras's cells, %"] == 100
     assert figures["float16, of Keras's cells, %"] >= 98
     assert figures["int8, of Keras's cells, %"] >= 70
-    assert figures["cells over rest"] == figures["cells over grpc"] == figures["labels in the answer"] > 0
+    counts = [
+        figures[name]
+        for name in ("cells, Keras", "cells over rest", "cells over grpc", "labels in the answer")
+    ]
+    assert min(counts) == max(counts) > 0
     assert figures["largest difference of score, REST to gRPC"] <= 1e-3
     assert figures["TensorFlow loaded for TFLite"] is False
