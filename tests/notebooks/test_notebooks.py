@@ -121,6 +121,15 @@ def execute(path: Path, folder: Path) -> tuple[dict[str, Any], float]:
     return json.loads(book.cells[-1].outputs[0]["text"]), seconds
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "!python -c \"print('error: no such run')\""])
+def test_a_cell_that_fails_is_told(code, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    cells = [nbformat.v4.new_code_cell(text) for text in ("figures = {}", code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "broken.ipynb")
+    with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError|error: no such run"):
+        execute(tmp_path / "broken.ipynb", tmp_path)
+
+
 @pytest.fixture
 def figures(request, tmp_path, capsys):
     name = request.param
