@@ -14,7 +14,7 @@ import numpy as np
 
 from effdet_tf.data.image_io import read_image
 from effdet_tf.data.prepare import Brightness, check_image
-from effdet_tf.large_images import is_large, predict_in_tiles
+from effdet_tf.large_images import predict_any_size
 from effdet_tf.results import Result
 
 
@@ -107,8 +107,9 @@ class AugmentedPredictor:
             UserError: for an unreadable file or an array that is no image.
         """
         pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
-        if whole is None and is_large(pixels, self.config):
-            return predict_in_tiles(self, pixels)
+        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels, whole))
+
+    def _predict(self, pixels: np.ndarray, whole: Brightness | None) -> Result:
         height, width = pixels.shape[:2]
         part = {} if whole is None else {"whole": whole}
         found = [

@@ -196,7 +196,7 @@ class _Work:
         self.report.cells += len(cells.result)
         self.report.best = max(self.report.best, float(np.max(found.scores, initial=0.0)))
         if found.truncated and self.progress:
-            limit = f"the network reports at most {len(found)} cells an image (data.max_instances)"
+            limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 
     def _submit(self, identity: str, page: int, pages: int, cells: outputs.Cells) -> None:

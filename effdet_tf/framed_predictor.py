@@ -14,7 +14,7 @@ from effdet_tf.config import Config
 from effdet_tf.data.image_io import read_image
 from effdet_tf.data.numpy_resize import resize
 from effdet_tf.data.prepare import Brightness, normalize
-from effdet_tf.large_images import is_large, predict_in_tiles
+from effdet_tf.large_images import predict_any_size
 from effdet_tf.results import Result
 from effdet_tf.tiling import Found, Merger, make_tiles
 
@@ -68,8 +68,9 @@ class FramedPredictor:
             UserError: for an unreadable file or an array that is no image.
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        if whole is None and is_large(pixels, self.config):
-            return predict_in_tiles(self, pixels)
+        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels, whole))
+
+    def _predict(self, pixels: np.ndarray, whole: Brightness | None) -> Result:
         values = normalize(pixels, self.config, whole)
         found, full = self._fitted(values) if self.config.data.resize == "fit" else self._zoomed(values)
         limit = self.config.data.max_instances

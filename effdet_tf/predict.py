@@ -13,7 +13,7 @@ from effdet_tf.config import Config, load_config
 from effdet_tf.data.image_io import read_image
 from effdet_tf.data.normalize import fixed_statistics
 from effdet_tf.data.prepare import Brightness, normalize
-from effdet_tf.large_images import is_large, predict_in_tiles
+from effdet_tf.large_images import predict_any_size
 from effdet_tf.model.efficientdet import Network, build_network
 from effdet_tf.model.weights import assign_arrays, read_arrays
 from effdet_tf.postprocess import Detections, detect, ranked
@@ -124,8 +124,9 @@ class Predictor:
             UserError: for an unreadable file or an array that is no image.
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        if whole is None and is_large(pixels, self.config):
-            return predict_in_tiles(self, pixels)
+        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels, whole))
+
+    def _predict(self, pixels: np.ndarray, whole: Brightness | None) -> Result:
         parts = [part.numpy() for part in self._run(normalize(pixels, self.config, whole))]
         boxes, scores, classes = parts[:3]
         masks, mask_boxes = (parts[3], parts[4]) if len(parts) > 3 else (None, None)

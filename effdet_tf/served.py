@@ -10,7 +10,7 @@ import numpy as np
 from effdet_tf.data.image_io import read_image
 from effdet_tf.data.prepare import Brightness, check_image
 from effdet_tf.errors import UserError
-from effdet_tf.large_images import is_large, predict_in_tiles
+from effdet_tf.large_images import predict_any_size
 from effdet_tf.metadata import read_metadata
 from effdet_tf.results import Result
 
@@ -55,8 +55,9 @@ class ServedPredictor(abc.ABC):
             UserError: for an image that cannot be read or that the network refuses.
         """
         pixels = read_image(image) if isinstance(image, (str, os.PathLike)) else np.asarray(image)
-        if whole is None and is_large(pixels, self.config):
-            return predict_in_tiles(self, pixels)
+        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels))
+
+    def _predict(self, pixels: np.ndarray) -> Result:
         found = self._ask(check_image(pixels))
         if not found.get("ok", True):
             raise UserError(f"the network refused the image, which {found['error']}")

@@ -117,6 +117,22 @@ def test_large_images_go_in_tiles_by_themselves(predictor, small_tiles, monkeypa
     assert len(expected) > 20
 
 
+def test_dense_images_lose_no_cell(predictor, monkeypatch):
+    """A network that reports 60 cells at once finds those that one for 2,000 does."""
+    image, _ = render_image(7, 512, 512, 330, "Round")
+    score = predictor.config.postprocess.report_score
+    expected = predictor.predict(image).filter(score)
+    assert len(expected) > 120
+    few = effdet_tf.load("cells", settings=["data.max_instances=60"])
+    cut = few.predict(image)
+    assert cut.truncated and len(cut) == 60  # no larger than a tile: as many as asked for
+    for name, value in (("TILE", 320), ("OVERLAP", 96), ("DENSE_TILE", 192), ("DENSE_OVERLAP", 64)):
+        monkeypatch.setattr(large_images, name, value)
+    found = few.predict(image).filter(score)
+    best = pairwise_iou(expected.boxes, found.boxes).max(axis=1)
+    assert (best > 0.7).mean() > 0.97 and abs(len(found) - len(expected)) <= 0.03 * len(expected)
+
+
 def test_brightness_in_bands_is_that_of_the_image(monkeypatch, tiny_config):
     image = np.random.default_rng(0).normal(900, 77, (203, 131)).astype(np.float32)
     monkeypatch.setattr("effdet_tf.data.prepare._BAND", 1000)
