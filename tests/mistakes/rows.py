@@ -65,6 +65,18 @@ PREDICT = [
     Mistake("no image at all", "effdet_tf predict --out found", 2, ("required: IMAGES", "predict --help")),
     Mistake("no --out", "effdet_tf predict images", 2, ("required: --out", "predict --help")),
     Mistake(
+        "a format that is not written",
+        "effdet_tf predict images --run run --out found --formats labels,svg",
+        2,
+        ("'svg' is none of labels, table", "all"),
+    ),
+    Mistake(
+        "a pixel without a size",
+        "effdet_tf predict images --run run --out found --um-per-px 0",
+        2,
+        ("--um-per-px", "0 is not above 0"),
+    ),
+    Mistake(
         "an empty file among others",
         "effdet_tf predict images --run run --out found",
         3,
@@ -275,6 +287,19 @@ CONVERT = [
         1,
         ("out: not written", "image without a label map: b.tif"),
         remove("cells/masks/b.tif"),
+    ),
+    Mistake(
+        "outlines of other names",
+        f"effdet_tf convert imagej cells/images out {SMALL}",
+        1,
+        ("no .rois.zip or .zip or .roi file is named as an image", "--outlines"),
+    ),
+    Mistake(
+        "text in place of regions",
+        f"effdet_tf convert imagej cells/images out {SMALL}",
+        1,
+        ("a.zip", "no file of ImageJ regions", "ROI manager"),
+        write("cells/images/a.zip", "no zip"),
     ),
     Mistake(
         "label maps of other names",

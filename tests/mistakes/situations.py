@@ -143,7 +143,7 @@ class NoTraining:
     """Stands in for the trainer where the mistake is told before the first step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.report = None
+        self.report, self.step = None, 0
 
     def announce(self) -> None:
         """Say nothing."""
@@ -154,6 +154,7 @@ class NoTraining:
 
 def untrained(folder: Path, patch: MonkeyPatch) -> None:
     patch.setattr("training.trainer.Trainer", NoTraining)
+    patch.setattr("training.main._conclude", lambda options, report: None)  # there is no run to report on
 
 
 def no_gpu(folder: Path, patch: MonkeyPatch) -> None:
