@@ -65,7 +65,7 @@ def run_demo(options: argparse.Namespace) -> None:
         "predict", "--run", options.out, *validation_images(source), "--out", out, "--overwrite", shown=6
     )
     print(
-        f"\nLook at {out}/*.overlay.png. Next, with images of your own:\n"
+        f"\nLook at {options.out / 'report.html'} and {out}/*.overlay.png. Next, with images of your own:\n"
         "  python -m effdet_tf convert --help        LIVECell, Sartorius, COCO or label maps\n"
         "  python -m effdet_tf check DATA/train      what is in them, before training\n"
         "  python -m training.main --data DATA/train --val DATA/val --minutes 60 --out runs/mine\n"
