@@ -14,6 +14,7 @@ from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.near import did_you_mean
+from effdet_tf.tensorflow_noise import hush_tensorflow
 
 _WIDTH = (80, 100)  # narrowest and widest help, columns
 _FULL = 60  # columns of a line of prose that goes on in the next; a shorter one ends
@@ -187,6 +188,7 @@ def exit_code(
     Returns:
         The command's own code, or 1.
     """
+    hush_tensorflow()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # progress bars in a log file: a line now and then
     try:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "masks",
         "kernels",
         "wells",
+        "tensorflow_noise",
     ),
     ("anchors", "data.tif_metadata", "data.pictures", "data.image_io", "data.manifest", "data.record"),
     ("data", "model"),
