@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
                 '"plate1/*.tif" --run runs/mine --score 0.4 --out found',
             ),
             (
-                "a time-lapse stack: regions for Fiji and objects for QuPath, areas in micrometres",
+                "a time-lapse stack: regions for Fiji, objects for QuPath, micrometres",
                 "movie.tif --out found --formats labels,table,imagej,geojson --um-per-px 0.65",
             ),
         ],

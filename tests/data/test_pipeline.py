@@ -243,7 +243,7 @@ def test_a_damaged_shard_is_named(data_dir, damage):
 
 
 def test_unusable_requests_say_what_to_do(data_dir, tmp_path):
-    with pytest.raises(UserError, match="manifest"):
+    with pytest.raises(UserError, match="nowhere: does not exist"):
         RecordStore(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no images"):
         RecordStore(write_set(tmp_path / "empty", []))

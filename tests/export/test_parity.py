@@ -334,5 +334,5 @@ def test_calibration_images_are_spread_over_the_source(data, tmp_path):
 
 
 def test_no_image_is_told(data):
-    with pytest.raises(UserError, match="no manifest|manifest"):
+    with pytest.raises(UserError, match="nowhere: does not exist"):
         image_sources.labelled(data / "nowhere")
