@@ -195,7 +195,9 @@ class _Work:
         self.report.done += 1
         self.report.cells += len(cells.result)
         self.report.best = max(self.report.best, float(np.max(found.scores, initial=0.0)))
-        if found.truncated and self.progress:
+        # Cells are missing that would be kept only where the weakest that was reported would be.
+        weakest = found.scores[-1:].min(initial=1.0)
+        if found.truncated and self.progress and (self.score is None or weakest >= self.score):
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -221,3 +222,13 @@ def test_command_refuses_a_score_that_is_none(score):
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["predict", "--run", "r", "x.tif", "--out", "o", f"--score={score}"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("score", "warned"), [(None, True), (0.3, True), (0.5, False)])
+def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path, capsys, score, warned):
+    class Full(Thresholder):
+        def predict(self, image: np.ndarray) -> Result:
+            return dataclasses.replace(super().predict(image), truncated=True)
+
+    predict_files(Full(), [images / "a.tif"], tmp_path / "out", score=score, progress=True)
+    assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
