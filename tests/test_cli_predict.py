@@ -148,4 +148,4 @@ def test_a_cut_at_max_instances_is_told(
     assert (
         cli.main(["predict", "--run", str(run), str(images / "gray.png"), "--out", str(tmp_path / "o")]) == 0
     )
-    assert "at most 3 cells an image" in capsys.readouterr().err
+    assert "more cells than the network reports at once" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tifffile
 from pytest import MonkeyPatch
 
+import effdet_tf
 from effdet_tf.run_folder import MODELS
 from tests.mistakes import places
 from tests.mistakes.mistake import Prepare, run
@@ -132,6 +133,8 @@ def missing(*modules: str) -> Prepare:
             for loaded in [name for name in sys.modules if name.partition(".")[0] == module]:
                 patch.delitem(sys.modules, loaded)
             patch.setitem(sys.modules, module, None)
+        if hasattr(effdet_tf, "plates"):  # it is imported anew: put the one of now back in the end
+            patch.setattr(effdet_tf, "plates", effdet_tf.plates)
         for ours in [name for name in sys.modules if name.startswith("effdet_tf.plates")]:
             patch.delitem(sys.modules, ours)
         patch.delattr("effdet_tf.plates.plate", raising=False)
