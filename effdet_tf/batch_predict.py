@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -86,7 +86,7 @@ def predict_files(
     """Predict images and write what `effdet_tf.outputs` describes.
 
     An image that cannot be read does not stop the rest, nor does a page of a stack. `out/summary.csv` has one
-    row per page and grows as the pages are done, as does the submission; `out/wells.csv` has one for each
+    row per page and grows as the images are done, after their files, as does the submission; `out/wells.csv` has one for each
     well and time, where the images' names tell them.
 
     Args:
@@ -151,7 +151,9 @@ class _Work:
         try:
             opened = Stack(job.path)
         except UserError as error:
-            self._failed(job, 0, 1, str(error))
+            row = self._failed_row(job, 0, 1, str(error))
+            with _writing(out):
+                self.summary.append([row])
             return
         with opened as stack, ExitStack() as files:
             info = outputs.ImageInfo(
@@ -163,13 +165,15 @@ class _Work:
                 self.um_per_px or stack.um_per_px,
             )
             written: outputs.ImageFiles | None = None
+            rows: list[list[Any]] = []
+            submitted: list[tuple[str, str]] = []
             skipped = 0
             for page in range(stack.pages):
                 try:
                     image = stack.read(page)
                     found = self.predictor.predict(image)
                 except UserError as error:
-                    self._failed(job, page, stack.pages, str(error))
+                    rows.append(self._failed_row(job, page, stack.pages, str(error)))
                     skipped += 1
                     continue
                 cells = outputs.number_cells(found if self.score is None else found.filter(self.score))
@@ -181,14 +185,18 @@ class _Work:
                         page, image, cells, outputs.cell_table(cells, image, info.um_per_px)
                     )
                     written.add(frame, skipped)
-                    self._submit(identity, page, info.pages, cells)
-                    self.summary.append([outputs.summary_row(job.name, frame, info)])
+                rows.append(outputs.summary_row(job.name, frame, info))
+                submitted += self._submission(identity, page, info.pages, cells)
                 skipped = 0
                 self._count(job, found, cells)
-            if written is not None:
-                with _writing(out):
+            with _writing(out):
+                if written is not None:
                     written.skip(skipped)
                     files.close()
+                # A row tells of files that are there: it is the last to be written.
+                if self.submission is not None:
+                    self.submission.append(submitted)
+                self.summary.append(rows)
 
     def _count(self, job: Job, found: Result, cells: outputs.Cells) -> None:
         self.report.boxes_only = cells.labels is None
@@ -201,22 +209,23 @@ class _Work:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 
-    def _submit(self, identity: str, page: int, pages: int, cells: outputs.Cells) -> None:
+    def _submission(
+        self, identity: str, page: int, pages: int, cells: outputs.Cells
+    ) -> list[tuple[str, str]]:
         if self.submission is None:
-            return
+            return []
         if cells.labels is None:
             raise UserError("this model has no mask head, so it makes no submission; leave --sartorius out")
         name = identity if pages == 1 else f"{identity}_{page + 1:04d}"
-        self.submission.append(outputs.submission_rows(name, cells.labels))
+        return outputs.submission_rows(name, cells.labels)
 
-    def _failed(self, job: Job, page: int, pages: int, reason: str) -> None:
+    def _failed_row(self, job: Job, page: int, pages: int, reason: str) -> list[Any]:
+        """Tell of a page that failed; its row of the summary."""
         self.report.failed.append((job.path, reason))
-        with _writing(self.report.out):
-            row = outputs.failed_row(job.name, page, pages, self.predictor.class_names, reason)
-            self.summary.append([row])
         if self.progress:
             named = reason if str(job.path) in reason else f"{job.path}: {reason}"
             tqdm.write(f"error: {named}", file=sys.stderr)
+        return outputs.failed_row(job.name, page, pages, self.predictor.class_names, reason)
 
 
 def _refuse_to_replace(targets: Sequence[str | os.PathLike[str]], overwrite: bool) -> None:

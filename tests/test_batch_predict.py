@@ -232,3 +232,25 @@ def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path
 
     predict_files(Full(), [images / "a.tif"], tmp_path / "out", score=score, progress=True)
     assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
+
+
+def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monkeypatch):
+    """The disk fills when the files of an image are finished, and when the second of them is begun."""
+    from effdet_tf.outputs import coco, image_files
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coco.CocoPages, "close", full)
+        with pytest.raises(UserError, match="No space left"):
+            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out", sartorius=tmp_path / "s.csv")
+    assert (
+        len(pd.read_csv(tmp_path / "out" / "summary.csv")) == 0 and len(pd.read_csv(tmp_path / "s.csv")) == 0
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "GeoJson", full)
+        with pytest.raises(UserError, match="No space left"):
+            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "two", formats=("coco", "geojson"))
+    left = [path.name for folder in ("out", "two") for path in (tmp_path / folder).iterdir()]
+    assert sorted(left) == ["a.overlay.png", "summary.csv", "summary.csv"]

@@ -47,6 +47,12 @@ class ImageFiles:
         self._adders: list[Callable[[Frame], None]] = []
 
     def __enter__(self) -> ImageFiles:
+        with self._stack:  # what was begun goes away again where the next cannot be
+            self._begin()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def _begin(self) -> None:
         stacked = self._info.pages > 1
         if "table" in self._formats:
             path = self._open(TABLE)
@@ -69,7 +75,6 @@ class ImageFiles:
             self._adders.append(
                 lambda frame: write_overlay(_with(self._base, OVERLAY), frame.image, frame.cells)
             )
-        return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
