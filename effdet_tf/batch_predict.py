@@ -86,8 +86,8 @@ def predict_files(
     """Predict images and write what `effdet_tf.outputs` describes.
 
     An image that cannot be read does not stop the rest, nor does a page of a stack. `out/summary.csv` has one
-    row per page and grows as the images are done, after their files, as does the submission; `out/wells.csv` has one for each
-    well and time, where the images' names tell them.
+    row per page and grows as the images are done, after their files, as does the submission; `out/wells.csv`
+    has one for each well and time, where the images' names tell them.
 
     Args:
         predictor: finds the cells.

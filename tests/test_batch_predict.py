@@ -245,12 +245,10 @@ def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monke
         patch.setattr(coco.CocoPages, "close", full)
         with pytest.raises(UserError, match="No space left"):
             predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out", sartorius=tmp_path / "s.csv")
-    assert (
-        len(pd.read_csv(tmp_path / "out" / "summary.csv")) == 0 and len(pd.read_csv(tmp_path / "s.csv")) == 0
-    )
+    assert [len(pd.read_csv(tmp_path / name)) for name in ("out/summary.csv", "s.csv")] == [0, 0]
     with monkeypatch.context() as patch:
         patch.setattr(image_files, "GeoJson", full)
         with pytest.raises(UserError, match="No space left"):
             predict_files(Thresholder(), [images / "a.tif"], tmp_path / "two", formats=("coco", "geojson"))
     left = [path.name for folder in ("out", "two") for path in (tmp_path / folder).iterdir()]
-    assert sorted(left) == ["a.overlay.png", "summary.csv", "summary.csv"]
+    assert not [name for name in left if name.startswith(".tmp") or name.endswith("json")]
