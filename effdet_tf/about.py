@@ -94,19 +94,16 @@ def network(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    from effdet_tf.model.weights import read_arrays
+    from effdet_tf.model.weights import learned_parameters, read_arrays
 
     weights = weights_file(folder)
-    arrays = read_arrays(weights)
-    # As training counts them: the running statistics of batch normalisation are not learned.
-    learned = sum(array.size for name, array in arrays.items() if "moving_" not in name)
     return {
         "kind": "run",
         "name": folder.name,
         "path": str(folder),
         "weights": weights.name,
         "megabytes": _megabytes(weights),
-        "parameters": learned,
+        "parameters": learned_parameters(read_arrays(weights)),
         "figures": _figures(folder / FIGURES_FILE),
         "licence": _licence(folder / CARD_FILE),
     }

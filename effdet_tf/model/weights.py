@@ -19,6 +19,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.model.efficientdet import Network
 
+_STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # What numpy and zipfile raise for damaged files: RuntimeError for one whose flags say it is encrypted or
 # packed in an unknown way, TypeError where a bare array lies in place of an archive.
 _UNREADABLE = (
@@ -92,3 +93,8 @@ def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: st
         )
     for path, variable in named.items():
         variable.assign(arrays[path].astype("float32"))
+
+
+def learned_parameters(arrays: Mapping[str, np.ndarray]) -> int:
+    """How many numbers of a network's weights are learned: the statistics of batch normalisation are not."""
+    return sum(array.size for name, array in arrays.items() if not name.endswith(_STATISTICS))

@@ -11,7 +11,7 @@ from typing import Any
 
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
-from effdet_tf.model.weights import read_arrays
+from effdet_tf.model.weights import learned_parameters, read_arrays
 from effdet_tf.report.check import is_evaluation, is_work
 from effdet_tf.report.examples import read_examples
 from effdet_tf.run_folder import (
@@ -24,8 +24,6 @@ from effdet_tf.run_folder import (
     config_file,
     find_run,
 )
-
-_STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation: not learned
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,8 @@ def _of_network(folder: Path) -> dict[str, Any]:
     return {
         "config_text": (folder / CONFIG_FILE).read_text(encoding="utf-8"),
         "history": read_log(log) if log.exists() else [],
-        "parameters": _parameters(weights[0]) if weights else None,
+        "parameters": learned_parameters(read_arrays(weights[0])) if weights else None,
     }
-
-
-def _parameters(weights: Path) -> int:
-    arrays = read_arrays(weights)
-    return sum(math.prod(v.shape) for name, v in arrays.items() if not name.endswith(_STATISTICS))
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
