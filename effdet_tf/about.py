@@ -54,8 +54,8 @@ def machine() -> dict[str, Any]:
         "folder": str(MODELS.parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {group[0]: _installed(*group) for group in PACKAGES},
-        "optional": {name: _installed(name) for name in OPTIONAL},
+        "packages": {group[0]: installed(*group) for group in PACKAGES},
+        "optional": {name: installed(name) for name in OPTIONAL},
         "devices": {"cpu_cores": _cores(), "memory_gib": _memory(), "gpus": names},
         "presets": list(PRESETS),
         "networks": [network(MODELS / name) for name in model_names()],
@@ -184,7 +184,7 @@ def _megabytes(path: Path) -> float:
     return round(sum(file.stat().st_size for file in files) / 1e6, 2)
 
 
-def _installed(*names: str) -> str | None:
+def installed(*names: str) -> str | None:
     """Version of the first of these distributions that is installed."""
     for name in names:
         try:

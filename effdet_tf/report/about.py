@@ -8,12 +8,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from effdet_tf._version import __version__
-
-PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pycocotools")
+from effdet_tf.about import PACKAGES, installed
 
 
 def command_line(program: str, arguments: Sequence[str] | None) -> str:
@@ -32,12 +30,7 @@ def describe_work(command: str, seconds: float) -> dict[str, Any]:
         `{"command", "date", "seconds", "environment": {"effdet_tf", "python", "system", "cores", "packages":
         {name: version}, "devices": [name]}}`; the devices are those that TensorFlow sees, where it is in use.
     """
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed under this name"
+    versions = {names[0]: installed(*names) for names in PACKAGES}
     return {
         "command": command,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -47,7 +40,7 @@ def describe_work(command: str, seconds: float) -> dict[str, Any]:
             "python": platform.python_version(),
             "system": platform.platform(),
             "cores": os.cpu_count(),
-            "packages": packages,
+            "packages": {name: found for name, found in versions.items() if found},
             "devices": _devices(),
         },
     }
