@@ -39,7 +39,7 @@ setup(
     # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the files of the report
     # and of the local page; the plugin's manifest.
     package_data={
-        "effdet_tf": ["models/*/*", "report/page/*", "page/static/*", "napari_plugin/napari.yaml"],
+        "effdet_tf": ["models/*/*", "report/template/*", "webapp/static/*", "napari_plugin/napari.yaml"],
     },
     entry_points={
         "console_scripts": ["effdet_tf=effdet_tf.cli:main"],
@@ -70,6 +70,7 @@ setup(
         "protobuf>=5",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "filelock>=3.13",
         "tensorboard>=2.20",
         "ijson>=3.3",
         "shtab>=1.7",  # shell completion

@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from effdet_tf.masks import mask_to_patch, patch_box, patch_to_rle
-from effdet_tf.metrics.coco import KINDS, PROTOCOLS, evaluate_coco
-from effdet_tf.metrics.inputs import image_case
-from effdet_tf.metrics.report import Judge
+from effdet_tf.geometry.masks import mask_to_patch, patch_box, patch_to_rle
+from effdet_tf.metrics.instances import image_case
+from effdet_tf.metrics.protocols import KINDS, PROTOCOLS, evaluate_coco
+from effdet_tf.metrics.scores import Judge
 
 HEIGHT, WIDTH = 520, 704
 

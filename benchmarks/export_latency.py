@@ -65,11 +65,11 @@ def export(folder: Path, name: str, run: Path | None, formats: list[str]) -> Non
     import keras
     import numpy as np
 
-    from effdet_tf.model.efficientdet import build_network
+    from effdet_tf.model.network import build_network
     from effdet_tf.model.weights import save_arrays, to_arrays
-    from effdet_tf.predict import load_run
+    from effdet_tf.prediction.run import load_run
     from effdet_tf.presets import preset
-    from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE
+    from effdet_tf.runs import CONFIG_FILE, LAST_FILE
     from export.saved_model import write_saved_model
     from export.tflite import convert
 
@@ -109,16 +109,16 @@ def measure(folder: Path, what: str, threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     for height, width in SIZES:
         if what == "keras":
-            from effdet_tf.predict import load_run
+            from effdet_tf.prediction.run import load_run
 
             settings = (folder / "settings").read_text().splitlines()
             predictor = load_run((folder / "source").read_text(), settings=settings)
         elif what == "saved_model":
-            from effdet_tf.saved_model_predictor import SavedModelPredictor
+            from effdet_tf.prediction.saved_model import SavedModelPredictor
 
             predictor = SavedModelPredictor(folder / "saved_model")
         else:
-            from effdet_tf.tflite_predictor import TFLitePredictor
+            from effdet_tf.prediction.tflite import TFLitePredictor
 
             predictor = TFLitePredictor(folder / f"{what}_{height}.tflite", threads=threads)
         image = np.random.default_rng(1).normal(120, 20, (height, width, 1)).clip(0, 255).astype(np.uint8)

@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 
-from effdet_tf.data.image_io import read_image
-from effdet_tf.predict import load_run
-from effdet_tf.tflite_predictor import TFLitePredictor
+from effdet_tf.images.read import read_image
+from effdet_tf.prediction.run import load_run
+from effdet_tf.prediction.tflite import TFLitePredictor
 from export.agreement import match
 
 

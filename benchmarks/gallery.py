@@ -20,8 +20,8 @@ import numpy as np
 import effdet_tf
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord, iterate_records
-from effdet_tf.masks import Patch, rle_to_patch
-from effdet_tf.metrics.cells import sartorius
+from effdet_tf.geometry.masks import Patch, rle_to_patch
+from effdet_tf.metrics.cell_metrics import sartorius
 from effdet_tf.metrics.matching import match_image, tally
 
 GREEN, RED, YELLOW = (60, 190, 60), (50, 50, 230), (0, 200, 240)  # BGR

@@ -23,9 +23,9 @@ import pandas as pd
 import tifffile
 
 import effdet_tf
-from effdet_tf import large_images
-from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.tiling import make_tiles
+from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.prediction import predictor as large_images
+from effdet_tf.prediction.tiling import make_tiles
 
 BLOCK, CELLS, KIND = 2000, 3000, "Cluster"
 

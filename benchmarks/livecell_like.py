@@ -18,8 +18,8 @@ import numpy as np
 import tifffile
 
 from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
-from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.data.synthetic import annotate
+from effdet_tf.data.synthetic.dataset import annotate
+from effdet_tf.data.synthetic.phase_contrast import render_image
 
 LOOKS = ("Spindle", "Cluster", "Round", "Cluster", "Round", "Neuron", "Cluster", "Spindle")
 # Images of the published set, which has 1.69 million cells.

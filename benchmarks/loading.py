@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 BUILD = (
-    "from effdet_tf.presets import preset; from effdet_tf.model.efficientdet import build_network; "
+    "from effdet_tf.presets import preset; from effdet_tf.model.network import build_network; "
     "build_network(preset({name!r}).replace(model__mask__enabled=False))"
 )
 

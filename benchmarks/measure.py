@@ -13,7 +13,7 @@ import time
 import numpy as np
 from skimage.measure import regionprops_table
 
-from effdet_tf.measure import measure_cells
+from effdet_tf.outputs.measurements import measure_cells
 
 CELLS = 2000
 

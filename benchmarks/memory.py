@@ -64,7 +64,7 @@ def scene(height: int, width: int, cells: int, seed: int) -> tuple[np.ndarray, l
     """An image uint8 of dark cells with bright rims on a jittered lattice, and their patches."""
     import cv2
 
-    from effdet_tf.masks import Patch, mask_to_patch
+    from effdet_tf.geometry.masks import Patch, mask_to_patch
 
     rng = np.random.default_rng(seed)
     columns = int(np.ceil(np.sqrt(cells * width / height)))
@@ -89,10 +89,10 @@ def write_data(folder: Path, images: int, side: int, cells: int) -> Path:
     """A converted data set of generated images."""
     import tensorflow as tf
 
-    from effdet_tf.data.image_io import encode_png, image_statistics
     from effdet_tf.data.manifest import Manifest
     from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
-    from effdet_tf.masks import patch_box, patch_to_bitmap, patch_to_rle
+    from effdet_tf.geometry.masks import patch_box, patch_to_bitmap, patch_to_rle
+    from effdet_tf.images.read import encode_png, image_statistics
 
     folder.mkdir()
     sizes: list[list[float]] = []
@@ -193,12 +193,12 @@ def predict(name: str, folder: Path) -> None:
     """
     import cv2
 
-    from effdet_tf.batch_predict import predict_files
-    from effdet_tf.masks import patch_box, patch_to_bitmap
-    from effdet_tf.model.efficientdet import build_network
-    from effdet_tf.predict import Predictor
+    from effdet_tf.geometry.masks import patch_box, patch_to_bitmap
+    from effdet_tf.model.network import build_network
+    from effdet_tf.outputs.batch import predict_files
+    from effdet_tf.prediction.results import Result
+    from effdet_tf.prediction.run import Predictor
     from effdet_tf.presets import preset
-    from effdet_tf.results import Result
 
     image, patches = scene(520, 704, 1500, 0)
     for number in range(2):

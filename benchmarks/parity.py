@@ -13,9 +13,9 @@ import numpy as np
 from keras import ops
 
 from benchmarks import parity_cases as cases
-from effdet_tf.anchors import feature_sizes
 from effdet_tf.config import Config
-from effdet_tf.model.efficientdet import Network, build_network
+from effdet_tf.model.anchors import feature_sizes
+from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import assign_arrays, named_variables
 from effdet_tf.presets import preset
 

@@ -69,8 +69,8 @@ def measure_records(data: str, cores: int, seconds: float) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(cores)
     tf.config.threading.set_inter_op_parallelism_threads(cores)
     from effdet_tf.config import AugmentConfig
-    from effdet_tf.data.pipeline import training_dataset
     from effdet_tf.data.store import RecordStore
+    from training.pipeline import training_dataset
 
     for cache_mb in (2000, 0):
         start = time.perf_counter()

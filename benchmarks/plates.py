@@ -23,7 +23,7 @@ def make_images(folder: Path, count: int) -> None:
     """Write the images that are not there yet."""
     import cv2
 
-    from effdet_tf.data.phase_contrast import render_image
+    from effdet_tf.data.synthetic.phase_contrast import render_image
 
     originals = folder.parent / "originals"
     originals.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ from typing import Any
 import tensorflow as tf
 from ablations import figures
 
-from effdet_tf import postprocess
-from effdet_tf.augmented_predictor import AugmentedPredictor, make_views
-from effdet_tf.evaluation import evaluate_run
-from effdet_tf.predict import load_run
-from effdet_tf.run_folder import find_run
+from effdet_tf.metrics.evaluation import evaluate_run
+from effdet_tf.model import postprocess
+from effdet_tf.prediction.augmented import AugmentedPredictor, make_views
+from effdet_tf.prediction.run import load_run
+from effdet_tf.runs import find_run
 
 # name -> settings of the run
 SETTINGS: dict[str, list[str]] = {

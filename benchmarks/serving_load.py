@@ -25,11 +25,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from effdet_tf.command_line import exit_code, positive
-from effdet_tf.data.image_io import encode_png, read_image
+from effdet_tf.commands.parser import exit_code, positive
 from effdet_tf.errors import UserError
-from effdet_tf.inputs import find_images
-from effdet_tf.predictors import saved_model_version
+from effdet_tf.images.read import encode_png, read_image
+from effdet_tf.outputs.jobs import find_images
+from effdet_tf.prediction.load import saved_model_version
 from export.remote import connect
 
 _NAMES = ("boxes", "scores", "classes", "masks", "mask_boxes")

@@ -89,11 +89,11 @@ FRAMES = ("Process", "EagerExecute", "EagerKernelExecute", "Run", "ParallelFor",
 
 def crops(data: Path, preset: str, side: int, settings: list[str]):
     """The configuration, the store and some batches."""
-    from effdet_tf.data.pipeline import training_dataset
     from effdet_tf.data.store import RecordStore
     from effdet_tf.presets import preset as named
     from training.options import resolve
-    from training.run import FED
+    from training.pipeline import training_dataset
+    from training.progress import FED
 
     config = named(preset).override([*settings, f"data.crop_size=[{side},{side}]", f"train.batch={BATCH}"])
     store = RecordStore(data, config.data.cache_mb)
@@ -110,7 +110,7 @@ def measure(data: Path, title: str) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from effdet_tf.model.efficientdet import build_network
+    from effdet_tf.model.network import build_network
     from effdet_tf.model.weights import named_variables
     from training.optimizer import make_optimizer
     from training.trainer import make_step

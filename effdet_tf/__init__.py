@@ -12,8 +12,8 @@ from effdet_tf._version import __version__
 
 if TYPE_CHECKING:
     from effdet_tf.config import Config
-    from effdet_tf.predict import Predictor
-    from effdet_tf.predictors import load
+    from effdet_tf.prediction.load import load
+    from effdet_tf.prediction.run import Predictor
 
 __all__ = ["Config", "Predictor", "__version__", "load"]
 
@@ -24,11 +24,11 @@ def __getattr__(name: str) -> Any:
 
         return Config
     if name == "Predictor":
-        from effdet_tf.predict import Predictor
+        from effdet_tf.prediction.run import Predictor
 
         return Predictor
     if name == "load":
-        from effdet_tf.predictors import load
+        from effdet_tf.prediction.load import load
 
         return load
     raise AttributeError(f"module 'effdet_tf' has no attribute {name!r}")

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 
 from effdet_tf._version import __version__
-from effdet_tf.command_line import Parser, exit_code
 from effdet_tf.commands import (
     check,
     completion,
@@ -22,6 +21,7 @@ from effdet_tf.commands import (
     synthetic,
     weights,
 )
+from effdet_tf.commands.parser import Parser, exit_code
 
 VERBS = (
     synthetic,

@@ -1,6 +1,10 @@
-"""The one exception that a user's mistake or a user's file may raise."""
+"""The exception for a user's mistake or file, and what they may have meant."""
 
 from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -8,3 +12,23 @@ class UserError(Exception):
 
     The command line prints it as `error: ...` and exits with code 1.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
+    """`; did you mean X or Y?` for the known words that are near, or nothing.
+
+    Args:
+        word: the unknown one.
+        known: the others.
+        folder: in which they lie, where they are names of files.
+    """
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.65)
+    return f"; did you mean {' or '.join(os.path.join(folder, name) for name in near)}?" if near else ""
+
+
+def near_files(path: str | os.PathLike[str]) -> str:
+    """`did_you_mean` for a path that does not exist: by what lies in its folder."""
+    folder, name = os.path.split(os.path.normpath(path))
+    if not os.path.isdir(folder or ".") or not os.access(folder or ".", os.R_OK | os.X_OK):
+        return ""
+    return did_you_mean(name, os.listdir(folder or "."), folder)

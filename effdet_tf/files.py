@@ -1,15 +1,22 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process holds at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from effdet_tf.errors import UserError
+
 TEMPORARY = ".tmp-"  # how names of unfinished files begin
+LOCK_FILE = ".lock"
+_HOLDER_FILE = ".lock-holder"  # which process holds the lock, for the message to another one
 
 
 @contextlib.contextmanager
@@ -49,3 +56,44 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
     """
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
+    """Hold a folder for the block, made when it is missing.
+
+    What an earlier holder left half written is removed. The lock is the system's: it goes with the process,
+    however that ends.
+
+    Args:
+        folder: to hold.
+        work: what its holder does, for the message to another one.
+
+    Raises:
+        UserError: when the folder cannot be made, or another process holds it; says which.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else error.strerror
+        raise UserError(f"--out {folder}: {reason}; name a folder that can be made") from error
+    lock, holder = FileLock(folder / LOCK_FILE, timeout=0), folder / _HOLDER_FILE
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
+        raise UserError(
+            f"{folder}: {who or 'another process'} {work}; stop it, or choose another --out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder / LOCK_FILE}: cannot be locked ({reason}); choose an --out on another disk"
+        ) from None
+    try:
+        for left in folder.glob(f"{TEMPORARY}*"):  # by a process that was killed while it saved
+            left.unlink(missing_ok=True)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.boxes import iou
 from effdet_tf.config import Config
-from effdet_tf.results import Result
+from effdet_tf.geometry.boxes import iou
+from effdet_tf.prediction.results import Result
 
 MATCH_IOU = 0.9
 NEAR = 1e-3  # a class score this near the threshold may fall on either side of it

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from effdet_tf.command_line import Parser, exit_code, positive
+from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import COLUMNS, FILES, add_output_options, predict_images
 
 _DESCRIPTION = f"""\
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from effdet_tf.inputs import find_images
+    from effdet_tf.outputs.jobs import find_images
     from export.remote import RemotePredictor, connect
 
     find_images(options.images)  # a wrong name is told before the server is asked

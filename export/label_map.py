@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from effdet_tf.postprocess import Detections
+from effdet_tf.model.postprocess import Detections
 
 MIN_VISIBLE = 0.5  # share of its mask that a cell must keep
 _THRESHOLD = 127.5  # of masks that are probability times 255
@@ -56,7 +56,7 @@ def label_map(found: Detections, height: Any, width: Any, min_score: float) -> t
 def _interpolate(low: tf.Tensor, high: tf.Tensor, limit: Any, cells: int) -> tuple[tf.Tensor, tf.Tensor]:
     """First pixel, and float32 `[pixels, cells]` weights of the pixels whose centres lie in [low, high).
 
-    As `effdet_tf.masks` has it, in the same precision: a pixel at the threshold must fall to the same side.
+    As `effdet_tf.geometry.masks` has it, in the same precision: a pixel at the threshold must fall to the same side.
     """
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     edge = tf.cast(limit, tf.float64)

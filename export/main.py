@@ -20,19 +20,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.command_line import exit_code
+from effdet_tf.commands.parser import exit_code
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
-from effdet_tf.run_folder import config_file, weights_file
+from effdet_tf.runs import config_file, weights_file
+from export.arguments import FORMATS, build_parser
 from export.layout import SAVED_MODEL, TFLITE, Staging, size_of, staging
-from export.options import FORMATS, build_parser
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from effdet_tf.predict import Predictor
-    from export.images import Images
+    from effdet_tf.prediction.run import Predictor
+    from export.trial_images import Images
 
 PARITY_FILES = ("parity.json", "parity.md")
 _SIZE = (512, 512)  # where no image tells
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with staging(options.out) as stage:
             finished = stage.finished
-            from effdet_tf.predict import load_run
+            from effdet_tf.prediction.run import load_run
 
             predictor = load_run(options.run, settings=settings)
             places = _export(options, stage, predictor, size, calibration)
@@ -141,11 +141,11 @@ def _parity(
     calibrated_on: str,
 ) -> dict[str, Any]:
     """Compare the artifacts with the run, write and print the figures; returns them."""
-    from effdet_tf.predictors import load
-    from export.images import synthetic
+    from effdet_tf.prediction.load import load
     from export.parity import Artifact, circumstances, compare
     from export.parity_table import format_parity
     from export.tflite import keras_reference
+    from export.trial_images import synthetic
 
     framed = keras_reference(predictor, size) if set(places) - {SAVED_MODEL} else None
     artifacts = [
@@ -191,7 +191,7 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 def _images(options: argparse.Namespace) -> Images | None:
     """The images that the options name; None where they name none."""
-    from export.images import given, labelled
+    from export.trial_images import given, labelled
 
     if options.data is not None:
         return labelled(options.data, options.limit)
@@ -234,7 +234,7 @@ def _calibration(options: argparse.Namespace, images: Images | None) -> tuple[li
     """The images to calibrate int8 on, and what they are; none where int8 is not asked for."""
     if "tflite-int8" not in options.formats:
         return [], ""
-    from export.images import calibration
+    from export.trial_images import calibration
 
     pixels, where = calibration(options.calibration or (), images)
     if not options.calibration and not options.no_parity:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from effdet_tf._version import __version__
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import read_manifest
-from effdet_tf.evaluation import FoundCells, annotated_images
-from effdet_tf.metrics.coco import KINDS, CocoJudge
-from effdet_tf.metrics.inputs import image_case
+from effdet_tf.metrics.evaluation import FoundCells, annotated_images
+from effdet_tf.metrics.instances import image_case
+from effdet_tf.metrics.protocols import KINDS, CocoJudge
 from export.agreement import Agreement
-from export.images import Images
+from export.trial_images import Images
 
 PASSED, FAILED, NOT_JUDGED = "passed", "FAILED", "not judged"
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "numpy")

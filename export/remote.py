@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from effdet_tf.data.image_io import encode_png, stretch, to_gray
 from effdet_tf.errors import UserError
-from effdet_tf.served import ServedPredictor
+from effdet_tf.images.read import encode_png, stretch, to_gray
+from effdet_tf.prediction.exported import ServedPredictor
 from export.serving_api import serving_api
 
 _MIB = 2**20

@@ -9,7 +9,7 @@ Signatures (N = most cells of an image in the batch; rows from `count` on are 0;
   width, ok, error (absent without a mask head)
 - tensor: images float32 [B, H, W, C], raw pixels -> boxes, scores, classes, masks, mask_boxes, count
 - network: images float32 [B, H, W, C], normalised -> the dense network's raw outputs, for other runtimes
-- info: query string [B], any text -> metadata string [B], the JSON of `effdet_tf.metadata`
+- info: query string [B], any text -> metadata string [B], the JSON of `effdet_tf.prediction.metadata`
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import tensorflow as tf
 
 from effdet_tf.config import Config
 from effdet_tf.files import atomic_write, write_json
-from effdet_tf.metadata import METADATA_FILE, describe
-from effdet_tf.model.efficientdet import Network
-from effdet_tf.postprocess import Detections
-from effdet_tf.predict import Framing, Predictor, find_cells
-from effdet_tf.run_folder import CONFIG_FILE
+from effdet_tf.model.network import Network
+from effdet_tf.model.postprocess import Detections
+from effdet_tf.prediction.metadata import METADATA_FILE, describe
+from effdet_tf.prediction.run import Framing, Predictor, find_cells
+from effdet_tf.runs import CONFIG_FILE
 from export import warmup
 from export.decode_image import decode, normalize, read_header
 from export.label_map import label_map

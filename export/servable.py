@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from effdet_tf.errors import UserError
-from effdet_tf.predictors import saved_model_version
+from effdet_tf.prediction.load import saved_model_version
 
 DEFAULT_SIGNATURE = "serving_default"
 

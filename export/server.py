@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.command_line import Parser, exit_code, positive
+from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.errors import UserError
 from export.serving_api import serving_api
 

@@ -18,15 +18,15 @@ import tensorflow as tf
 from tensorflow.lite.python.convert import ConverterError
 
 from effdet_tf.config import Config
-from effdet_tf.data.numpy_resize import resize
-from effdet_tf.data.prepare import normalize
 from effdet_tf.errors import UserError
-from effdet_tf.framed_predictor import FramedPredictor, fitted_size, framed, zoomed_size
-from effdet_tf.metadata import METADATA_FILE, describe
-from effdet_tf.model.efficientdet import Network
-from effdet_tf.postprocess import detect, ranked
-from effdet_tf.predict import Predictor
-from effdet_tf.tiling import Found
+from effdet_tf.geometry.resample import resize
+from effdet_tf.images.prepare import normalize
+from effdet_tf.model.network import Network
+from effdet_tf.model.postprocess import detect, ranked
+from effdet_tf.prediction.fixed_size import FramedPredictor, fitted_size, framed, zoomed_size
+from effdet_tf.prediction.metadata import METADATA_FILE, describe
+from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.tiling import Found
 from export.flatbuffer_merge import custom_operators, merge
 
 Precision = Literal["float32", "float16", "int8"]
@@ -46,7 +46,7 @@ def convert(
 
     The file has the signature `serving_default`: `image` float32 `[1, H, W, C]`, normalised, and `frame`
     int32 `[2]`, height and width of the part of it that is image, at the top left -> `boxes`, `scores`,
-    `classes`, `masks`, `mask_boxes` and `count` as `effdet_tf.postprocess.ranked` gives them, in pixels of
+    `classes`, `masks`, `mask_boxes` and `count` as `effdet_tf.model.postprocess.ranked` gives them, in pixels of
     the input.
 
     Args:

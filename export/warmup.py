@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from effdet_tf.data.image_io import encode_png
 from effdet_tf.files import atomic_write
+from effdet_tf.images.read import encode_png
 from export.serving_api import serving_api
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")

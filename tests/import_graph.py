@@ -1,4 +1,4 @@
-"""What imports what, by the sources; `python -m tests.import_graph` draws the page's arrows again."""
+"""What imports what, by the sources; `python -m tests.import_graph` draws the arrows of the page again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("effdet_tf", "training", "export")
 PAGE = ROOT / "docs" / "architecture.md"
-EVERYWHERE = ("base", "config")  # boxes whose arrows are not drawn: nearly all import them
+# Folders that nearly all others import: no arrows are drawn to them.
+EVERYWHERE = ("base", "geometry")
 
 Sources = dict[str, tuple[str, bool]]  # module -> its text, and whether it is a package's __init__
 
@@ -55,34 +56,30 @@ def imports(source: str, module: str, is_package: bool, known: set[str]) -> Iter
                 yield full if full in known else base
 
 
-def read_boxes(page: str) -> dict[str, str]:
-    """The page's table, turned round: box of each name of a module (`effdet_tf.` is left out there)."""
-    boxes = {}
-    for box, names in re.findall(r"^\| (\w+) \| (`[^|]*`) \|", page, re.MULTILINE):
-        for name in re.findall(r"`([^`]+)`", names):
-            boxes[name if name in PACKAGES else f"effdet_tf.{name}"] = box
-    return boxes
+def folder(module: str, sources: Sources) -> str | None:
+    """Folder of a module as the page names it; "base" for the modules in the root of effdet_tf."""
+    package, *inner = module.split(".")
+    if package != "effdet_tf":
+        return package if package in PACKAGES else None
+    if not inner or inner[0] in ("cli", "__main__"):
+        return None  # the public names and the command line's door: above all folders
+    return inner[0] if sources.get(f"effdet_tf.{inner[0]}", ("", False))[1] else "base"
 
 
-def box_of(module: str, boxes: dict[str, str]) -> str | None:
-    """Box of a module: that of the longest name that begins it; `effdet_tf` alone stands for itself only."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        name = ".".join(parts[:length])
-        if name in boxes and (name != "effdet_tf" or module == name):
-            return boxes[name]
-    return None
-
-
-def arrows(sources: Sources, boxes: dict[str, str]) -> set[tuple[str, str]]:
-    """The arrows that the imports make: (box that imports, box that it takes from)."""
+def arrows(sources: Sources) -> set[tuple[str, str]]:
+    """The arrows that the imports make: (folder that imports, folder that it takes from)."""
     found = set()
     for module, (text, is_package) in sources.items():
         for target in imports(text, module, is_package, set(sources)):
-            here, there = box_of(module, boxes), box_of(target, boxes)
+            here, there = folder(module, sources), folder(target, sources)
             if here and there and here != there:
                 found.add((here, there))
     return found
+
+
+def page_folders(page: str) -> list[str]:
+    """The folders in the page's table, in its order: from the lowest to the highest."""
+    return re.findall(r"^\| `(\w+)/?` \|", page, re.MULTILINE)
 
 
 def drawn(page: str) -> list[tuple[str, str]]:
@@ -92,9 +89,8 @@ def drawn(page: str) -> list[tuple[str, str]]:
 
 def draw(page: str, sources: Sources) -> str:
     """The page with the arrows that the imports make, in the order of its table."""
-    boxes = read_boxes(page)
-    rank = {box: number for number, box in enumerate(reversed(dict.fromkeys(boxes.values())))}
-    wanted = [pair for pair in arrows(sources, boxes) if pair[1] not in EVERYWHERE]
+    rank = {name: number for number, name in enumerate(reversed(["base", *page_folders(page)]))}
+    wanted = [pair for pair in arrows(sources) if pair[1] not in EVERYWHERE]
     wanted.sort(key=lambda pair: (rank[pair[0]], rank[pair[1]]))
     lines = "".join(f"    {here} --> {there}\n" for here, there in wanted)
     return re.sub(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from effdet_tf import cli
-from effdet_tf.command_line import HelpFormatter, Parser, walk
+from effdet_tf.commands.parser import HelpFormatter, Parser, walk
 from training import benchmark
 
 ROOT = Path(__file__).resolve().parents[1]

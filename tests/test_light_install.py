@@ -24,7 +24,7 @@ HEAVY = {"tensorflow", "keras", "h5py", "ijson", "jinja2", "matplotlib", "starle
          "shtab"}
 sys.meta_path.insert(0, Only())
 from effdet_tf.cli import main
-import effdet_tf.batch_predict, effdet_tf.tflite_predictor, effdet_tf.augmented_predictor
+import effdet_tf.outputs.batch, effdet_tf.prediction.tflite, effdet_tf.prediction.augmented
 main(["--help"])
 """
 

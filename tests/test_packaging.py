@@ -66,10 +66,10 @@ def test_wheel_holds_the_trained_network(wheel):
 
 
 def test_wheel_holds_the_files_of_the_page(wheel):
-    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/page/static/")}
-    folder = ROOT / "effdet_tf" / "page" / "static"
+    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/webapp/static/")}
+    folder = ROOT / "effdet_tf" / "webapp" / "static"
     assert held == {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()}
-    assert "effdet_tf/page/static/index.html" in held
+    assert "effdet_tf/webapp/static/index.html" in held
 
 
 def test_napari_finds_its_plugin(wheel):
@@ -93,10 +93,10 @@ def test_wheel_brings_the_command(wheel):
 
 
 def test_wheel_holds_the_page_of_the_report(wheel):
-    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/report/page/")}
-    folder = ROOT / "effdet_tf" / "report" / "page"
+    held = {name for name in wheel.namelist() if name.startswith("effdet_tf/report/template/")}
+    folder = ROOT / "effdet_tf" / "report" / "template"
     assert held == {str(path.relative_to(ROOT)) for path in folder.iterdir()}
-    assert "effdet_tf/report/page/page.html" in held
+    assert "effdet_tf/report/template/page.html" in held
 
 
 def test_wheel_says_what_it_is(wheel):

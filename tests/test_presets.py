@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import AugmentConfig
-from effdet_tf.data.normalize import fixed_statistics
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network, check_levels
+from effdet_tf.images.normalize import fixed_statistics
+from effdet_tf.model.network import build_network, check_levels
 from effdet_tf.presets import PRESETS, preset
 
 # Trainable parameters with 90 classes, 3 channels and no mask head: exact where the published

@@ -12,12 +12,12 @@ import pytest
 import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import load_config
-from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.evaluation import evaluate_run
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.metrics.evaluation import evaluate_run
+from effdet_tf.model.network import build_network
 from effdet_tf.pretrained.fit import start_from
 from effdet_tf.pretrained.open import open_source
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, MODELS, find_run, model_names, weights_file
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, MODELS, find_run, model_names, weights_file
 
 MODEL = MODELS / "cells"
 

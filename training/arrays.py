@@ -13,9 +13,9 @@ import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.packed import PackedSet
-from effdet_tf.data.plan import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
 from training.crop_processes import ALIGNED, Batch, CropProcesses
 from training.numpy_crops import augment
+from training.order import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
 
 PLACES = 64  # for cells in a batch come in this many; each shape is compiled once
 _SLACK = 1.5  # cells of one image are not spread evenly
@@ -32,7 +32,7 @@ def training_batches(
     threads: int | None = None,
     processes: int = 0,
 ) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, in the order of `effdet_tf.data.pipeline`.
+    """Yield batches without end, epoch after epoch, in the order of `training.pipeline`.
 
     Order and content depend on nothing but the arguments before `threads`; epoch e after n batches is what
     a longer run gives there.

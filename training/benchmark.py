@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf import cli
-from effdet_tf.command_line import Parser, exit_code
+from effdet_tf.commands.parser import Parser, exit_code
 from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import read_manifest
@@ -166,7 +166,7 @@ class Suite:
         from tqdm import tqdm
 
         import effdet_tf
-        from effdet_tf.data.image_io import read_image
+        from effdet_tf.images.read import read_image
 
         folder = self.source / "nuclear_count_benchmark"
         counts, images = folder / f"{name}_counts.json", folder / name

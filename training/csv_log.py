@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.files import atomic_write
-from effdet_tf.run_folder import LOG_FILE
+from effdet_tf.runs import LOG_FILE
 
 
 class CsvLog:

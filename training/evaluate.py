@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.command_line import Parser, exit_code, positive
+from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.record import read_manifest
-from effdet_tf.evaluation import Entries, FoundCells, annotated_images, evaluate_run
 from effdet_tf.files import write_json
-from effdet_tf.metrics.inputs import image_case, stranger
-from effdet_tf.metrics.report import Judge, format_table
-from effdet_tf.report.about import command_line, describe_work
+from effdet_tf.metrics.evaluation import Entries, FoundCells, annotated_images, evaluate_run
+from effdet_tf.metrics.instances import image_case, stranger
+from effdet_tf.metrics.scores import Judge, format_table
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
+from effdet_tf.report.provenance import command_line, describe_work
 from effdet_tf.report.write import report_on_evaluation
-from effdet_tf.run_folder import MODELS, find_run
+from effdet_tf.runs import MODELS, find_run
 from training.prediction_files import PredictionFile, prediction_writer
 
 BEST = "best"

@@ -19,9 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from effdet_tf.command_line import Parser, count
+from effdet_tf.commands.parser import Parser, count
 from effdet_tf.errors import UserError
-from effdet_tf.lock import locked
+from effdet_tf.files import locked
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
 
 BACKEND = "jax"

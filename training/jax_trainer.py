@@ -13,11 +13,11 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.data.packed import PackedSet
-from effdet_tf.losses import combine, detection_losses
-from effdet_tf.model.efficientdet import Network
+from effdet_tf.model.network import Network
 from effdet_tf.model.weights import named_variables
 from training.arrays import training_batches
-from training.run import FED, TERMS, Run
+from training.losses import combine, detection_losses
+from training.progress import FED, TERMS, Run
 
 State = dict[str, list[jax.Array]]
 

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.command_line import Parser
 from effdet_tf.commands.pack import add_pseudo_option
+from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
-from effdet_tf.files import write_json
-from effdet_tf.lock import locked
-from effdet_tf.run_folder import ABOUT_FILE, FIGURES_FILE
+from effdet_tf.files import locked, write_json
+from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE
 from training.options import (
     add_options,
     chosen_settings,
@@ -98,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
 
 def _write_about(options: argparse.Namespace, seconds: float) -> None:
     """Write down how a training was done, for its report."""
-    from effdet_tf.report.about import describe_work
+    from effdet_tf.report.provenance import describe_work
 
     work = describe_work(options.command, seconds)
     validation = None if options.val is None else str(options.val)
@@ -138,7 +137,7 @@ def _warn(data: Sequence[Path], val: Path | None) -> None:
 
 def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
     """Print and write the figures of a finished training, and its report."""
-    from effdet_tf.metrics.report import format_table
+    from effdet_tf.metrics.scores import format_table
     from effdet_tf.report.write import report_on_run
 
     if options.val is None:
@@ -195,7 +194,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:
         parser.error("--val and --pseudo need --data: without it the demo makes data of its own")
-    from effdet_tf.report.about import command_line
+    from effdet_tf.report.provenance import command_line
 
     options.command = command_line("training.main", arguments)
     return options

@@ -1,6 +1,6 @@
 """Random scale, crop, flip, turn and intensity of one image and its cells, in numpy alone.
 
-The same crops as `effdet_tf.data.augment` makes in TensorFlow, as a test holds; only chance is drawn from
+The same crops as `training.augment` makes in TensorFlow, as a test holds; only chance is drawn from
 another generator. `augment` there explains the choices.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
-from effdet_tf.data.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from effdet_tf.data.numpy_resize import resize
+from effdet_tf.geometry.resample import resize
+from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 
 _HALF_COVERED = 127.5
 _LUMA = np.float32([0.299, 0.587, 0.114])
@@ -81,7 +81,7 @@ def draw(
 def augment(
     example: dict[str, Any], seed: np.ndarray, config: AugmentConfig, data: DataConfig
 ) -> dict[str, Any]:
-    """Return one random crop of an example; see `effdet_tf.data.augment.augment`.
+    """Return one random crop of an example; see `training.augment.augment`.
 
     Args:
         example: of `PackedSet.fetch`.

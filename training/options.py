@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from effdet_tf.command_line import exit_code, positive
+from effdet_tf.commands.parser import exit_code, positive
 from effdet_tf.config import Config, TrainConfig, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.presets import PRESETS, preset
-from effdet_tf.run_folder import CONFIG_FILE, find_run
+from effdet_tf.runs import CONFIG_FILE, find_run
 
 DEFAULT_PRESET = "cells-lite0"
 # Settings that a resumed run may change: they do not touch what was learned so far.
@@ -175,7 +175,7 @@ def resolve(config: Config, data: TrainingImages) -> Config:
     Raises:
         UserError: for settings that the data cannot serve.
     """
-    from effdet_tf.anchors import suggest_anchors
+    from effdet_tf.model.anchors import suggest_anchors
 
     if not data.max_cells:
         raise UserError(

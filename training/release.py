@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf import cli
-from effdet_tf.command_line import Parser, exit_code, positive
+from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import share
 from effdet_tf.config import load_config
 from effdet_tf.data.manifest import MANIFEST_NAME
@@ -25,7 +25,7 @@ from effdet_tf.data.record import read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.weights import read_arrays, save_arrays
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
 from training import main as training_main
 from training.steps import run_step
 
@@ -67,8 +67,8 @@ def _run(options: argparse.Namespace) -> None:
             runs.append(own)
         options.run = runs[1:]
     pack(options.run, out / "model", options.score)
-    from effdet_tf.evaluation import evaluate_run
-    from effdet_tf.predict import load_run
+    from effdet_tf.metrics.evaluation import evaluate_run
+    from effdet_tf.prediction.run import load_run
 
     predictor = load_run(out / "model")
     score = predictor.config.postprocess.report_score

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from effdet_tf.config import Config
-from effdet_tf.model.efficientdet import Network
+from effdet_tf.model.network import Network
 from effdet_tf.pretrained.fit import start_from, summary, write_rows
 from effdet_tf.pretrained.open import open_source
 

@@ -11,21 +11,21 @@ import keras
 import tensorflow as tf
 
 from effdet_tf.config import Config
-from effdet_tf.data.pipeline import training_dataset
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.evaluation import evaluate_run
-from effdet_tf.losses import combine, detection_losses
-from effdet_tf.metrics.report import choosing_score, headline, reporting_score
-from effdet_tf.model.efficientdet import Network, build_network
+from effdet_tf.metrics.evaluation import evaluate_run
+from effdet_tf.metrics.scores import choosing_score, headline, reporting_score
+from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
-from effdet_tf.predict import Predictor
+from effdet_tf.prediction.run import Predictor
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, FIGURES_FILE
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
 from training.callbacks import RunLog
 from training.devices import check_batch, cluster_task, local_replicas, own_part, total
-from training.run import FED, TERMS, Run
+from training.losses import combine, detection_losses
+from training.pipeline import training_dataset
+from training.progress import FED, TERMS, Run
 
 # Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
 EPOCHS_AHEAD = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from effdet_tf.command_line import Parser, walk
+from effdet_tf.commands.parser import Parser, walk
 
 SHELLS = ("bash", "zsh", "tcsh")
 # What stands for files and folders in help texts, where the type of an option does not say so: patterns,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effdet_tf.command_line import positive
+from effdet_tf.commands.parser import positive
 from effdet_tf.data.livecell_names import SPLITS
 
 if TYPE_CHECKING:

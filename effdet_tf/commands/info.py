@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
-    from effdet_tf import about
+    from effdet_tf.report import inventory as about
 
     found = about.network(args.run_folder) if args.run_folder else about.machine()
     if args.json:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_machine(found: dict[str, Any]) -> list[str]:
     """What `about.machine` found, for people."""
-    from effdet_tf.about import OPTIONAL
+    from effdet_tf.report.inventory import OPTIONAL
 
     devices = found["devices"]
     memory = f", {devices['memory_gib']:g} GiB of memory" if devices["memory_gib"] else ""

@@ -7,9 +7,9 @@ import logging
 import sys
 from typing import Any
 
-from effdet_tf.command_line import positive
+from effdet_tf.commands.parser import positive
 from effdet_tf.commands.predict import share
-from effdet_tf.run_folder import DEFAULT_MODEL
+from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
 Find the cells of whole plates, on an engine that spreads the work: Apache Beam's own runner by default,

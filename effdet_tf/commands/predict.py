@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.command_line import positive
-from effdet_tf.run_folder import DEFAULT_MODEL
+from effdet_tf.commands.parser import positive
+from effdet_tf.runs import DEFAULT_MODEL
 
 # As in effdet_tf.outputs, which is too heavy to import for --help; a test holds them equal.
 FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
@@ -106,7 +106,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
 
 def with_views(predictor: Any, args: argparse.Namespace) -> Any:
     """The predictor, with the views that the options of `add_view_options` ask for."""
-    from effdet_tf.augmented_predictor import AugmentedPredictor, make_views
+    from effdet_tf.prediction.augmented import AugmentedPredictor, make_views
 
     views = make_views(args.tta, args.tta_scales)
     return predictor if len(views) == 1 and views[0].scale == 1 else AugmentedPredictor(predictor, views)
@@ -171,7 +171,7 @@ share.__name__ = _scale.__name__ = "number"  # what argparse calls it in its mes
 
 def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
-    from effdet_tf.inputs import find_images
+    from effdet_tf.outputs.jobs import find_images
 
     find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf
@@ -194,10 +194,10 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     """Predict what the options of `add_output_options` say, and report; returns the exit code.
 
     Args:
-        predictor: as `effdet_tf.batch_predict.predict_files` takes it, with `config`.
+        predictor: as `effdet_tf.outputs.batch.predict_files` takes it, with `config`.
         args: the options.
     """
-    from effdet_tf.batch_predict import predict_files
+    from effdet_tf.outputs.batch import predict_files
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score
     report = predict_files(

@@ -8,7 +8,7 @@ from typing import Any
 
 from effdet_tf.commands.convert import report
 from effdet_tf.commands.predict import add_view_options, share, with_views
-from effdet_tf.run_folder import DEFAULT_MODEL
+from effdet_tf.runs import DEFAULT_MODEL
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Label, report, and return the exit code."""
-    from effdet_tf.inputs import find_images
+    from effdet_tf.outputs.jobs import find_images
 
     jobs = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf

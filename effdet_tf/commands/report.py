@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from effdet_tf.errors import UserError
-from effdet_tf.run_folder import MODELS, find_run
+from effdet_tf.runs import MODELS, find_run
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 
-from effdet_tf.command_line import positive
-from effdet_tf.run_folder import DEFAULT_MODEL
+from effdet_tf.commands.parser import positive
+from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
 Open a local web page: drop images (8 or 16 bit or float, gray or RGB, tif, png, jpg, bmp), see every cell
@@ -71,13 +71,13 @@ _port.__name__ = "port number"  # what argparse calls it in its message
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; returns the exit code."""
-    from effdet_tf.page.server import bind, serve
+    from effdet_tf.webapp.launch import bind, serve
 
     listening = bind(args.host, args.port)  # a port in use is told at once, not after the network has loaded
     with listening:
         print(f"loading {args.run_folder} ...", flush=True)
-        from effdet_tf.page.networks import Networks
-        from effdet_tf.page.session import Limits, Session
+        from effdet_tf.webapp.networks import Networks
+        from effdet_tf.webapp.session import Limits, Session
 
         session = Session(Networks(args.run_folder), Limits(pixels=args.max_pixels))
         try:

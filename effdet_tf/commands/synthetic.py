@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Generate the set and say what was written; returns the exit code."""
-    from effdet_tf.data.synthetic import generate
+    from effdet_tf.data.synthetic.dataset import generate
 
     report = generate(
         args.out, args.train, args.val, tuple(args.size), tuple(args.cells), seed=args.seed, progress=True

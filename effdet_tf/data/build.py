@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import Stack, encode_png, image_statistics, read_image, stretch, to_gray
 from effdet_tf.data.sources.base import Cell, ImageTask
 from effdet_tf.errors import UserError
-from effdet_tf.masks import patch_to_bitmap
+from effdet_tf.geometry.masks import patch_to_bitmap
+from effdet_tf.images.read import Stack, encode_png, image_statistics, read_image, stretch, to_gray
 
 CROWDED = 2000
 """More cells than this in one image are worth a note: the default limit of loader, NMS and metrics."""

@@ -10,15 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from effdet_tf import anchors
 from effdet_tf.config import Config
-from effdet_tf.data import image_io
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.manifest import Manifest
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
-from effdet_tf.masks import rle_to_patch
+from effdet_tf.geometry.masks import rle_to_patch
+from effdet_tf.images import read as image_io
+from effdet_tf.model import anchors
 
 SIZE_EDGES = (0, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 IOU_THRESHOLDS = (0.4, 0.5, 0.6, 0.7)

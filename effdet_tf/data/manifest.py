@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, near_files
 from effdet_tf.files import write_json
-from effdet_tf.near import near_files
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effdet_tf.masks import Patch, resolve_overlaps
-from effdet_tf.metrics.inputs import IOU_THRESHOLDS
+from effdet_tf.geometry.masks import Patch, resolve_overlaps
+from effdet_tf.metrics.instances import IOU_THRESHOLDS
 
 _IGNORED_SHARE = 0.5
 _TIE = 1e-9  # an IoU must be above a threshold, and rounding is not

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from effdet_tf.metrics.inputs import IOU_THRESHOLDS, Cell, Found
+from effdet_tf.metrics.instances import IOU_THRESHOLDS, Cell, Found
 
 RECALLS = np.linspace(0, 1, 101)
 

@@ -23,7 +23,7 @@ class BatchNorm(layers.BatchNormalization):
         """Normalise `[B, H, W, C]`; in training, move the running statistics too."""
         if keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
-        from effdet_tf import kernels
+        from effdet_tf.model import kernels
 
         learning = bool(training) and self.trainable
         statistics = (self.moving_mean, self.moving_variance)

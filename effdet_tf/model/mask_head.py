@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from effdet_tf import boxes as box_ops
 from effdet_tf.config import MaskConfig, ModelConfig
+from effdet_tf.geometry import boxes as box_ops
 from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
 
 Tensor = Any

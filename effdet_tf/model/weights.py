@@ -17,7 +17,7 @@ from keras import ops
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
-from effdet_tf.model.efficientdet import Network
+from effdet_tf.model.network import Network
 
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # What numpy and zipfile raise for damaged files: RuntimeError for one whose flags say it is encrypted or

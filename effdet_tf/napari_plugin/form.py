@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleSlider
 
-from effdet_tf.napari_plugin.layers import SHAPES
+from effdet_tf.napari_plugin.viewer_layers import SHAPES
 
 SHOWN_FRAME, ALL_FRAMES = "the one shown", "all"
 

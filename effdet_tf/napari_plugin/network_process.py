@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin import networks
+from effdet_tf.napari_plugin import choices as networks
 
 _DONE, _USER_ERROR, _FAILED = "done", "user error", "failed"
 
@@ -130,7 +130,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
         questions: pickles `("open", source)` and `("predict", image)`.
         answers: pickles of what became of each: a kind, and a value.
     """
-    from effdet_tf.predictors import load
+    from effdet_tf.prediction.load import load
 
     opened: tuple[str, Any] | None = None
     with contextlib.suppress(EOFError):

@@ -6,10 +6,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from effdet_tf.napari_plugin.frames import Frames
 from effdet_tf.napari_plugin.marks import Marks, join, mark_frame
 from effdet_tf.napari_plugin.network_process import NetworkProcess
-from effdet_tf.results import Result
+from effdet_tf.napari_plugin.pages import Frames
+from effdet_tf.prediction.results import Result
 
 _POLL_SECONDS = 0.05
 

@@ -13,11 +13,12 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin import layers, networks
+from effdet_tf.napari_plugin import choices as networks
+from effdet_tf.napari_plugin import viewer_layers as layers
 from effdet_tf.napari_plugin.form import ALL_FRAMES, Form
-from effdet_tf.napari_plugin.frames import Frames, frames_of
 from effdet_tf.napari_plugin.marks import Marks
 from effdet_tf.napari_plugin.network_process import NetworkProcess
+from effdet_tf.napari_plugin.pages import Frames, frames_of
 from effdet_tf.napari_plugin.search import Search, mark, search
 
 if TYPE_CHECKING:

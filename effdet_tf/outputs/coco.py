@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from effdet_tf.files import atomic_write
 from effdet_tf.outputs.cells import Cells
-from effdet_tf.outputs.frame import ImageInfo
+from effdet_tf.outputs.page import ImageInfo
 
 
 def write_coco(

@@ -7,10 +7,10 @@ import os
 import uuid
 from typing import Any
 
-from effdet_tf.masks import patch_to_pieces
+from effdet_tf.geometry.masks import patch_to_pieces
 from effdet_tf.outputs.cells import visible_shapes
-from effdet_tf.outputs.frame import Frame, ImageInfo
 from effdet_tf.outputs.overlay import cell_colour
+from effdet_tf.outputs.page import Frame, ImageInfo
 
 _NAMESPACE = uuid.UUID("6f0e2c5e-6f5b-4c43-9a2b-0a5f2d1c7e11")  # ids are the same for the same cell
 

@@ -11,14 +11,14 @@ import pandas as pd
 import tifffile
 
 from effdet_tf.files import atomic_write
-from effdet_tf.large_images import LARGE
 from effdet_tf.outputs.coco import CocoPages
-from effdet_tf.outputs.frame import Frame, ImageInfo
 from effdet_tf.outputs.geojson import GeoJson
 from effdet_tf.outputs.imagej import RoiZip
 from effdet_tf.outputs.labels import LabelPages
 from effdet_tf.outputs.overlay import draw_overlay, write_overlay
+from effdet_tf.outputs.page import Frame, ImageInfo
 from effdet_tf.outputs.yolo import write_yolo
+from effdet_tf.prediction.predictor import LARGE
 
 LABELS, TABLE, COCO, OVERLAY = ".labels.tif", ".cells.csv", ".coco.json", ".overlay.png"
 ROIS, GEOJSON, YOLO, OVERLAY_STACK = ".rois.zip", ".geojson", ".txt", ".overlay.tif"

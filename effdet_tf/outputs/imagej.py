@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 
-from effdet_tf.masks import Patch, patch_to_pieces
+from effdet_tf.geometry.masks import Patch, patch_to_pieces
 from effdet_tf.outputs.cells import visible_shapes
-from effdet_tf.outputs.frame import Frame, ImageInfo
+from effdet_tf.outputs.page import Frame, ImageInfo
 
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # java.awt.geom.PathIterator
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from effdet_tf.data.image_io import encode_png, stretch_contrast, to_gray
 from effdet_tf.files import atomic_write
+from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
 from effdet_tf.outputs.cells import Cells
 
 _SIDE = 1400  # smaller images are enlarged to about this, so that outlines stay thin beside tiny cells

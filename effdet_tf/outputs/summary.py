@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.outputs.frame import Frame, ImageInfo
-from effdet_tf.wells import parse_name
+from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.wells import parse_name
 
 _PLACE = ("image", "page", "well", "site", "minutes")
 

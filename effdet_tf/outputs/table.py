@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from effdet_tf.files import atomic_write
-from effdet_tf.measure import measure_cells
 from effdet_tf.outputs.cells import Cells
+from effdet_tf.outputs.measurements import measure_cells
 
 _DECIMALS = {
     "area": 0,

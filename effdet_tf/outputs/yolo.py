@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from effdet_tf.files import atomic_write
-from effdet_tf.masks import patch_to_pieces
+from effdet_tf.geometry.masks import patch_to_pieces
 from effdet_tf.outputs.cells import Cells, visible_shapes
 
 CLASSES = "classes.txt"

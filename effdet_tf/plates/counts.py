@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from effdet_tf.outputs.wells import count_cells
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import Shard
 from effdet_tf.plates.work import IMAGE_SCHEMA, IMAGES
-from effdet_tf.wells import count_cells
 
 COUNTS, FAILED = "counts.csv", "failed.csv"
 

@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from effdet_tf.data.image_io import IMAGE_SUFFIXES
 from effdet_tf.errors import UserError
-from effdet_tf.inputs import is_image
+from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.outputs.jobs import is_image
 from effdet_tf.plates import storage
 
 PLAN, DONE = "plan.json", "done"

@@ -11,15 +11,14 @@ from typing import Any
 import pandas as pd
 
 from effdet_tf.errors import UserError
-from effdet_tf.files import TEMPORARY
-from effdet_tf.lock import locked
+from effdet_tf.files import TEMPORARY, locked
 from effdet_tf.plates import storage
+from effdet_tf.plates.beam_pipeline import run_pipeline
 from effdet_tf.plates.counts import write_tables
-from effdet_tf.plates.pipeline import run_pipeline
 from effdet_tf.plates.plan import find_sources, missing, update_plan
 from effdet_tf.plates.work import Task, labels_file
-from effdet_tf.predictors import saved_model_version
-from effdet_tf.run_folder import config_file, find_run, weights_file
+from effdet_tf.prediction.load import saved_model_version
+from effdet_tf.runs import config_file, find_run, weights_file
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effdet_tf import outputs
-from effdet_tf.data.image_io import Stack
 from effdet_tf.errors import UserError
-from effdet_tf.large_images import LARGE
+from effdet_tf.images.read import Stack
+from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import Shard, Source, done_file
-from effdet_tf.wells import parse_name
+from effdet_tf.prediction.predictor import LARGE
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
 _PLACE = [

@@ -11,7 +11,7 @@ from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.model.backbone import build_backbone
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, save_arrays
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.architecture import recognise_backbone, recognise_detector
@@ -19,7 +19,7 @@ from effdet_tf.pretrained.coco_names import class_names
 from effdet_tf.pretrained.fit import to_json
 from effdet_tf.pretrained.open import ABOUT_FILE
 from effdet_tf.pretrained.source import Pretrained
-from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE, PARTIAL_FILE
+from effdet_tf.runs import CONFIG_FILE, LAST_FILE, PARTIAL_FILE
 
 
 def detector_config(source: Pretrained, where: str, name: str = "") -> Config:

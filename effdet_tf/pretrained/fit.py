@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
-from effdet_tf.model.efficientdet import Network
+from effdet_tf.model.network import Network
 from effdet_tf.model.weights import named_variables
 from effdet_tf.pretrained.source import Pretrained
 

@@ -11,7 +11,7 @@ from effdet_tf.model.weights import read_arrays
 from effdet_tf.pretrained.imagenet import from_keras_applications, from_lite, imagenet
 from effdet_tf.pretrained.source import Pretrained
 from effdet_tf.pretrained.torch_file import read_state_dict
-from effdet_tf.run_folder import CONFIG_FILE, PARTIAL_FILE, find_run, weights_file
+from effdet_tf.runs import CONFIG_FILE, PARTIAL_FILE, find_run, weights_file
 
 IMAGENET = "imagenet"
 ABOUT_FILE = "import.json"

@@ -12,9 +12,9 @@ from typing import Any
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.model.weights import learned_parameters, read_arrays
-from effdet_tf.report.check import is_evaluation, is_work
 from effdet_tf.report.examples import read_examples
-from effdet_tf.run_folder import (
+from effdet_tf.report.validation import is_evaluation, is_work
+from effdet_tf.runs import (
     ABOUT_FILE,
     BEST_FILE,
     CONFIG_FILE,

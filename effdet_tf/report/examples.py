@@ -16,8 +16,8 @@ from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
-from effdet_tf.metrics.cells import SCORE_GRID
-from effdet_tf.report.check import is_examples
+from effdet_tf.metrics.cell_metrics import SCORE_GRID
+from effdet_tf.report.validation import is_examples
 
 EACH = 2  # images of each kind, where there are enough
 _KEPT = ("category_id", "score", "bbox", "segmentation")

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from effdet_tf.data.ground_truth import decode_pixels
-from effdet_tf.data.image_io import stretch_contrast
-from effdet_tf.evaluation import Truth, annotated_images
-from effdet_tf.masks import Patch, labels_to_patches, resolve_overlaps, rle_to_patch
-from effdet_tf.metrics.cells import match_cells
-from effdet_tf.metrics.fates import FATES, box_overlaps, fates, mask_overlaps
-from effdet_tf.metrics.inputs import ImageCase, image_case
+from effdet_tf.geometry.masks import Patch, labels_to_patches, resolve_overlaps, rle_to_patch
+from effdet_tf.images.read import stretch_contrast
+from effdet_tf.metrics.cell_metrics import match_cells
+from effdet_tf.metrics.error_types import FATES, box_overlaps, fates, mask_overlaps
+from effdet_tf.metrics.evaluation import Truth, annotated_images
+from effdet_tf.metrics.instances import ImageCase, image_case
 
 LONGEST_SIDE = 1000  # px; larger images are made smaller
 _QUALITY = 82  # of the JPEG

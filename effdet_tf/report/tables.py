@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
-from effdet_tf.metrics.report import CELL_LINES, COCO_COLUMNS
+from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS
 from effdet_tf.report.charts import KINDS
 from effdet_tf.report.examples import ranking_figure
 

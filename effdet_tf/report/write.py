@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.files import atomic_write
-from effdet_tf.metrics.report import format_table, headline
+from effdet_tf.metrics.scores import format_table, headline
 from effdet_tf.report import sections
 from effdet_tf.report.collect import Material, from_evaluation, from_run
 from effdet_tf.report.tables import number, percent
-from effdet_tf.run_folder import REPORT_FILE
+from effdet_tf.runs import REPORT_FILE
 
-PAGE = Path(__file__).resolve().parent / "page"
+PAGE = Path(__file__).resolve().parent / "template"
 
 
 def report_on_run(folder: Path, out: Path | None = None, data: Path | None = None) -> Path:

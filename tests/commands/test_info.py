@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from effdet_tf import about, cli
+from effdet_tf import cli
 from effdet_tf._version import __version__
 from effdet_tf.commands.info import describe_machine
 from effdet_tf.errors import UserError
-from effdet_tf.metadata import describe
-from effdet_tf.run_folder import MODELS
+from effdet_tf.prediction.metadata import describe
+from effdet_tf.report import inventory as about
+from effdet_tf.runs import MODELS
 from tests.mistakes import places
 
 

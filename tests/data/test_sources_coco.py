@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from effdet_tf import masks
 from effdet_tf.data.build import BuiltImage, build_image
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources import livecell
@@ -18,6 +17,7 @@ from effdet_tf.data.sources.base import Source
 from effdet_tf.data.sources.coco import find_annotations, open_coco
 from effdet_tf.data.sources.livecell import cell_type_of, open_livecell
 from effdet_tf.errors import UserError
+from effdet_tf.geometry import masks
 
 H, W = 40, 50
 SQUARE = [[10.0, 20.0, 14.0, 20.0, 14.0, 26.0, 10.0, 26.0]]  # x 10-14, y 20-26

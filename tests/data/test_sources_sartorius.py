@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effdet_tf import masks
 from effdet_tf.data.build import build_image
 from effdet_tf.data.sources.sartorius import open_sartorius
 from effdet_tf.errors import UserError
+from effdet_tf.geometry import masks
 
 H, W = 20, 30
 SHORT = "id,annotation,width,height,cell_type"

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from effdet_tf.command_line import Parser
 from effdet_tf.commands import synthetic as command
-from effdet_tf.data.cell_shapes import CELL_TYPES, lay_out, place
-from effdet_tf.data.phase_contrast import render_image
-from effdet_tf.data.synthetic import ANNOTATIONS, IMAGES, generate, image_name
+from effdet_tf.commands.parser import Parser
+from effdet_tf.data.synthetic.dataset import ANNOTATIONS, IMAGES, generate, image_name
+from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.data.synthetic.shapes import CELL_TYPES, lay_out, place
 from effdet_tf.errors import UserError
-from effdet_tf.masks import decode_rle, polygons_to_rle
+from effdet_tf.geometry.masks import decode_rle, polygons_to_rle
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import Config
-from effdet_tf.data.image_io import encode_png
+from effdet_tf.images.read import encode_png
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,8 +37,8 @@ def lively() -> Callable[[Config], object]:
     import keras
     from scipy.ndimage import gaussian_filter
 
-    from effdet_tf.model.efficientdet import build_network
-    from effdet_tf.predict import Predictor
+    from effdet_tf.model.network import build_network
+    from effdet_tf.prediction.run import Predictor
 
     def make(config: Config) -> Predictor:
         keras.utils.set_random_seed(3)
@@ -58,8 +58,8 @@ def exported(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> E
     """An untrained network that reports what it sees, as version 4."""
     import keras
 
-    from effdet_tf.model.efficientdet import build_network
-    from effdet_tf.predict import Predictor
+    from effdet_tf.model.network import build_network
+    from effdet_tf.prediction.run import Predictor
     from export.saved_model import write_saved_model
 
     keras.utils.set_random_seed(0)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from effdet_tf.data.image_io import read_image
+from effdet_tf.images.read import read_image
 
 SOURCE = Path(__file__).with_name("predict.c")
 LIBRARIES = ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2")

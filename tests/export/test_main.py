@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from effdet_tf.data.phase_contrast import render_image
+from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.results import Result
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
+from effdet_tf.prediction.results import Result
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE
 from export import main as command
 
 SIZE = ["--size", "64x64"]
@@ -90,8 +90,8 @@ def parts(monkeypatch, tiny_config):
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("effdet_tf.predict.load_run", load_run)
-    monkeypatch.setattr("effdet_tf.predictors.load", lambda path: StandIn(tiny_config, calls.score))
+    monkeypatch.setattr("effdet_tf.prediction.run.load_run", load_run)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: StandIn(tiny_config, calls.score))
     return calls
 
 
@@ -331,7 +331,8 @@ def test_an_artifact_beyond_its_tolerance_stays_and_fails(run, parts, tmp_path, 
 
 
 def test_int8_beyond_its_tolerance_fails_unless_allowed(run, parts, tmp_path, capsys, monkeypatch):
-    from export import images, parity
+    from export import parity
+    from export import trial_images as images
 
     seen = []
     monkeypatch.setattr(images, "calibration", lambda inputs, others: ([], "nothing"))

@@ -8,10 +8,10 @@ import pytest
 
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
-from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.geometry.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
-from effdet_tf.results import Result
-from export import images as image_sources
+from export import trial_images as image_sources
 from export.agreement import Agreement, mask_iou, match
 from export.parity import FAILED, NOT_JUDGED, PASSED, TOLERANCES, Artifact, circumstances, compare, judge
 from export.parity_table import format_parity

@@ -12,9 +12,9 @@ import pytest
 import effdet_tf
 from effdet_tf.cli import main as effdet_main
 from effdet_tf.config import Config
-from effdet_tf.data.image_io import read_image
+from effdet_tf.images.read import read_image
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE
+from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from export.agreement import Agreement
 from export.main import main
 

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 import effdet_tf
-from effdet_tf.data.image_io import encode_png
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
-from effdet_tf.predict import Predictor
+from effdet_tf.images.read import encode_png
+from effdet_tf.model.network import build_network
+from effdet_tf.prediction.run import Predictor
 from export.saved_model import write_saved_model
 
 PLAIN = [

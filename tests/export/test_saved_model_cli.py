@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from effdet_tf.data.image_io import read_image
+from effdet_tf.images.read import read_image
 
 
 def saved_model_cli(*arguments):

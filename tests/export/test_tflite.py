@@ -13,9 +13,9 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
 from effdet_tf.errors import UserError
-from effdet_tf.metadata import METADATA_FILE, read_metadata
-from effdet_tf.predict import Predictor
-from effdet_tf.tflite_predictor import TFLitePredictor
+from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
+from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.tflite import TFLitePredictor
 from export import tflite
 from export.flatbuffer_merge import custom_operators, merge
 from export.tflite import convert, keras_reference, split

@@ -26,7 +26,6 @@ from PIL import Image
 
 from effdet_tf.config import load_config
 from effdet_tf.data.build import build_image
-from effdet_tf.data.image_io import Stack, encode_png, read_image, read_labels
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import ImageRecord, deserialize, iterate_records, serialize
 from effdet_tf.data.sources.coco import open_coco
@@ -34,11 +33,7 @@ from effdet_tf.data.sources.labelmaps import open_labelmaps
 from effdet_tf.data.sources.sartorius import open_sartorius
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.metadata import describe, read_metadata
-from effdet_tf.model.weights import read_arrays
-from effdet_tf.presets import preset
-from effdet_tf.pretrained.torch_file import read_state_dict
-from effdet_tf.rle import (
+from effdet_tf.geometry.rle import (
     decode_kaggle_rle,
     decode_rle,
     encode_kaggle_rle,
@@ -47,7 +42,12 @@ from effdet_tf.rle import (
     polygons_to_rle,
     rle_to_patch,
 )
-from effdet_tf.wells import parse_name
+from effdet_tf.images.read import Stack, encode_png, read_image, read_labels
+from effdet_tf.model.weights import read_arrays
+from effdet_tf.outputs.wells import parse_name
+from effdet_tf.prediction.metadata import describe, read_metadata
+from effdet_tf.presets import preset
+from effdet_tf.pretrained.torch_file import read_state_dict
 from tests.fuzz.damage import damaged_bytes, damaged_document, damaged_text
 from tests.pretrained.torch_format import tensor, write_legacy, write_state_dict
 

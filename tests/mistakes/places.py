@@ -16,11 +16,11 @@ import tifffile
 
 from effdet_tf import cli
 from effdet_tf.config import Config
-from effdet_tf.metadata import METADATA_FILE, describe
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.geometry.rle import encode_kaggle_rle
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
-from effdet_tf.rle import encode_kaggle_rle
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE
+from effdet_tf.prediction.metadata import METADATA_FILE, describe
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE
 
 SIDE = 64
 

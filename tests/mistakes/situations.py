@@ -18,7 +18,7 @@ import tifffile
 from pytest import MonkeyPatch
 
 import effdet_tf
-from effdet_tf.run_folder import MODELS
+from effdet_tf.runs import MODELS
 from tests.mistakes import places
 from tests.mistakes.mistake import Prepare, run
 
@@ -113,7 +113,7 @@ def no_memory(*args: Any, **options: Any) -> Any:
 
 
 def no_memory_to_predict(folder: Path, patch: MonkeyPatch) -> None:
-    patch.setattr("effdet_tf.predict.Predictor.predict", no_memory)
+    patch.setattr("effdet_tf.prediction.run.Predictor.predict", no_memory)
 
 
 def no_memory_to_train(folder: Path, patch: MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import Network, build_network
+from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
-from effdet_tf.predict import Predictor
-from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE
+from effdet_tf.prediction.run import Predictor
+from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training.optimizer import make_optimizer
 from training.trainer import make_step
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import assign_arrays, named_variables, read_arrays, save_arrays, to_arrays
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.results import Result
+from effdet_tf.prediction.results import Result
 
 OWN_SCORE = 0.5
 SCORES = (0.9, 0.6, 0.3)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.files import phase_contrast, write_cells
+from effdet_tf.napari_plugin.contributions import phase_contrast, write_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "effdet_tf" / "napari_plugin" / "napari.yaml"

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from effdet_tf import predictors
 from effdet_tf.errors import UserError
 from effdet_tf.napari_plugin.network_process import NetworkProcess, serve
+from effdet_tf.prediction import load as predictors
 from tests.napari_plugin.stubs import StubNetwork
 
 

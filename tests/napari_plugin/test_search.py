@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.frames import Frames
+from effdet_tf.napari_plugin.pages import Frames
 from effdet_tf.napari_plugin.search import mark, search
 from tests.napari_plugin.stubs import HEIGHT, OWN_SCORE, WIDTH, StubNetwork, found
 

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from effdet_tf import cli
-from effdet_tf.data.phase_contrast import render_image
+from effdet_tf.data.synthetic.phase_contrast import render_image
 from tests.napari_plugin.conftest import settle
 from tests.napari_plugin.stubs import HEIGHT, OWN_SCORE, WIDTH, StubNetwork, found
 

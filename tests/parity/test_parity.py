@@ -15,8 +15,8 @@ from keras import ops
 
 from benchmarks import parity
 from benchmarks import parity_cases as cases
-from effdet_tf import boxes
-from effdet_tf.anchors import grid
+from effdet_tf.geometry import boxes
+from effdet_tf.model.anchors import grid
 from effdet_tf.model.heads import build_predictor
 from effdet_tf.model.layers import BatchNorm, FastFusion, UpsampleLike
 from effdet_tf.presets import preset

@@ -12,7 +12,7 @@ pytest.importorskip("apache_beam", reason="the extra `plates` is not installed")
 
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
-from effdet_tf.results import Result
+from effdet_tf.prediction.results import Result
 
 
 class Squares:

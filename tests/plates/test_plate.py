@@ -15,11 +15,11 @@ import tifffile
 import effdet_tf
 from effdet_tf import cli
 from effdet_tf.errors import UserError
-from effdet_tf.lock import locked
+from effdet_tf.files import locked
+from effdet_tf.outputs.wells import count_cells
 from effdet_tf.plates.plate import model_digest, run_plate
 from effdet_tf.plates.work import work_through
-from effdet_tf.run_folder import MODELS
-from effdet_tf.wells import count_cells
+from effdet_tf.runs import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 VARYING = ("counts.csv", "failed.csv", ".lock")  # written by every call
@@ -261,7 +261,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path, capsys
 
 
 def test_two_processes_with_the_network_of_the_package(tmp_path, write_image):
-    from effdet_tf.data.phase_contrast import render_image
+    from effdet_tf.data.synthetic.phase_contrast import render_image
 
     for k in range(4):
         image, _ = render_image(np.random.default_rng(k), 128, 128, 12, "Round")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import tifffile
 
-from effdet_tf.data.image_io import read_labels
 from effdet_tf.errors import UserError
+from effdet_tf.images.read import read_labels
 from effdet_tf.outputs import CELL_COLUMNS
 from effdet_tf.plates.plan import find_sources, make_shards
 from effdet_tf.plates.work import CELL_SCHEMA, IMAGE_SCHEMA, Task, labels_file, work_through

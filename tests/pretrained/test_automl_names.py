@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.parity_cases import image, summary
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import assign_arrays, named_variables
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.automl_names import from_automl

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables
 from effdet_tf.presets import REFERENCE_PRESETS, preset
 from effdet_tf.pretrained.effdet_names import from_effdet, rows

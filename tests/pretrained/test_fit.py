@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import to_arrays
 from effdet_tf.pretrained.fit import fold_channels, part, start_from, summary, write_rows
 from effdet_tf.pretrained.source import Pretrained

@@ -11,7 +11,7 @@ import pytest
 import effdet_tf
 from effdet_tf.cli import main
 from effdet_tf.config import load_config
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, save_arrays
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.effdet_names import rows

@@ -10,7 +10,7 @@ import pytest
 
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.report import format_table, headline
+from effdet_tf.metrics.scores import format_table, headline
 from effdet_tf.report.collect import from_run
 from effdet_tf.report.write import report_on_evaluation, report_on_run
 from tests.report.pages import CATEGORIES, Page, predictions
@@ -172,7 +172,7 @@ def test_the_same_files_give_the_same_page(usual, tmp_path):
 
 
 def test_parameters_are_those_that_are_learned(run_folder, tiny_config):
-    from effdet_tf.model.efficientdet import build_network
+    from effdet_tf.model.network import build_network
     from effdet_tf.model.weights import save_arrays, to_arrays
 
     network = build_network(tiny_config)

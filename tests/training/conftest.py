@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import Config
-from effdet_tf.data.image_io import encode_png
-from effdet_tf.data.phase_contrast import render_image
 from effdet_tf.data.record import MASK_SIZE, ImageRecord
-from effdet_tf.masks import patch_box, patch_to_bitmap, polygons_to_rle, rle_to_patch
+from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.geometry.masks import patch_box, patch_to_bitmap, polygons_to_rle, rle_to_patch
+from effdet_tf.images.read import encode_png
 
 WriteRecords = Callable[[Path, list[ImageRecord]], Path]
 SIDE = 96

@@ -18,11 +18,11 @@ import jax
 import keras
 import numpy as np
 
-from effdet_tf.assignment import Predictions, assign
 from effdet_tf.config import load_config
 from effdet_tf.data.packed import load_packed
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import assign_arrays, named_variables, read_arrays
+from training.assignment import Predictions, assign
 from training.jax_trainer import JaxTrainer, make_loss, make_step, untrained
 from training.optimizer import make_optimizer
 

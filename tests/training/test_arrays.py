@@ -11,12 +11,11 @@ import pytest
 import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
-from effdet_tf.data import augment as tf_augment
-from effdet_tf.data import pipeline
 from effdet_tf.data.packed import PackedSet
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from training import numpy_crops
+from training import augment as tf_augment
+from training import numpy_crops, pipeline
 from training.arrays import PLACES, first_places, stack, training_batches
 
 SIZE = (90, 130)

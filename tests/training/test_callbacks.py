@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from effdet_tf.run_folder import LOG_FILE
+from effdet_tf.runs import LOG_FILE
 from training.callbacks import TENSORBOARD_FOLDER, RunLog
 
 

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from effdet_tf import evaluation
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
-from effdet_tf.masks import Patch, patch_to_bitmap, patch_to_rle
-from effdet_tf.metrics.report import format_table
+from effdet_tf.geometry.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.metrics import evaluation
+from effdet_tf.metrics.scores import format_table
+from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
-from effdet_tf.results import Result
 from training import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,19 +26,19 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf import cli
-from effdet_tf.anchors import grid
-from effdet_tf.assignment import Predictions, State, assign
 from effdet_tf.config import Config, DataConfig, load_config
 from effdet_tf.data.packed import PackedSet, load_packed, save_packed
-from effdet_tf.data.plan import epoch_plan
 from effdet_tf.data.store import RecordStore
-from effdet_tf.losses import combine, detection_losses
-from effdet_tf.model.efficientdet import Network, build_network
+from effdet_tf.model.anchors import grid
+from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import assign_arrays, named_variables, read_arrays, save_arrays, to_arrays
 from training import jax_main
 from training.arrays import training_batches
+from training.assignment import Predictions, State, assign
+from training.losses import combine, detection_losses
 from training.optimizer import make_optimizer
-from training.run import FED, TERMS
+from training.order import epoch_plan
+from training.progress import FED, TERMS
 from training.trainer import Trainer, make_step
 
 ROOT = Path(__file__).resolve().parents[2]

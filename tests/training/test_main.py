@@ -19,8 +19,8 @@ from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.lock import LOCK_FILE, locked
-from effdet_tf.run_folder import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
+from effdet_tf.files import LOCK_FILE, locked
+from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
 from training.demo import MINUTES
 from training.options import open_run, resolve, wanted_config

@@ -14,9 +14,9 @@ from effdet_tf.data.packed import load_packed
 from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.evaluation import evaluate_run
+from effdet_tf.metrics.evaluation import evaluate_run
+from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
-from effdet_tf.results import Result
 from training import main as training_main
 from training.evaluate import evaluate_file
 

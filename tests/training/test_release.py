@@ -10,11 +10,11 @@ import pytest
 
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
-from effdet_tf.predict import load_run
+from effdet_tf.prediction.run import load_run
 from effdet_tf.presets import preset
-from effdet_tf.run_folder import BEST_FILE, CONFIG_FILE, LAST_FILE
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, LAST_FILE
 from training import release
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import Config, load_config
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
-from effdet_tf.run_folder import CONFIG_FILE, LAST_FILE
+from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training import main as command
 from training import trainer as trainer_lib
 from training.options import wanted_config

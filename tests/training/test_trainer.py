@@ -18,9 +18,9 @@ from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.model.efficientdet import build_network
+from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, to_arrays
-from effdet_tf.run_folder import LOG_FILE
+from effdet_tf.runs import LOG_FILE
 from training import trainer as trainer_module
 from training.callbacks import TENSORBOARD_FOLDER
 from training.optimizer import make_optimizer

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import IMAGE_SUFFIXES, Stack
-from effdet_tf.errors import UserError
-from effdet_tf.masks import Patch
-from effdet_tf.near import near_files
+from effdet_tf.errors import UserError, near_files
+from effdet_tf.geometry.masks import Patch
+from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
 
 
 class Cell(NamedTuple):

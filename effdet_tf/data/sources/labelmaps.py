@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import Stack, read_labels
 from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, page_names, require_folder
 from effdet_tf.errors import UserError
-from effdet_tf.masks import labels_to_patches, largest_component, patch_to_rle
+from effdet_tf.geometry.masks import labels_to_patches, largest_component, patch_to_rle
+from effdet_tf.images.read import Stack, read_labels
 
 _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
 _IMAGE_ENDINGS = ("_img", "_image")

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.image_io import IMAGE_SUFFIXES
 from effdet_tf.data.sources.base import Cell, ImageTask, Source, page_names, require_folder
 from effdet_tf.data.sources.outline_files import read_geojson, read_rois, read_yolo, yolo_classes
 from effdet_tf.errors import UserError
-from effdet_tf.masks import largest_component, patch_to_rle, rings_to_patch
+from effdet_tf.geometry.masks import largest_component, patch_to_rle, rings_to_patch
+from effdet_tf.images.read import IMAGE_SUFFIXES
 
 UNNAMED = "cell"  # class of what has none
 _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes beside its outlines

@@ -1,0 +1,1 @@
+"""Synthetic phase-contrast cells: everything can be tried without a download."""

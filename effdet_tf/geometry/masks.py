@@ -1,0 +1,370 @@
+"""Cell masks as small patches: bitmaps, pasting, outlines, label images and overlap removal.
+
+The run-length codes live in `effdet_tf.geometry.rle` and are offered here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+
+from effdet_tf.geometry.rle import (
+    Patch,
+    decode_kaggle_rle,
+    decode_rle,
+    encode_kaggle_rle,
+    encode_rle,
+    kaggle_rle_to_patch,
+    patch_to_rle,
+    polygons_to_rle,
+    rle_to_patch,
+)
+
+__all__ = [
+    "Patch",
+    "decode_kaggle_rle",
+    "decode_rle",
+    "encode_kaggle_rle",
+    "encode_rle",
+    "fill_holes",
+    "kaggle_rle_to_patch",
+    "labels_to_patches",
+    "largest_component",
+    "mask_to_patch",
+    "paste_bitmap",
+    "patch_box",
+    "patch_to_bitmap",
+    "patch_to_pieces",
+    "patch_to_polygons",
+    "patch_to_rle",
+    "polygons_to_rle",
+    "resolve_overlaps",
+    "rings_to_patch",
+    "rle_to_patch",
+]
+
+# Directions of a boundary step (dy, dx), clockwise in the image: right, down, left, up.
+_STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
+    """Crop a mask to its tight patch.
+
+    Args:
+        mask: bool [h, w].
+        y: image row of the mask's first row.
+        x: image column of the mask's first column.
+
+    Returns:
+        The tight patch (a view of `mask`), or None when nothing is set.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return Patch(y + top, x + left, mask[top:bottom, left:right])
+
+
+def patch_box(patch: Patch) -> np.ndarray:
+    """The tight box of a patch.
+
+    Returns:
+        float32 [4], yxyx pixels, y1 and x1 exclusive.
+
+    Raises:
+        ValueError: when the patch is empty.
+    """
+    tight = mask_to_patch(*_mask_first(patch))
+    if tight is None:
+        raise ValueError("an empty mask has no box")
+    height, width = tight.mask.shape
+    return np.array([tight.y, tight.x, tight.y + height, tight.x + width], dtype=np.float32)
+
+
+def fill_holes(patch: Patch) -> tuple[Patch, int]:
+    """Fill the holes of a patch: background that no 4-connected path joins to the outside.
+
+    Returns:
+        (the filled patch, number of pixels filled).
+    """
+    height, width = patch.mask.shape
+    outside = np.zeros((height + 2, width + 2), dtype=np.uint8)
+    outside[1:-1, 1:-1] = patch.mask
+    cv2.floodFill(outside, None, (0, 0), 2)
+    filled = outside[1:-1, 1:-1] != 2
+    return Patch(patch.y, patch.x, filled), int(np.count_nonzero(filled) - np.count_nonzero(patch.mask))
+
+
+def largest_component(patch: Patch) -> tuple[Patch, int]:
+    """Keep the largest 8-connected piece of a patch.
+
+    Returns:
+        (the tight patch of the largest piece, number of pixels dropped).
+
+    Raises:
+        ValueError: when the patch is empty.
+    """
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(
+        patch.mask.astype(np.uint8), connectivity=8
+    )
+    if count < 2:
+        raise ValueError("an empty mask has no component")
+    if count == 2:
+        return patch, 0
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    best = int(areas.argmax()) + 1
+    kept = mask_to_patch(labels == best, patch.y, patch.x)
+    assert kept is not None
+    return kept, int(areas.sum() - areas[best - 1])
+
+
+def patch_to_bitmap(patch: Patch, size: int) -> np.ndarray:
+    """Resample the tight patch to a square bitmap: an axis that shrinks by area, one that grows linearly.
+
+    Args:
+        patch: a patch with at least one pixel.
+        size: side of the bitmap.
+
+    Returns:
+        uint8 [size, size], coverage 0..255.
+
+    Raises:
+        ValueError: when the patch is empty.
+    """
+    tight = mask_to_patch(*_mask_first(patch))
+    if tight is None:
+        raise ValueError("an empty mask has no bitmap")
+    height, width = tight.mask.shape
+    bitmap = tight.mask.astype(np.uint8) * np.uint8(255)
+    # One axis at a time: with one axis shrinking and the other growing, INTER_AREA would be linear in both.
+    if height != size:
+        bitmap = cv2.resize(bitmap, (width, size), interpolation=_interpolation(height, size))
+    if width != size:
+        bitmap = cv2.resize(bitmap, (size, size), interpolation=_interpolation(width, size))
+    return bitmap
+
+
+def paste_bitmap(
+    bitmap: np.ndarray, box: Sequence[float] | np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> Patch | None:
+    """Resample a box-aligned bitmap to the pixels of the image, bilinearly, and cut at a threshold.
+
+    The centre of bitmap cell (i, j) lies at y0 + (i + .5) * (y1 - y0) / m; pixel centres lie at +.5. A pixel
+    belongs to the box when its centre does; beyond the outermost bitmap centres the edge value holds.
+
+    Args:
+        bitmap: uint8 [m, m], probability or coverage times 255.
+        box: yxyx pixels, the box that the bitmap covers.
+        height: frame height, pixels.
+        width: frame width, pixels.
+        threshold: a pixel is set when its value is above it, 0..1.
+
+    Returns:
+        The tight patch, or None when no pixel is above the threshold.
+    """
+    y0, x0, y1, x1 = (float(v) for v in box)
+    top, rows = _interpolate(y0, y1, height, bitmap.shape[0])
+    left, columns = _interpolate(x0, x1, width, bitmap.shape[1])
+    if rows is None or columns is None:
+        return None
+    values = rows @ bitmap.astype(np.float32) @ columns.T
+    return mask_to_patch(values > threshold * 255.0, top, left)
+
+
+def patch_to_polygons(patch: Patch) -> list[list[float]]:
+    """Outline each 4-connected piece of a patch along its pixel edges.
+
+    The outline gives the same pixels back through `polygons_to_rle`, except that holes are filled:
+    COCO polygons have no form for them.
+
+    Returns:
+        Polygons x, y, x, y, ... in pixels, clockwise, corners only.
+    """
+    outer = [ring for ring in _rings(patch) if _signed_area(ring) > 0]
+    return [[float(v) for y, x in ring for v in (x, y)] for ring in outer]
+
+
+def patch_to_pieces(patch: Patch) -> list[list[np.ndarray]]:
+    """Outline each 4-connected piece of a patch along its pixel edges, with its holes.
+
+    Returns:
+        For each piece its rings, float64 `[K, 2]` x, y in pixels, corners only: the outer one first,
+        clockwise, then its holes, the other way round.
+    """
+    count, labels = cv2.connectedComponents(patch.mask.astype(np.uint8), connectivity=4)
+    pieces = []
+    for number in range(1, count):
+        rings = _rings(Patch(patch.y, patch.x, labels == number) if count > 2 else patch)
+        rings.sort(key=_signed_area, reverse=True)  # the outer ring alone runs clockwise
+        pieces.append([np.array(ring, np.float64)[:, ::-1] for ring in rings])
+    return pieces
+
+
+def rings_to_patch(rings: Sequence[np.ndarray], height: int, width: int) -> Patch | None:
+    """The pixels inside an odd number of rings, as polygon programs fill them (even-odd rule).
+
+    Args:
+        rings: `[K, 2]` each, x, y in pixels.
+        height: frame height, pixels.
+        width: frame width, pixels.
+
+    Returns:
+        The tight patch, or None when no pixel is inside.
+
+    Raises:
+        ValueError: for a ring without an area or with coordinates that are not finite.
+    """
+    parts = [rle_to_patch(polygons_to_rle([np.ravel(ring).tolist()], height, width)) for ring in rings]
+    found = [part for part in parts if part is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    top, left = min(part.y for part in found), min(part.x for part in found)
+    bottom = max(part.y + part.mask.shape[0] for part in found)
+    right = max(part.x + part.mask.shape[1] for part in found)
+    mask = np.zeros((bottom - top, right - left), dtype=bool)
+    for y, x, part in found:
+        mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] ^= part
+    return mask_to_patch(mask, top, left)
+
+
+def resolve_overlaps(
+    patches: Iterable[Patch | None], labels: np.ndarray, min_visible: float = 0.5
+) -> list[int]:
+    """Give each pixel to one cell: the one that comes first.
+
+    A cell that keeps less than `min_visible` of its area, or no pixel, is dropped and claims nothing.
+
+    Args:
+        patches: inside the frame, best first; None is a cell without a pixel.
+        labels: integers [H, W], all 0; is changed: label k + 1 belongs to the patch `kept[k]`.
+        min_visible: share of its area that a cell must keep.
+
+    Returns:
+        kept: places of the cells that stay, rising.
+    """
+    kept: list[int] = []
+    for index, patch in enumerate(patches):
+        if patch is None:
+            continue
+        y, x, mask = patch
+        window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
+        free = mask & (window == 0)
+        if np.count_nonzero(free) < max(1, min_visible * np.count_nonzero(mask)):
+            continue
+        kept.append(index)
+        window[free] = len(kept)
+    return kept
+
+
+def labels_to_patches(labels: np.ndarray) -> list[tuple[int, Patch]]:
+    """Cut a label image into one tight patch per label.
+
+    Args:
+        labels: integers [H, W], 0 is background.
+
+    Returns:
+        (label, patch) by rising label.
+
+    Raises:
+        ValueError: when a label is negative.
+    """
+    labels = np.asarray(labels)
+    ys, xs = np.nonzero(labels)
+    if ys.size == 0:
+        return []
+    values = labels[ys, xs]
+    order = np.argsort(values, kind="stable")
+    values, ys, xs = values[order], ys[order], xs[order]
+    if values[0] < 0:
+        raise ValueError(
+            f"a label image holds {values[0]}; labels are 0 for background and 1, 2, ... for cells"
+        )
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    tops, lefts = np.minimum.reduceat(ys, starts), np.minimum.reduceat(xs, starts)
+    bottoms, rights = np.maximum.reduceat(ys, starts) + 1, np.maximum.reduceat(xs, starts) + 1
+    cells = []
+    for label, y0, x0, y1, x1 in zip(
+        values[starts].tolist(), tops.tolist(), lefts.tolist(), bottoms.tolist(), rights.tolist(), strict=True
+    ):
+        cells.append((label, Patch(y0, x0, labels[y0:y1, x0:x1] == label)))
+    return cells
+
+
+def _mask_first(patch: Patch) -> tuple[np.ndarray, int, int]:
+    return patch.mask, patch.y, patch.x
+
+
+def _interpolation(length: int, size: int) -> int:
+    return cv2.INTER_AREA if length > size else cv2.INTER_LINEAR
+
+
+def _interpolate(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarray | None]:
+    """First pixel and float32 [pixels, cells] weights of the pixels whose centres lie in [low, high)."""
+    if not high > low:  # also for NaN
+        return 0, None
+    first = int(max(np.ceil(max(low, 0.0) - 0.5), 0))
+    last = int(min(np.ceil(min(high, limit) - 0.5), limit))
+    if last <= first:
+        return 0, None
+    position = (np.arange(first, last, dtype=np.float32) + (0.5 - low)) * (cells / (high - low)) - 0.5
+    position = np.clip(position, 0, cells - 1).astype(np.float32)
+    weights = 1.0 - np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
+    return first, np.maximum(weights, 0.0, out=weights)
+
+
+def _rings(patch: Patch) -> list[list[tuple[int, int]]]:
+    """Closed boundaries of a patch as corners (y, x) in pixels: outer ones clockwise, holes the other way."""
+    mask = np.pad(np.asarray(patch.mask, dtype=bool), 1)
+    inside = mask[1:-1, 1:-1]
+    # Boundary steps keep the cell on their right: (start corner offset, neighbour that must be background).
+    faces = (
+        ((0, 0), mask[:-2, 1:-1]),
+        ((0, 1), mask[1:-1, 2:]),
+        ((1, 1), mask[2:, 1:-1]),
+        ((1, 0), mask[1:-1, :-2]),
+    )
+    steps: dict[tuple[int, int], list[int]] = {}
+    for direction, ((dy, dx), neighbour) in enumerate(faces):
+        for y, x in np.argwhere(inside & ~neighbour).tolist():
+            steps.setdefault((y + dy, x + dx), []).append(direction)
+    rings = []
+    for corner in sorted(steps):
+        while steps[corner]:
+            rings.append([(y + patch.y, x + patch.x) for y, x in _trace(steps, corner)])
+    return rings
+
+
+def _trace(steps: dict[tuple[int, int], list[int]], corner: tuple[int, int]) -> list[tuple[int, int]]:
+    """Follow and use up one closed boundary from `corner`; returns its corner points (y, x)."""
+    points = []
+    here, direction = corner, -1
+    while steps[here]:
+        leaving = steps[here]
+        # Where two pieces touch at a corner, turning right stays with the same piece.
+        right = (direction + 1) % 4
+        turn = right if direction >= 0 and right in leaving else leaving[0]
+        leaving.remove(turn)
+        if turn != direction:
+            points.append(here)
+        direction = turn
+        here = (here[0] + _STEPS[turn][0], here[1] + _STEPS[turn][1])
+        if here == corner and (not steps[here] or _closes(steps[here], direction)):
+            break
+    return points
+
+
+def _closes(leaving: list[int], direction: int) -> bool:
+    """Whether the boundary arriving by `direction` does not go on with its right turn."""
+    return (direction + 1) % 4 not in leaving
+
+
+def _signed_area(points: list[tuple[int, int]]) -> int:
+    """Twice the shoelace area of (y, x) points; positive when clockwise in the image."""
+    area = 0
+    for (y0, x0), (y1, x1) in zip(points, points[1:] + points[:1], strict=True):
+        area += x0 * y1 - x1 * y0
+    return area

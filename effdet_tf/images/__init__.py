@@ -1,0 +1,1 @@
+"""Pixels in: files, pages, gray values, normalisation and resizing."""

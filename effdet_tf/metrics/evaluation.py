@@ -1,0 +1,157 @@
+"""Predict on annotated images and score what was found, for training, evaluation and exports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
+from effdet_tf.data.manifest import refuse_pseudo
+from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.errors import UserError
+from effdet_tf.metrics.instances import image_case
+from effdet_tf.metrics.scores import Judge
+from effdet_tf.prediction.results import Result
+
+Entries = list[dict[str, Any]]
+
+
+class FoundCells:
+    """What one network finds, as COCO predictions on one annotated data set.
+
+    Attributes:
+        left_out: cells of classes that the data do not have: they cannot be judged.
+        masks: whether every result had masks.
+        strangers: why classes cannot be compared, or "": no class name is among those of the data. Every
+            prediction gets the first category then: the figures without classes stay valid.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], categories: Sequence[dict[str, Any]], data_dir: str | Path
+    ) -> None:
+        """Compare the classes of a network with those of the data.
+
+        Args:
+            class_names: the network's, by class id.
+            categories: the manifest's, `{"id", "name"}`.
+            data_dir: for messages.
+        """
+        category_ids = match_classes(class_names, categories)
+        known = np.array([identity is not None for identity in category_ids])
+        self.strangers = ""
+        if not known.any():
+            self.strangers = (
+                f"the network knows the classes {', '.join(class_names)}, {data_dir} has "
+                f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
+            )
+            known = ~known
+        self._known = known
+        self._ids = [int(categories[0]["id"]) if identity is None else identity for identity in category_ids]
+        self.left_out = 0
+        self.masks = True
+
+    def entries(self, image_id: int, found: Result) -> Entries:
+        """The cells of one image as COCO results."""
+        result = found.take(self._known[found.classes])
+        self.left_out += len(found) - len(result)
+        self.masks = self.masks and result.masks is not None
+        return result.to_coco(image_id, self._ids)
+
+
+class Truth(NamedTuple):
+    """One annotated image.
+
+    Attributes:
+        record: as converted.
+        image: its entry of COCO's "images".
+        cells: its entries of COCO's "annotations".
+    """
+
+    record: ImageRecord
+    image: dict[str, Any]
+    cells: Entries
+
+
+def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[Truth]:
+    """The images of a converted data set, one by one.
+
+    Args:
+        data_dir: folder with manifest and shards.
+        limit: only the first images; None for all.
+
+    Raises:
+        UserError: when a network labelled the images, there is none, or two have the same id.
+    """
+    manifest = read_manifest(data_dir)
+    refuse_pseudo(data_dir, manifest, "judge on annotated images")
+    ids = [int(category["id"]) for category in manifest.categories]
+    seen: dict[int, str] = {}
+    for record in islice(iterate_records(data_dir), limit):
+        entry = image_entry(record)
+        if entry["id"] in seen:
+            raise UserError(
+                f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}; "
+                "convert the data again with distinct ids"
+            )
+        seen[entry["id"]] = record.file_name
+        yield Truth(record, entry, cell_entries(record, ids))
+    if not seen:
+        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
+
+
+def evaluate_run(
+    predictor: Any,
+    data_dir: str | Path,
+    limit: int | None = None,
+    progress: bool = True,
+    score_threshold: float | None = None,
+    coco: bool | None = None,
+    keep: Callable[[Entries], object] | None = None,
+) -> dict[str, Any]:
+    """Predict on the images of a converted data set and score the result, image by image.
+
+    Args:
+        predictor: has `predict(image [H, W, C]) -> Result`, `class_names`, tuple of str, and `per_class`,
+            whether it tells classes apart.
+        data_dir: folder with manifest and shards.
+        limit: only the first images; None for all.
+        progress: whether to draw a progress bar on stderr.
+        score_threshold: see `summarise`.
+        coco: also score by COCO's own protocol; None does so for a network that tells classes apart.
+        keep: is given the COCO results of each image.
+
+    Returns:
+        The report of `Judge.report` with "left_out". Predictions of classes that the data do not have cannot
+        be judged: they are left out, and left_out counts them. When no class name is among those of the data,
+        every prediction gets the first category: the figures without classes stay valid, and there is no
+        confusion of classes.
+
+    Raises:
+        UserError: for data that cannot be read; for `coco` with class names that do not fit.
+    """
+    manifest = read_manifest(data_dir)
+    cells = FoundCells(predictor.class_names, manifest.categories, data_dir)
+    if cells.strangers:
+        if coco:
+            raise UserError(cells.strangers)
+        if coco is None and predictor.per_class:
+            print(f"no figures by COCO's protocol: {cells.strangers}", file=sys.stderr)
+        coco = False
+    judge = Judge(manifest.categories, score_threshold, coco=predictor.per_class if coco is None else coco)
+    images = manifest.images if limit is None else min(limit, manifest.images)
+    truths = annotated_images(data_dir, limit)
+    for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+        found = cells.entries(truth.image["id"], predictor.predict(decode_pixels(truth.record)))
+        judge.add(image_case(truth.image, truth.cells, found))
+        if keep is not None:
+            keep(found)
+    report = judge.report(cells.masks)
+    if cells.strangers:
+        report["confusion"] = None
+    return {**report, "left_out": cells.left_out}

@@ -1,0 +1,270 @@
+"""COCO average precision, by the LIVECell protocol first and by COCO's own as the other choice.
+
+LIVECell (Edlund et al. 2021, Nature Methods 18, 1038): all classes as one, up to 100/500/2000 detections
+an image, small/medium/large split at 18^2 and 31^2 px. The figures are those of pycocotools.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from effdet_tf.errors import UserError
+from effdet_tf.metrics.instances import (
+    ANY_CLASS,
+    Cell,
+    Found,
+    ImageCase,
+    ImageGroups,
+    has_masks,
+    image_cases,
+    unknown_class,
+)
+from effdet_tf.metrics.precision import (
+    MatchedImage,
+    box_cells,
+    box_detections,
+    mask_cells,
+    mask_detections,
+    match_detections,
+    precision_and_recall,
+)
+
+KINDS = ("bbox", "segm")
+_SHAPES = {"box": "bbox", "mask": "segm"}
+_READERS = {"bbox": (box_cells, box_detections), "segm": (mask_cells, mask_detections)}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How detections are counted.
+
+    Attributes:
+        name: as in the report.
+        per_class: whether a detection must also have the right class; figures are then means over classes.
+        max_detections: detections an image may have (per class when `per_class`), rising; AP uses the last.
+        area_limits: upper ends of the small and of the medium area, px^2.
+    """
+
+    name: str
+    per_class: bool
+    max_detections: tuple[int, int, int]
+    area_limits: tuple[float, float]
+
+    @property
+    def area_ranges(self) -> list[list[float]]:
+        """All, small, medium and large areas, px^2."""
+        small, medium = self.area_limits
+        return [[0, 1e10], [0, small], [small, medium], [medium, 1e10]]
+
+
+PROTOCOLS = {
+    "livecell": Protocol("livecell", False, (100, 500, 2000), (18.0**2, 31.0**2)),
+    "coco": Protocol("coco", True, (1, 10, 100), (32.0**2, 96.0**2)),
+}
+
+
+class CocoJudge:
+    """Takes annotated images one by one, and has the average precision in the end."""
+
+    def __init__(
+        self,
+        categories: Sequence[dict[str, Any]],
+        protocol: str = "livecell",
+        by: str | None = "cell_type",
+    ) -> None:
+        """Set the rules.
+
+        Args:
+            categories: COCO's, `{"id", "name"}`.
+            protocol: a name in `PROTOCOLS`.
+            by: image field to split the images by; None for no split.
+
+        Raises:
+            ValueError: for an unknown protocol.
+        """
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {protocol!r}")
+        self.rules = PROTOCOLS[protocol]
+        names = {int(category["id"]): str(category["name"]) for category in categories}
+        self.names = dict(sorted(names.items())) if self.rules.per_class else {ANY_CLASS: "cell"}
+        self._groups = ImageGroups(by)
+        self._counts: dict[int, tuple[int, int, int]] = {}  # by image: cells, predictions, dropped
+        self._matched: dict[tuple[str, int, int], MatchedImage] = {}  # by kind, class and image
+
+    def add(self, case: ImageCase, kinds: Sequence[str] = KINDS) -> None:
+        """Judge the detections on one image.
+
+        Args:
+            case: the image.
+            kinds: "bbox", "segm" or both.
+
+        Raises:
+            UserError: for a detection of an unknown class (when classes count), or without the box or mask
+                that is to be scored.
+        """
+        identity, per_class = case.image["id"], self.rules.per_class
+        self._groups.add(case.image)
+        found: dict[int, list[Found]] = defaultdict(list)
+        for number, entry in enumerate(case.found):
+            category = entry.category_id if per_class else ANY_CLASS
+            if category not in self.names:
+                raise unknown_class(case.what(number), category, self.names)
+            for kind, shape in (("box", entry.box), ("mask", entry.rle)):
+                if shape is None and _SHAPES[kind] in kinds:
+                    raise UserError(f"{case.what(number)} has no {kind} to score")
+            found[category].append(entry)
+        cells: dict[int, list[Cell]] = defaultdict(list)
+        for cell in case.cells:
+            cells[cell.category_id if per_class else ANY_CLASS].append(cell)
+        most = self.rules.max_detections[-1]
+        self._counts[identity] = (
+            sum(not cell.crowd for cell in case.cells),
+            len(case.found),
+            sum(max(0, len(entries) - most) for entries in found.values()),
+        )
+        for kind in kinds:
+            true_of, found_of = _READERS[kind]
+            for category in {*found, *cells}:
+                self._matched[kind, category, identity] = match_detections(
+                    true_of(cells[category]), found_of(found[category]), self.rules.area_ranges, most
+                )
+
+    def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
+        """The figures; see `evaluate_coco`.
+
+        Args:
+            kinds: some of those that were judged.
+
+        Raises:
+            UserError: when there was no image.
+        """
+        everything = set(self._groups.ids)
+        if not everything:
+            raise UserError("no annotated image to score on")
+        curves: dict[str, Any] = {}
+        report = {"protocol": self.rules.name, "all": self._group(everything, kinds, curves)}
+        report["by"] = {
+            name: report["all"] if ids == everything else self._group(ids, kinds)
+            for name, ids in self._groups.split().items()
+        }
+        return report | {"curves": curves}
+
+    def _group(
+        self, ids: set[int], kinds: Sequence[str], curves: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Figures of some images; with `curves`, those of each kind are put there."""
+        counts = np.array([self._counts[identity] for identity in ids]).sum(0)
+        group: dict[str, Any] = {"images": len(ids)}
+        group |= {name: int(n) for name, n in zip(("cells", "predictions", "dropped"), counts, strict=True)}
+        for kind in kinds:
+            precision, recall = self._precision_and_recall(kind, sorted(ids))
+            group[kind] = self._figures(precision, recall)
+            if curves is not None:
+                curves[kind] = _curves(precision[:, 0])
+        return group
+
+    def _precision_and_recall(self, kind: str, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Precision float64 `[class, area, IoU, recall]` and recall `[class, area, IoU, detections]`."""
+        areas = len(self.rules.area_ranges)
+        curves = []
+        for category in self.names:
+            keys = [(kind, category, identity) for identity in ids]
+            matched = [self._matched[key] for key in keys if key in self._matched]
+            curves.append([precision_and_recall(matched, k, self.rules.max_detections) for k in range(areas)])
+        precision = np.array([[p for p, _ in of_class] for of_class in curves])
+        recall = np.array([[r for _, r in of_class] for of_class in curves])
+        return precision, recall
+
+    def _figures(self, precision: np.ndarray, recall: np.ndarray) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            "AP": _mean(precision[:, 0]),
+            "AP50": _mean(precision[:, 0, 0]),
+            "AP75": _mean(precision[:, 0, 5]),
+            "APs": _mean(precision[:, 1]),
+            "APm": _mean(precision[:, 2]),
+            "APl": _mean(precision[:, 3]),
+            "AP50_80": _mean(precision[:, 0, :7]),
+        }
+        for slot, limit in enumerate(self.rules.max_detections[:2]):
+            figures[f"AR{limit}"] = _mean(recall[:, 0, :, slot])
+        for area, name in enumerate(("AR", "ARs", "ARm", "ARl")):
+            figures[name] = _mean(recall[:, area, :, 2])
+        figures["AFNR"] = None if figures["AR"] is None else 1.0 - figures["AR"]
+        if self.rules.per_class:
+            figures["classes"] = {
+                name: {"AP": _mean(precision[k, 0]), "AP50": _mean(precision[k, 0, 0])}
+                for k, name in enumerate(self.names.values())
+            }
+        return figures
+
+
+def evaluate_coco(
+    ground_truth: dict[str, Any],
+    predictions: Sequence[dict[str, Any]],
+    kinds: Sequence[str] = KINDS,
+    protocol: str = "livecell",
+    by: str | None = "cell_type",
+) -> dict[str, Any]:
+    """Score detections against annotated images.
+
+    Figures are fractions 0..1; None stands for "not defined" (no cell in that area range). AP, AP50, AP75:
+    average precision over IoU .50:.05:.95, at .50, at .75. APs, APm, APl: by area. AP50_80: over IoU
+    .50:.05:.80. AR: mean of the highest recall over the IoUs; ARs, ARm, ARl: by area; AR1, AR10 and so on:
+    with so few detections. AFNR: 1 - AR, the mean share of missed cells. Regions with `iscrowd` count
+    neither as found nor as missed, and detections on them are not false.
+
+    Args:
+        ground_truth: COCO dict: images (id, height, width, and `by`), categories, annotations (image_id,
+            category_id, segmentation as polygons or RLE, bbox x, y, w, h, iscrowd). The area is the mask's,
+            or the box's where there is no segmentation.
+        predictions: COCO results: image_id, category_id, score, bbox, segmentation RLE.
+        kinds: "bbox", "segm" or both.
+        protocol: a name in `PROTOCOLS`.
+        by: image field to split the images by; None for no split.
+
+    Returns:
+        `{"protocol", "all": group, "by": {value: group}, "curves"}`, a group being `{"images", "cells",
+        "predictions", "dropped", kind: {figure: value}}`; dropped counts the detections of lowest score
+        beyond the protocol's limit for one image. With `per_class` protocols each kind also holds
+        "classes": {name: {AP, AP50}}. "curves" is `{kind: {"AP": [10], by IoU threshold, "precision": {"50",
+        "75", "mean": [101]}}}` of all images, precision at recalls 0, .01 ... 1 at these IoUs and as the mean
+        over all, to four digits; None for a kind without a cell.
+
+    Raises:
+        UserError: for a detection on an unknown image, of an unknown class (when classes count), without a
+            finite score, or without the box or mask that `kinds` asks for; for masks of cells that are
+            annotated by boxes alone.
+        ValueError: for an unknown protocol or kind.
+    """
+    if not set(kinds) <= set(KINDS):
+        raise ValueError(f"unknown kinds {kinds!r}")
+    judge = CocoJudge(ground_truth["categories"], protocol, by)
+    if "segm" in kinds and not has_masks(ground_truth):
+        raise UserError("the annotations have boxes only, so there are no masks to score; score boxes alone")
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case, kinds)
+    return judge.report(kinds)
+
+
+def _curves(precision: np.ndarray) -> dict[str, Any] | None:
+    """Of float64 `[class, IoU, recall]`, means over the classes that have a cell; see `evaluate_coco`."""
+    defined = precision[precision[:, 0, 0] > -1]
+    if not len(defined):
+        return None
+    means = defined.mean(0)
+    lines = {"50": means[0], "75": means[5], "mean": means.mean(0)}
+    return {
+        "AP": means.mean(1).round(5).tolist(),
+        "precision": {name: line.round(4).tolist() for name, line in lines.items()},
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of what is defined; the rest is marked with -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None

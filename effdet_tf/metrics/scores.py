@@ -1,0 +1,290 @@
+"""All figures of one evaluation: as a dict for JSON and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from effdet_tf.errors import UserError
+from effdet_tf.metrics.box_metrics import BoxJudge
+from effdet_tf.metrics.cell_metrics import CellJudge
+from effdet_tf.metrics.confusion import OutcomeJudge, mask_outcome
+from effdet_tf.metrics.instances import ImageCase, image_cases
+from effdet_tf.metrics.protocols import KINDS, CocoJudge
+
+_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
+# The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
+COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
+    "AR100": "AR",
+    "ARs": "ARs",
+    "ARm": "ARm",
+    "ARl": "ARl",
+}
+_KIND_NAMES = {"bbox": "box", "segm": "mask"}
+CELL_LINES = (
+    ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
+    ("f1", "F1", "at IoU .5, counts of all images pooled"),
+    ("precision", "precision", "share of found cells that are true, IoU .5"),
+    ("recall", "recall", "share of true cells that are found, IoU .5"),
+    ("pq", "PQ", "panoptic quality, IoU .5"),
+    ("aji", "AJI", "aggregated Jaccard index, mean of images"),
+    ("seg", "SEG", "Cell Tracking Challenge, mean over true cells"),
+    ("matching_accuracy50", "matching accuracy", "TP/(TP+FP+FN) at IoU .5; StarDist's and Cellpose's AP"),
+    ("count_mean_error", "count error", "cells per image, mean of |found - true|"),
+    ("count_bias", "count bias", "cells per image, mean of found - true"),
+    ("count_correlation", "count correlation", "Pearson's r over images"),
+)
+
+
+def summarise(
+    ground_truth: dict[str, Any],
+    predictions: Sequence[dict[str, Any]],
+    score_threshold: float | None = None,
+    by: str | None = "cell_type",
+    coco: bool = False,
+    masks: bool | None = None,
+) -> dict[str, Any]:
+    """Compute every figure of what is in memory; `Judge` takes images one by one.
+
+    Args:
+        ground_truth: COCO dict with the truth at full resolution.
+        predictions: COCO results; a network without masks gives boxes only.
+        score_threshold: least score of a cell for the figures that need one; None takes the best by the
+            Sartorius metric on these images, or by F1 where only boxes are scored.
+        by: image field to split the figures by; None for no split.
+        coco: also score by COCO's own protocol, class by class.
+        masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
+            yes.
+
+    Returns:
+        See `Judge.report`.
+
+    Raises:
+        UserError: for predictions that do not fit the images.
+    """
+    judge = Judge(ground_truth["categories"], score_threshold, by, coco)
+    for case in image_cases(ground_truth, predictions):
+        judge.add(case)
+    return judge.report(masks)
+
+
+class Judge:
+    """Takes annotated images and what was found in them, one by one; it keeps 120 bytes of a detection."""
+
+    def __init__(
+        self,
+        categories: Sequence[dict[str, Any]],
+        score_threshold: float | None = None,
+        by: str | None = "cell_type",
+        coco: bool = False,
+    ) -> None:
+        """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
+        self._protocols = {
+            name: CocoJudge(categories, name, by) for name in ("livecell", *(["coco"] if coco else []))
+        }
+        self._cells = CellJudge(score_threshold, by)
+        self._boxes = BoxJudge(categories, score_threshold, by, coco)
+        self._images: list[dict[str, Any]] = []
+        self._mask_outcomes, self._box_outcomes = OutcomeJudge(categories), OutcomeJudge(categories)
+        self._boxes_alone = False  # some annotation has no mask
+        self._masked = 0  # predictions that have one
+        self._unmasked: str | None = None  # the first prediction that has none
+
+    def add(self, case: ImageCase) -> None:
+        """Judge what was found in one image.
+
+        Raises:
+            UserError: for a detection of an unknown class, when classes count, or without a box.
+        """
+        self._boxes_alone |= any(cell.rle is None for cell in case.cells)
+        lacking = [number for number, entry in enumerate(case.found) if entry.rle is None]
+        self._masked += len(case.found) - len(lacking)
+        if lacking and self._unmasked is None:
+            self._unmasked = case.what(lacking[0])
+        masks = not self._boxes_alone and self._unmasked is None
+        for judge in self._protocols.values():
+            judge.add(case, KINDS if masks else KINDS[:1])
+        if masks:
+            self._mask_outcomes.add(mask_outcome(case, self._cells.add(case)))
+        self._box_outcomes.add(self._boxes.add(case))
+        known = ("id", "file_name", "cell_type")
+        self._images.append({name: case.image[name] for name in known if name in case.image})
+
+    def report(self, masks: bool | None = None) -> dict[str, Any]:
+        """The figures of all images.
+
+        Args:
+            masks: as of `summarise`.
+
+        Returns:
+            `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
+            evaluate_coco(...), "boxes_only", "images", "confusion", "sizes"}`, ready for JSON. "boxes_only"
+            says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
+            "coco" is None when that is off. "images" has id, file_name, cell_type, true, found, sartorius
+            (of masks) and f1 of every image at the score of a cell; "confusion" and "sizes" are those of
+            `OutcomeJudge.report`.
+
+        Raises:
+            UserError: for predictions that do not fit the images.
+        """
+        masks = (self._masked > 0 or self._unmasked is None) if masks is None else masks
+        boxes_only = None if masks else "the predictions have no masks"
+        if self._boxes_alone:
+            boxes_only = "the images are annotated by boxes alone"
+        if not boxes_only and self._unmasked is not None:
+            raise UserError(f"{self._unmasked} has no mask to score")
+        kinds = KINDS[:1] if boxes_only else KINDS
+        figures = {name: judge.report(kinds) for name, judge in self._protocols.items()}
+        judge, outcomes = (
+            (self._boxes, self._box_outcomes) if boxes_only else (self._cells, self._mask_outcomes)
+        )
+        at_score = judge.report()
+        by_image = judge.by_image(at_score["score_threshold"])
+        return {
+            "livecell": figures["livecell"],
+            "cells": None if boxes_only else at_score,
+            "boxes": at_score if boxes_only else None,
+            "coco": figures.get("coco"),
+            "boxes_only": boxes_only,
+            "images": [image | by_image[image["id"]] for image in self._images],
+            **outcomes.report(at_score["score_threshold"]),
+        }
+
+
+def headline(report: dict[str, Any]) -> dict[str, float | None]:
+    """The few figures to follow during training.
+
+    Returns:
+        box_AP, box_AP50, mask_AP, mask_AP50 of the LIVECell protocol, sartorius, f1, count_mean_error; None
+        where not defined. f1 and count_mean_error are of boxes where masks are not scored. With COCO's own
+        protocol also coco_box_AP, coco_box_AP50, coco_mask_AP, coco_mask_AP50.
+    """
+    figures: dict[str, float | None] = {}
+    for protocol, prefix in (("livecell", ""), ("coco", "coco_")):
+        if report[protocol]:
+            for kind, name in _KIND_NAMES.items():
+                values = report[protocol]["all"].get(kind, {})
+                figures |= {f"{prefix}{name}_{key}": values.get(key) for key in ("AP", "AP50")}
+    cells = (report["cells"] or report["boxes"])["all"]
+    return figures | {key: cells.get(key) for key in ("sartorius", "f1", "count_mean_error")}
+
+
+def choosing_score(figures: dict[str, float | None]) -> float:
+    """The figure of `headline` by which one network is better than another.
+
+    The AP of COCO's protocol where that was asked for, since classes count there, else of LIVECell's; of the
+    masks where they are scored, else of the boxes. 0 where none of them is defined.
+    """
+    for name in ("coco_mask_AP", "coco_box_AP", "mask_AP", "box_AP"):
+        value = figures.get(name)
+        if value is not None:
+            return value
+    return 0.0
+
+
+def reporting_score(report: dict[str, Any]) -> float | None:
+    """The least score of a cell to report by, as these images have it; None where nothing true was found.
+
+    Of masks the counting score of `score_cells`: the best by the Sartorius metric alone may count a quarter
+    of the cells too few for a hundredth of it. Of boxes the best by F1, which weighs missed and false alike.
+    """
+    for kind, figure, score in (
+        ("cells", "best_sartorius", "counting_score_threshold"),
+        ("boxes", "best_f1", "best_score_threshold"),
+    ):
+        if report.get(kind) and report[kind][figure] > 0:
+            return float(report[kind][score])
+    return None
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """The report as text: AP rows for boxes and masks, all and per group, then one line per other figure."""
+    lines = [
+        "LIVECell protocol, % (classes as one, up to 100/500/2000 detections an image, "
+        "areas split at 324 and 961 px)"
+    ]
+    lines += _ap_table(report["livecell"], {name: name for name in _COLUMNS})
+    lines.append("AP50_80 is AP over IoU .50:.05:.80; AFNR is 100 - AR, the mean share of missed cells.")
+    if report.get("coco"):
+        lines += [
+            "",
+            "COCO protocol, % (mean over classes, up to 100 detections an image and class, "
+            "areas split at 1024 and 9216 px)",
+        ]
+        lines += _ap_table(report["coco"], COCO_COLUMNS)
+        lines += _class_lines(report["coco"]["all"])
+    if report["boxes_only"]:
+        lines += ["", f"Only boxes are scored: {report['boxes_only']}.", *_box_table(report["boxes"])]
+    else:
+        lines += ["", *_cell_table(report["cells"])]
+    if report.get("left_out"):
+        lines += [f"{report['left_out']} predictions of classes that the images lack were left out."]
+    return "\n".join(lines)
+
+
+def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
+    groups = {"all": result["all"], **result["by"]}
+    width = max(5, *(len(name) for name in groups))
+    lines = [f"{'':{width}} {'':4} {'images':>6} {'cells':>8} " + " ".join(f"{c:>7}" for c in columns)]
+    for name, group in groups.items():
+        for kind, label in _KIND_NAMES.items():
+            if kind in group:
+                values = " ".join(f"{_percent(group[kind][name]):>7}" for name in columns.values())
+                lines.append(f"{name:{width}} {label:4} {group['images']:>6} {group['cells']:>8} {values}")
+    dropped = result["all"]["dropped"]
+    if dropped:
+        lines.append(f"{dropped} predictions beyond that number were dropped, lowest scores first.")
+    return lines
+
+
+def _class_lines(group: dict[str, Any]) -> list[str]:
+    lines = []
+    for kind, label in _KIND_NAMES.items():
+        for name, values in group.get(kind, {}).get("classes", {}).items():
+            ap, ap50 = _percent(values["AP"]), _percent(values["AP50"])
+            lines.append(f"class {name}, {label}: AP {ap}, AP50 {ap50}")
+    return lines
+
+
+def _cell_table(cells: dict[str, Any]) -> list[str]:
+    score, how = f"{cells['score_threshold']:.2f}", _how(cells, "Sartorius metric", "best_sartorius")
+    lines = [f"Cells of score {score} and more, no pixel in two cells ({how})"]
+    return lines + _group_lines({"all": cells["all"], **cells["by"]})
+
+
+def _box_table(boxes: dict[str, Any]) -> list[str]:
+    lines = [f"Boxes of score {boxes['score_threshold']:.2f} and more ({_how(boxes, 'F1', 'best_f1')})"]
+    return lines + _group_lines({"all": boxes["all"], **boxes["by"]})
+
+
+def _how(result: dict[str, Any], name: str, figure: str) -> str:
+    if result["chosen"] == "given":
+        return f"best {name} {result[figure]:.3f} at {result['best_score_threshold']:.2f}"
+    return "the best of a grid on these images: an upper bound"
+
+
+def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
+    widths = [max(8, len(name)) for name in groups]
+    names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
+    lines = [f"{'':18} {names}"]
+    for key, label, meaning in CELL_LINES:
+        if key not in groups["all"]:
+            continue
+        values = " ".join(
+            f"{_number(group[key], key):>{width}}"
+            for group, width in zip(groups.values(), widths, strict=True)
+        )
+        lines.append(f"{label:18} {values}  {meaning}")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, key: str) -> str:
+    if value is None:
+        return "-"
+    if key == "count_bias":
+        return f"{value:+.1f}"
+    return f"{value:.1f}" if key == "count_mean_error" else f"{value:.3f}"

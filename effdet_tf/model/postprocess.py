@@ -1,0 +1,238 @@
+"""From raw network outputs to cells: decode, top-k, NMS, masks and their scoring.
+
+The one implementation behind Keras, SavedModel and TFLite. Everything is keras.ops but for NMS,
+which is TensorFlow's `NonMaxSuppressionV5`: it converts to a TFLite builtin.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from effdet_tf.config import Config
+from effdet_tf.geometry import boxes as box_ops
+from effdet_tf.model import anchors as anchor_ops
+from effdet_tf.model.mask_head import MaskHead
+
+Tensor = Any
+
+MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
+
+
+class Candidates(NamedTuple):
+    """The most promising anchors of one image, best first."""
+
+    boxes: Tensor  # [k, 4] yxyx, input px, clipped to the frame
+    scores: Tensor  # [k] float32
+    classes: Tensor  # [k] int32
+    anchors: Tensor  # [k] int32 index of the anchor
+
+
+class Detections(NamedTuple):
+    """The cells of one image, padded to whole chunks; rows from `count` on are padding."""
+
+    boxes: Tensor  # [K, 4] yxyx, input px
+    scores: Tensor  # [K] float32, mask quality included
+    classes: Tensor  # [K] int32
+    masks: Tensor | None  # [K, m, m] probability over mask_boxes: float32, once ranked uint8 times 255
+    mask_boxes: Tensor | None  # [K, 4] yxyx, input px
+    count: Tensor  # int32 scalar
+
+
+def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, frame: Any) -> Candidates:
+    """Decode the best anchors of one image.
+
+    Args:
+        config: anchors, levels and `postprocess.top_k`.
+        logits: `[A, K]` class logits.
+        deltas: `[A, 4]` box code.
+        input_size: height, width of the network's input, px.
+        frame: height, width of the image inside the input, px; boxes are clipped to it.
+
+    Returns:
+        At most top_k candidates, best first; a box outside the frame gets the score -1. With
+        class-agnostic NMS an anchor stands for its best class, else for each class on its own.
+    """
+    model = config.model
+    logits = ops.cast(logits, "float32")
+    classes_count = len(config.class_names)
+    best_class = config.postprocess.class_agnostic or classes_count == 1
+    flat = ops.max(logits, axis=-1) if best_class else ops.reshape(logits, (-1,))
+    size = flat.shape[0] if isinstance(flat.shape[0], int) else ops.shape(flat)[0]
+    best, index = ops.top_k(flat, ops.minimum(config.postprocess.top_k, size))
+    best, index = ops.sigmoid(best), ops.cast(index, "int32")
+    if best_class:
+        # top_k in place of argmax, which Keras builds of operators that no TFLite builtin exists for
+        anchor = index
+        chosen = ops.cast(ops.top_k(ops.take(logits, anchor, axis=0), 1)[1][:, 0], "int32")
+    else:
+        anchor, chosen = index // classes_count, index % classes_count
+    boxes = box_ops.decode(
+        ops.cast(ops.take(deltas, anchor, axis=0), "float32"),
+        anchor_ops.at(anchor, input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
+        config.anchors.code,
+    )
+    height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
+    boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
+    # What lies in the padding beside the image is no cell and must not take the place of one.
+    best = ops.where(box_ops.area(boxes) > 0, best, -1.0)
+    return Candidates(boxes, best, chosen, anchor)
+
+
+def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy non-maximum suppression, hard or soft.
+
+    Args:
+        config: IoU and score thresholds, `data.max_instances`.
+        candidates: of one image.
+
+    Returns:
+        Indices int32 `[max_instances]`, best first, padded with 0; their scores, which soft suppression has
+        lowered; and how many of them count.
+    """
+    import tensorflow as tf
+
+    boxes = candidates.boxes
+    if not config.postprocess.class_agnostic:
+        # Boxes of different classes are moved apart, so that they never meet.
+        span = ops.max(boxes) + 1.0
+        boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
+    soft = config.postprocess.nms == "soft"
+    chosen, scores, count = tf.raw_ops.NonMaxSuppressionV5(
+        boxes=boxes,
+        scores=candidates.scores,
+        max_output_size=config.data.max_instances,
+        iou_threshold=1.0 if soft else config.postprocess.nms_iou,
+        score_threshold=config.postprocess.score_threshold,
+        soft_nms_sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
+        pad_to_max_output_size=True,
+    )
+    return chosen, scores, count
+
+
+def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor) -> Tensor:
+    """Move kept boxes to the mean of what suppression threw away around them, weighted by score.
+
+    Box voting (Gidaris and Komodakis, ICCV 2015): a cell has dozens of candidates, whose errors differ.
+
+    Args:
+        config: `postprocess.vote_iou`, the IoU from which a candidate has a vote.
+        candidates: of one image; those below `postprocess.score_threshold` have none.
+        boxes: `[K, 4]` the kept ones, K a multiple of `MASK_CHUNK`.
+        classes: `[K]` int32 of them; where classes compete apart, they vote apart.
+
+    Returns:
+        `[K, 4]`.
+    """
+    import tensorflow as tf
+
+    options = config.postprocess
+    # Sorted, but for those outside the frame, which `select` has lowered to -1 where they stood.
+    rank = ops.arange(1, ops.shape(candidates.scores)[0] + 1, dtype="int32")
+    voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 0))
+    others, scores = candidates.boxes[:voters], candidates.scores[:voters]
+    kinds = candidates.classes[:voters]
+
+    def mean(part: tuple[Tensor, Tensor]) -> Tensor:
+        own, kind = part
+        near = box_ops.iou(own[:, None], others[None]) >= options.vote_iou
+        if not options.class_agnostic:
+            near = near & (kind[:, None] == kinds[None])
+        weight = ops.where(near, scores[None], 0.0)  # [MASK_CHUNK, voters]
+        total = ops.sum(weight, axis=-1, keepdims=True)
+        return ops.where(total > 0, ops.matmul(weight, others) / ops.maximum(total, 1e-9), own)
+
+    voted = tf.map_fn(
+        mean,
+        (ops.reshape(boxes, (-1, MASK_CHUNK, 4)), ops.reshape(classes, (-1, MASK_CHUNK))),
+        fn_output_signature=tf.TensorSpec((MASK_CHUNK, 4), tf.float32),
+        parallel_iterations=1,
+    )
+    return ops.reshape(voted, (-1, 4))
+
+
+def mask_quality(probability: Tensor) -> Tensor:
+    """Mean probability inside each mask (as in SOLOv2): `[K, m, m]` to `[K]`, 0 for an empty mask."""
+    inside = ops.cast(probability > 0.5, "float32")
+    return ops.sum(probability * inside, axis=(-2, -1)) / ops.maximum(ops.sum(inside, axis=(-2, -1)), 1.0)
+
+
+def _masks(head: MaskHead, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
+    """Mask probabilities `[K, m, m]`, chunk by chunk; K is a multiple of `MASK_CHUNK`."""
+    import tensorflow as tf
+
+    parts = (ops.reshape(codes, (-1, MASK_CHUNK, codes.shape[-1])), ops.reshape(boxes, (-1, MASK_CHUNK, 4)))
+    size = head.config.size
+    masks = tf.map_fn(
+        lambda part: ops.sigmoid(head(feature, part[0][None], part[1][None]))[0],
+        parts,
+        fn_output_signature=tf.TensorSpec((MASK_CHUNK, size, size), tf.float32),
+        parallel_iterations=1,
+    )
+    return ops.reshape(masks, (-1, size, size))
+
+
+def detect(
+    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], input_size: Any, frame: Any
+) -> Detections:
+    """Find the cells of one image.
+
+    Args:
+        config: everything.
+        head: the mask head, or None.
+        outputs: of the dense network for a batch of ONE image.
+        input_size: height, width of the network's input, px.
+        frame: height, width of the image inside the input, px.
+
+    Returns:
+        `Detections`, padded to whole chunks of `MASK_CHUNK` (at least one: convolutions over an
+        empty batch crash under oneDNN); sorted by score before the mask quality comes in.
+    """
+    candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, frame)
+    chosen, scores, count = suppress(config, candidates)
+    chunks = ops.maximum((count + MASK_CHUNK - 1) // MASK_CHUNK, 1)
+    room = -config.data.max_instances % MASK_CHUNK
+    chosen, scores = (ops.pad(part, ((0, room),))[: chunks * MASK_CHUNK] for part in (chosen, scores))
+    boxes = ops.take(candidates.boxes, chosen, axis=0)
+    classes = ops.take(candidates.classes, chosen)
+    if config.postprocess.vote_iou:
+        boxes = vote(config, candidates, boxes, classes)
+    if head is None:
+        return Detections(boxes, scores, classes, None, None, count)
+    location = ops.take(candidates.anchors, chosen) // config.anchors.per_location
+    crops = head.crop_boxes(boxes)
+    masks = _masks(head, outputs["mask_feature"], ops.take(outputs["codes"][0], location, axis=0), crops)
+    if config.postprocess.mask_scoring:
+        scores = scores * mask_quality(masks)
+    return Detections(boxes, scores, classes, masks, crops, count)
+
+
+def ranked(found: Detections) -> Detections:
+    """Sort cells by their final score, and make masks 8 bit: the form in which they leave every graph.
+
+    Args:
+        found: of `detect`.
+
+    Returns:
+        The cells, best first; equal scores keep their order. Masks are uint8, probability times 255.
+        Rows from `count` on are 0.
+    """
+    real = ops.arange(ops.shape(found.scores)[0], dtype="int32") < found.count
+    order = ops.argsort(ops.where(real, -found.scores, 1.0))
+
+    def sort(values: Tensor) -> Tensor:
+        kept = ops.cast(ops.reshape(real, (-1,) + (1,) * (len(values.shape) - 1)), values.dtype)
+        return ops.take(values, order, axis=0) * kept
+
+    masks = found.masks
+    if masks is not None:
+        masks = ops.take(ops.cast(ops.round(masks * 255.0), "uint8"), order, axis=0)
+    return Detections(
+        sort(found.boxes),
+        sort(found.scores),
+        sort(found.classes),
+        masks,
+        None if found.mask_boxes is None else sort(found.mask_boxes),
+        found.count,
+    )

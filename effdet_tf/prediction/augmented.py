@@ -1,0 +1,216 @@
+"""Test-time augmentation: mirrored, turned and scaled views of an image, their cells merged.
+
+Merging follows weighted boxes fusion (Solovyev et al., 2021), with the masks averaged beside the boxes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from effdet_tf.images.prepare import Brightness, check_image
+from effdet_tf.images.read import read_image
+from effdet_tf.prediction.predictor import predict_any_size
+from effdet_tf.prediction.results import Result
+
+
+class View(NamedTuple):
+    """One way to look at an image: scaled, then transposed, then mirrored."""
+
+    scale: float
+    transpose: bool
+    flip_y: bool
+    flip_x: bool
+
+    def enter(self, image: np.ndarray) -> np.ndarray:
+        """The view of an image `[H, W]` or `[H, W, C]`."""
+        if self.scale != 1:
+            height, width = (max(1, round(side * self.scale)) for side in image.shape[:2])
+            way = cv2.INTER_LINEAR if self.scale > 1 else cv2.INTER_AREA
+            image = cv2.resize(image, (width, height), interpolation=way)
+        image = image.swapaxes(0, 1) if self.transpose else image
+        image = image[::-1] if self.flip_y else image
+        return np.ascontiguousarray(image[:, ::-1] if self.flip_x else image)
+
+    def leave(self, found: Result, height: int, width: int) -> Result:
+        """Cells of the view, in the pixels of the image of `height` x `width`."""
+
+        def boxes(values: np.ndarray) -> np.ndarray:
+            y0, x0, y1, x1 = values.T
+            if self.flip_y:
+                y0, y1 = found.height - y1, found.height - y0
+            if self.flip_x:
+                x0, x1 = found.width - x1, found.width - x0
+            sides, shown = (y0, x0, y1, x1), (found.height, found.width)
+            if self.transpose:
+                sides, shown = (x0, y0, x1, y1), shown[::-1]
+            factor = np.tile(np.float32([height, width]) / np.float32(shown), 2)
+            return np.stack(sides, axis=1).astype(np.float32) * factor
+
+        masks = found.masks
+        if masks is not None:
+            masks = masks[:, ::-1] if self.flip_y else masks
+            masks = masks[:, :, ::-1] if self.flip_x else masks
+            masks = masks.swapaxes(1, 2) if self.transpose else masks
+        return Result(
+            boxes(found.boxes),
+            found.scores,
+            found.classes,
+            masks,
+            None if found.mask_boxes is None else boxes(found.mask_boxes),
+            height,
+            width,
+            found.class_names,
+            found.truncated,
+        )
+
+
+def make_views(flips: bool = True, scales: Sequence[float] = (1.0,)) -> list[View]:
+    """Every scale, as it is or in all eight ways to mirror and turn it by right angles."""
+    choices = (False, True) if flips else (False,)
+    return [View(s, t, y, x) for s in scales for t in choices for y in choices for x in choices]
+
+
+class AugmentedPredictor:
+    """A predictor that looks at every image in several views; it takes as many times as long.
+
+    Attributes:
+        config: of the predictor, as are class_names, category_ids and per_class.
+    """
+
+    def __init__(self, predictor: Any, views: Sequence[View]) -> None:
+        """Wrap a predictor.
+
+        Args:
+            predictor: has `predict`, `config`, `class_names`, `category_ids` and `per_class`.
+            views: at least one, of `make_views`.
+        """
+        self._predictor = predictor
+        self._views = list(views)
+        self.config = predictor.config
+        self.class_names = predictor.class_names
+        self.category_ids = predictor.category_ids
+        self.per_class = predictor.per_class
+
+    def predict(self, image: np.ndarray | str | os.PathLike[str], whole: Brightness | None = None) -> Result:
+        """Find the cells of one image: a file, or `[H, W]` or `[H, W, C]` pixels.
+
+        Args:
+            image: of any size; a large one goes in tiles, each in all views.
+            whole: of the image that this is a part of.
+
+        Raises:
+            UserError: for an unreadable file or an array that is no image.
+        """
+        pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
+        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels, whole))
+
+    def _predict(self, pixels: np.ndarray, whole: Brightness | None) -> Result:
+        height, width = pixels.shape[:2]
+        part = {} if whole is None else {"whole": whole}
+        found = [
+            view.leave(self._predictor.predict(view.enter(pixels), **part), height, width)
+            for view in self._views
+        ]
+        return merge(found, self.config.postprocess.nms_iou, self.per_class, self.config.data.max_instances)
+
+
+def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> Result:
+    """Join the cells that several views of one image show.
+
+    Cells of different views that overlap by `iou` are one: box and mask are their means, weighted by score;
+    the score is their sum divided by the number of views, so that what one view alone shows counts little.
+
+    Args:
+        found: of each view, in the pixels of the image.
+        iou: least IoU of two boxes of the same cell.
+        per_class: whether cells of different classes stay apart.
+        limit: most cells of the result.
+
+    Returns:
+        The cells, best first.
+    """
+    first = found[0]
+    boxes = np.concatenate([one.boxes for one in found])
+    scores = np.concatenate([one.scores for one in found])
+    classes = np.concatenate([one.classes for one in found])
+    view = np.repeat(np.arange(len(found)), [len(one) for one in found])
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores, classes, view = boxes[order], scores[order], classes[order], view[order]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    free = np.ones(len(order), bool)
+    groups = []
+    for head in range(len(order)):
+        if not free[head]:
+            continue
+        low = np.maximum(boxes[head, :2], boxes[head:, :2])
+        high = np.minimum(boxes[head, 2:], boxes[head:, 2:])
+        shared = np.maximum(high - low, 0).prod(1)
+        overlap = shared / np.maximum(area[head] + area[head:] - shared, 1e-6)
+        near = head + np.flatnonzero((overlap >= iou) & free[head:])
+        if per_class:
+            near = near[classes[near] == classes[head]]
+        near = near[near != head]
+        free[near], free[head] = False, False
+        # At most one of each view: its best; others of the same view were neighbours that NMS let stand.
+        _, one = np.unique(view[near], return_index=True)
+        members = near[np.sort(one)]
+        groups.append(np.array([head, *members[view[members] != view[head]]]))
+    total = np.array([scores[group].sum() / len(found) for group in groups], np.float32)
+    best = np.argsort(-total, kind="stable")[:limit]
+    groups = [groups[k] for k in best]
+    weights = [scores[group] / max(float(scores[group].sum()), 1e-9) for group in groups]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        rows = [weight @ values[group] for group, weight in zip(groups, weights, strict=True)]
+        return np.array(rows, np.float32).reshape(-1, 4)
+
+    masks = mask_boxes = None
+    if first.masks is not None:
+        bitmaps = np.concatenate([one.masks for one in found if one.masks is not None])[order]
+        places = np.concatenate([one.mask_boxes for one in found if one.mask_boxes is not None])[order]
+        mask_boxes = mean(places)
+        masks = np.zeros((0, *bitmaps.shape[1:]), np.uint8)
+        if groups:
+            counts = [len(group) for group in groups]
+            members = np.concatenate(groups)
+            placed = _resample(bitmaps[members], places[members], mask_boxes.repeat(counts, axis=0))
+            placed *= np.concatenate(weights)[:, None, None].astype(np.float32)
+            starts = np.cumsum([0, *counts[:-1]])
+            masks = np.rint(np.add.reduceat(placed, starts, axis=0)).astype(np.uint8)
+    return Result(
+        mean(boxes),
+        total[best],
+        np.array([classes[group[0]] for group in groups], np.int32),
+        masks,
+        mask_boxes,
+        first.height,
+        first.width,
+        first.class_names,
+        any(one.truncated for one in found) or len(total) > limit,
+    )
+
+
+def _resample(bitmaps: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Bitmaps `[N, m, m]` over `boxes`, bilinear over `targets`: float32; 0 outside their box.
+
+    As `targets.mask_targets` does it, in numpy: TFLite files are predicted where there is no Keras.
+    """
+    size = bitmaps.shape[-1]
+    steps = (np.arange(size, dtype=np.float32) + 0.5) / size
+    index = np.arange(size, dtype=np.float32)
+
+    def weights(axis: int) -> np.ndarray:
+        low, high = targets[:, axis, None], targets[:, axis + 2, None]
+        start = boxes[:, axis, None]
+        position = (low + steps * (high - low) - start) / np.maximum(boxes[:, axis + 2, None] - start, 1e-3)
+        outside = (position < 0) | (position > 1)
+        source = np.clip(position * size - 0.5, 0, size - 1)
+        tent = np.maximum(1 - np.abs(source[..., None] - index), 0)
+        return np.where(outside[..., None], 0, tent)
+
+    return weights(0) @ bitmaps.astype(np.float32) @ weights(1).swapaxes(1, 2)

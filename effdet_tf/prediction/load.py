@@ -1,0 +1,65 @@
+"""One way to open whatever finds cells: a run, a SavedModel or a TFLite file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effdet_tf.errors import UserError
+from effdet_tf.runs import find_run
+
+if TYPE_CHECKING:
+    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.saved_model import SavedModelPredictor
+    from effdet_tf.prediction.tflite import TFLitePredictor
+
+
+def load(
+    source: str | os.PathLike[str], backbone: Any = None, settings: Iterable[str] = ()
+) -> Predictor | SavedModelPredictor | TFLitePredictor:
+    """Open a trained network; all of them have `predict(image) -> Result`.
+
+    Args:
+        source: the name of a trained network that comes with the package, "cells"; the run folder that
+            `python -m training.main --out RUN` wrote, of which the best weights by validation AP are taken,
+            or the last where nothing was validated; or what `python -m export.main` made of it: a `.tflite`
+            file, which needs no TensorFlow, or the folder of a SavedModel: one version, or the folder of its
+            versions, of which the highest is taken.
+        backbone: the Keras model that the network was built on, for a run with one of its own.
+        settings: changes of a run's configuration, `section.key=value` each.
+
+    Raises:
+        UserError: when the source is missing or is none of these, or does not take what was given with it.
+    """
+    path = find_run(source)
+    settings = list(settings)
+    version = None if path.suffix == ".tflite" else saved_model_version(path)
+    if path.suffix != ".tflite" and version is None:
+        from effdet_tf.prediction.run import load_run
+
+        return load_run(path, backbone, settings)
+    if backbone is not None or settings:
+        raise UserError(f"{path}: an exported network is as it is; give backbone and settings with a run")
+    if version is None:
+        from effdet_tf.prediction.tflite import TFLitePredictor
+
+        return TFLitePredictor(path)
+    from effdet_tf.prediction.saved_model import SavedModelPredictor
+
+    return SavedModelPredictor(version)
+
+
+def saved_model_version(folder: Path) -> Path | None:
+    """The SavedModel that a folder is, or the highest numbered one in it; None where there is none."""
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    if not folder.is_dir():
+        return None
+    found = [
+        int(inner.name)
+        for inner in folder.iterdir()
+        if inner.name.isdecimal() and (inner / "saved_model.pb").is_file()
+    ]
+    return folder / str(max(found)) if found else None

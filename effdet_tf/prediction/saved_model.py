@@ -1,0 +1,45 @@
+"""The cells of a SavedModel that `python -m export.main` wrote, through its public signatures alone."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from effdet_tf.errors import UserError
+from effdet_tf.images.prepare import to_channels
+from effdet_tf.images.read import encode_png
+from effdet_tf.prediction.exported import ServedPredictor
+
+
+class SavedModelPredictor(ServedPredictor):
+    """An exported network, fed as a client would feed it: 8 and 16-bit pixels go in as PNG."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Load one version.
+
+        Raises:
+            UserError: when the folder holds no SavedModel of ours.
+        """
+        import tensorflow as tf
+
+        try:
+            self._model = tf.saved_model.load(os.fspath(folder))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder}: not a readable SavedModel ({reason}); export it again") from None
+        self._signatures = self._model.signatures
+        if "info" not in self._signatures:
+            raise UserError(f"{folder}: a SavedModel of another program; export one with export.main")
+        text = self._signatures["info"](query=tf.constant([""]))["metadata"].numpy()[0]
+        super().__init__(text, os.fspath(folder))
+
+    def _ask(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
+        if image.dtype in (np.uint8, np.uint16):
+            found = self._signatures["serving_default"](image_bytes=tf.constant([encode_png(image)]))
+        else:
+            found = self._signatures["tensor"](images=tf.constant(to_channels(image, self.config)[None]))
+        cells = {name: value.numpy()[0] for name, value in found.items()}
+        return cells | ({"error": cells["error"].decode()} if "error" in cells else {})

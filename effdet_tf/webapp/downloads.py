@@ -1,0 +1,150 @@
+"""The files that the page hands out: those that `predict --score X` writes, made by the same code."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from effdet_tf import outputs
+from effdet_tf.errors import UserError
+from effdet_tf.outputs.batch import SUMMARY, WELLS
+from effdet_tf.outputs.wells import write_wells
+from effdet_tf.webapp.names import names_of_outputs
+from effdet_tf.webapp.session import TEMPORARY, Entry, Found, Gone, Session
+
+FORMATS = {  # suffix of a file -> name of the format, media type
+    outputs.TABLE: ("table", "text/csv; charset=utf-8"),
+    outputs.LABELS: ("labels", "image/tiff"),
+    outputs.OVERLAY: ("overlay", "image/png"),
+    outputs.COCO: ("coco", "application/json"),
+    outputs.ROIS: ("imagej", "application/zip"),
+    outputs.GEOJSON: ("geojson", "application/geo+json"),
+}
+_ONE_AT_A_TIME = threading.Lock()  # the memory of one image, however many downloads are asked for
+_STEM = "image"
+
+
+def one_file(session: Session, key: str, suffix: str, score: float) -> tuple[str, bytes]:
+    """One file of one image, of the cells with a score of `score` or more.
+
+    Args:
+        session: keeps the image.
+        key: of the image.
+        suffix: of `outputs`.
+        score: 0 to 1.
+
+    Returns:
+        Its name, without folders, and its bytes.
+
+    Raises:
+        Gone: when the image has no result, or is not kept any more.
+        UserError: when the network makes no such file.
+    """
+    entry = session.get(key)
+    if entry.found is None:
+        raise Gone(f"{entry.name}: has no result yet")
+    entries = session.entries()
+    names = dict(zip(entries, names_of_outputs([(e.name, e.rooted) for e in entries]), strict=True))
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+        base = Path(folder) / _STEM
+        _write(session, entry, entry.found, score, [FORMATS[suffix][0]], base)
+        file = base.with_name(_STEM + suffix)
+        if not file.exists():
+            raise UserError(f"{entry.name}: this network has no mask head, so there is no label image")
+        name = names.get(entry, _STEM)  # removed just now: its files go on to who asked before
+        return PurePosixPath(name).name + suffix, file.read_bytes()
+
+
+def everything(session: Session, score: float) -> Iterator[bytes]:
+    """What `predict` writes of all images, as a zip that is sent while it is made.
+
+    Args:
+        session: keeps the images; those that wait are left out, those that failed are in the summary.
+        score: 0 to 1.
+
+    Returns:
+        The bytes of the zip, in pieces.
+
+    Raises:
+        Gone: when no image has a result.
+    """
+    entries = [(e, e.found) for e in session.entries() if e.state in ("done", "failed")]
+    class_names = next((found.result.class_names for _, found in entries if found), None)
+    if class_names is None:
+        raise Gone("no image has a result yet; add some")
+    return _zip(session, entries, class_names, score)
+
+
+def _zip(
+    session: Session, entries: Sequence[tuple[Entry, Found | None]], class_names: Sequence[str], score: float
+) -> Iterator[bytes]:
+    names = names_of_outputs([(entry.name, entry.rooted) for entry, _ in entries])
+    sink = _Sink()
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+        tables = Path(folder) / SUMMARY, Path(folder) / WELLS
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+            with outputs.AppendedCsv(tables[0], outputs.summary_columns(class_names)) as summary:
+                for (entry, found), name in zip(entries, names, strict=True):
+                    part = Path(tempfile.mkdtemp(dir=folder))
+                    try:
+                        if found is None:
+                            raise UserError(entry.error)
+                        written = _write(session, entry, found, score, outputs.DEFAULT_FORMATS, part / _STEM)
+                    except UserError as error:
+                        summary.append([outputs.failed_row(name, 0, 1, class_names, str(error))])
+                        continue
+                    summary.append([outputs.summary_row(name, *written)])
+                    for file in sorted(part.iterdir()):
+                        archive.write(file, name + file.name.removeprefix(_STEM))
+                        yield sink.take()
+                    shutil.rmtree(part)
+            write_wells(*tables)
+            for table in tables:
+                if table.exists():  # names that tell of no well give none
+                    archive.write(table, table.name)
+        yield sink.take()
+
+
+def _write(
+    session: Session, entry: Entry, found: Found, score: float, formats: Collection[str], base: Path
+) -> tuple[outputs.Frame, outputs.ImageInfo]:
+    """Write the files of an image under `base`, a path without suffix; returns what the summary takes."""
+    with _ONE_AT_A_TIME:
+        cells = outputs.number_cells(found.result.filter(score))
+        pixels, um_per_px, axis = session.read(entry)
+        info = outputs.ImageInfo(
+            entry.name.name,  # stated in the COCO file; no path is made of it
+            found.category_ids,
+            found.result.class_names,
+            axis=axis,
+            um_per_px=um_per_px,
+        )
+        frame = outputs.Frame(0, pixels, cells, outputs.cell_table(cells, pixels, um_per_px))
+        with outputs.ImageFiles(base, info, formats) as files:
+            files.add(frame)
+        return frame, info
+
+
+class _Sink:
+    """A file that zipfile writes into and that forgets what was taken."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        """Keep the bytes."""
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken

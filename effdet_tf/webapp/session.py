@@ -1,0 +1,325 @@
+"""The images that were given to the page and what was found in them, kept within limits."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write
+from effdet_tf.images.read import Stack
+from effdet_tf.outputs import number_cells
+from effdet_tf.prediction.results import Result
+from effdet_tf.webapp.drawing import outline_files, picture_files
+from effdet_tf.webapp.networks import Networks
+
+TEMPORARY = "effdet_tf-page-"  # how names of temporary folders begin
+IMAGE = "image"  # the upload, in a folder of its own; its real name is only told
+_TOLD = 5  # names of dropped images that the page is told
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the page takes.
+
+    Attributes:
+        file_bytes: size of one file.
+        pixels: height x width of one image; it is for the browser's sake: memory hardly grows with it.
+        images: images kept at once.
+        total_bytes: size of all files and results kept at once.
+    """
+
+    file_bytes: int = 256 * 2**20
+    pixels: int = 25_000_000
+    images: int = 100
+    total_bytes: int = 2**31
+
+
+class Full(UserError):
+    """There is no room for another image until those that wait are done."""
+
+
+class Gone(UserError):
+    """The image is not kept any more, or never was."""
+
+
+class Picture(NamedTuple):
+    """Pixels `[H, W, C]` of an image, and what its file says of them: see `Stack`."""
+
+    pixels: np.ndarray
+    um_per_px: float | None
+    axis: str
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a network found in an image.
+
+    Attributes:
+        result: all its cells.
+        category_ids: COCO category id of each class.
+    """
+
+    result: Result
+    category_ids: Sequence[int]
+
+
+@dataclass(eq=False)
+class Entry:
+    """One image.
+
+    Attributes:
+        key: what the browser calls it by; cannot be guessed.
+        name: its cleaned name, with folders.
+        rooted: whether the name begins with a folder that was chosen, not with a file.
+        folder: where its files lie.
+        upload: size of its file, bytes.
+        size: of the file and of what was made of it, bytes.
+        state: `waiting`, `working`, `done` or `failed`.
+        error: the reason, when it failed; begins with the name where the file is to blame.
+        shown: whether there is a preview.
+        found: everything that was found.
+        revision: grows with each result.
+        ticket: the work that is wanted now; older work that comes to its end is thrown away.
+    """
+
+    key: str
+    name: PurePosixPath
+    rooted: bool
+    folder: Path
+    upload: int
+    size: int
+    state: str = "waiting"
+    error: str = ""
+    shown: bool = False
+    found: Found | None = None
+    revision: int = 0
+    ticket: object = None
+
+    def state_for_page(self) -> dict[str, Any]:
+        """What the page's list shows of it."""
+        return {
+            "id": self.key,
+            "name": str(self.name),
+            "state": self.state,
+            "error": self.error.removeprefix(f"{self.name}: "),
+            "shown": self.shown,
+            "revision": self.revision,
+            "truncated": self.found is not None and self.found.result.truncated,
+        }
+
+
+class Session:
+    """All images, oldest first, and the one thread that asks the network.
+
+    Attributes:
+        networks: the networks to choose from.
+        limits: what is taken.
+        network: the network that looks at all images.
+        at_work: whether the network is asked right now.
+    """
+
+    def __init__(self, networks: Networks, limits: Limits | None = None) -> None:
+        self.networks, self.limits = networks, limits or Limits()
+        self.network = networks.names[0]
+        self.at_work = False
+        self._folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)  # for this user alone
+        self._entries: dict[str, Entry] = {}
+        self._dropped: list[str] = []
+        self._dropped_count = 0
+        self._lock = threading.RLock()
+        # One thread: a network asked twice at a time takes twice the memory and is no faster.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="network")
+
+    def incoming(self) -> Path:
+        """A path for an upload that is under way."""
+        return Path(self._folder.name) / f"incoming-{secrets.token_hex(8)}"
+
+    def add(self, path: Path, name: PurePosixPath, rooted: bool) -> Entry:
+        """Take an upload; where there is no room, the oldest images that are done go.
+
+        Args:
+            path: the file, from `incoming`; it is moved.
+            name: cleaned name.
+            rooted: see `Entry`.
+
+        Raises:
+            Full: when nothing can go.
+        """
+        size = path.stat().st_size
+        with self._lock:
+            if not self._make_room(1, size):
+                raise Full(f"{len(self._entries)} images are waiting already; add it when some are done")
+            key = secrets.token_urlsafe(16)
+            folder = Path(self._folder.name) / key
+            folder.mkdir()
+            path.rename(folder / IMAGE)
+            entry = self._entries[key] = Entry(key, name, rooted, folder, size, size)
+            self._submit(entry)
+        return entry
+
+    def _make_room(self, images: int, size: int) -> bool:
+        """Drop the oldest images that are done until so many more, of `size` bytes, have room; says if so."""
+        limits = self.limits
+        while self._entries and (
+            len(self._entries) + images > limits.images
+            or sum(entry.size for entry in self._entries.values()) + size > limits.total_bytes
+        ):
+            done = [entry for entry in self._entries.values() if entry.state in ("done", "failed")]
+            if not done:
+                return False
+            self._dropped = [*self._dropped, str(done[0].name)][-_TOLD:]
+            self._dropped_count += 1
+            self.remove(done[0].key)
+        return True
+
+    def choose(self, network: str) -> None:
+        """Let another network look at all images, those that were looked at already as well.
+
+        Raises:
+            UserError: when there is no such network.
+        """
+        self.networks.check(network)
+        with self._lock:
+            if network == self.network:
+                return
+            self.network = network
+            for entry in self._entries.values():
+                entry.state, entry.error, entry.found = "waiting", "", None
+                self._submit(entry)
+
+    def get(self, key: str) -> Entry:
+        """An image by its key.
+
+        Raises:
+            Gone: when there is none.
+        """
+        with self._lock:
+            if key not in self._entries:
+                raise Gone("this image is not kept any more; add it again")
+            return self._entries[key]
+
+    def entries(self) -> list[Entry]:
+        """All images, oldest first."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def remove(self, key: str) -> None:
+        """Forget an image and delete its files."""
+        with self._lock:
+            entry = self.get(key)
+            del self._entries[key]
+            entry.ticket = None
+            shutil.rmtree(entry.folder)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            for key in list(self._entries):
+                self.remove(key)
+            self._dropped, self._dropped_count = [], 0
+
+    def read(self, entry: Entry) -> Picture:
+        """An image as `predict` reads it.
+
+        Raises:
+            UserError: when it cannot be read; names the image by its own name.
+        """
+        path = entry.folder / IMAGE
+        try:
+            with Stack(path, self.limits.pixels) as stack:
+                if stack.pages > 1:
+                    raise UserError(
+                        f"{path}: is a stack of {stack.pages} pages; save the page to be used, or use "
+                        "`effdet_tf predict`"
+                    )
+                return Picture(stack.read(), stack.um_per_px, stack.axis)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), str(entry.name))) from error
+
+    def state(self) -> dict[str, Any]:
+        """What the page asks for again and again."""
+        with self._lock:
+            return {
+                "network": self.network,
+                "images": [entry.state_for_page() for entry in self._entries.values()],
+                "dropped": {"count": self._dropped_count, "names": list(self._dropped)},
+            }
+
+    def close(self) -> None:
+        """Delete all files and begin no other image; the one at work is thrown away when it is done."""
+        with self._lock:
+            for entry in self._entries.values():
+                entry.ticket = None
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._folder.cleanup()
+
+    def _submit(self, entry: Entry) -> None:
+        entry.ticket = ticket = object()
+        self._worker.submit(self._work, entry, ticket)
+
+    def _work(self, entry: Entry, ticket: object) -> None:
+        """Find the cells of an image, in the worker's thread."""
+        if not self._mark(entry, ticket, state="working"):
+            return
+        self.at_work = True
+        try:
+            self._find(entry, ticket)
+        except UserError as error:
+            self._mark(entry, ticket, state="failed", error=str(error))
+        except Exception as error:  # a fault of the program or the memory: told, and the next image goes on
+            if self._mark(entry, ticket, state="failed", error=f"unexpected: {_one_line(error)}"):
+                traceback.print_exc(file=sys.stderr)
+        finally:
+            self.at_work = False
+
+    def _find(self, entry: Entry, ticket: object) -> None:
+        image = self.read(entry).pixels
+        pictures = picture_files(image)
+        self._mark(entry, ticket, pictures, shown=True)
+        predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
+        result = predictor.predict(image)
+        outlines = outline_files(number_cells(result))
+        size = entry.upload + sum(map(len, [*pictures.values(), *outlines.values()])) + _bytes(result)
+        found = Found(result, predictor.category_ids)
+        with self._lock:
+            self._make_room(0, size - entry.size)
+            changes = {"state": "done", "found": found, "size": size, "revision": entry.revision + 1}
+            self._mark(entry, ticket, outlines, **changes)
+
+    def _mark(
+        self, entry: Entry, ticket: object, files: Mapping[str, bytes] | None = None, **changes: Any
+    ) -> bool:
+        """Change an entry, and write files beside it, if this work is still wanted; says whether it is."""
+        with self._lock:
+            if entry.ticket is not ticket:
+                return False
+            for name, content in (files or {}).items():
+                with atomic_write(entry.folder / name) as temporary:
+                    temporary.write_bytes(content)
+            for name, value in changes.items():
+                setattr(entry, name, value)
+            return True
+
+
+def _bytes(result: Result) -> int:
+    """Size of the arrays."""
+    arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().split(os.linesep, 1)[0]
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,0 +1,65 @@
+"""Right, missed, false, merged and split cells, on squares that can be told by eye."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from effdet_tf.geometry.masks import Patch, patch_to_rle
+from effdet_tf.metrics.cell_metrics import match_cells
+from effdet_tf.metrics.error_types import box_overlaps, fates, mask_overlaps
+from effdet_tf.metrics.instances import image_case
+
+SIDE = 100
+
+
+def cell(y, x, height, width, **fields):
+    rle = patch_to_rle(Patch(y, x, np.ones((height, width), bool)), SIDE, SIDE)
+    return {"category_id": 1, "bbox": [x, y, width, height], "segmentation": rle, **fields}
+
+
+TRUE = [
+    cell(0, 0, 10, 10),
+    cell(20, 0, 10, 10),
+    cell(40, 0, 10, 10),
+    cell(40, 11, 10, 10),
+    cell(60, 0, 10, 20),
+]
+FOUND = [
+    cell(0, 0, 10, 10, score=0.9),  # right
+    cell(80, 80, 8, 8, score=0.8),  # false
+    cell(38, 0, 14, 21, score=0.7),  # over two cells: neither IoU reaches .5
+    cell(60, 0, 10, 8, score=0.6),  # two parts of one cell
+    cell(60, 12, 10, 8, score=0.5),
+]
+OF_TRUE = ["right", "missed", "missed", "missed", "missed"]
+OF_FOUND = ["right", "false", "merged", "split", "split"]
+
+
+def overlaps_of(true, found, masks):
+    case = image_case({"id": 1, "height": SIDE, "width": SIDE}, true, found)
+    return mask_overlaps(match_cells(case)) if masks else box_overlaps(case)[0]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_every_cell_has_its_fate(masks):
+    assert fates(overlaps_of(TRUE, FOUND, masks)) == (OF_TRUE, OF_FOUND)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_part_beside_the_right_cell_is_split(masks):
+    found = [cell(60, 0, 10, 13, score=0.6), cell(60, 14, 10, 5, score=0.5)]
+    assert fates(overlaps_of(TRUE[-1:], found, masks)) == (["right"], ["right", "split"])
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize(("true", "found"), [([], []), (TRUE[:1], []), ([], FOUND[:1])])
+def test_nothing_true_or_nothing_found(masks, true, found):
+    assert fates(overlaps_of(true, found, masks)) == (["missed"] * len(true), ["false"] * len(found))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_crowd_regions_and_what_lies_on_them_are_left_out(masks):
+    true = [cell(60, 60, 30, 30, iscrowd=1), *TRUE[:1]]
+    of_true, of_found = fates(overlaps_of(true, FOUND[:2], masks))
+    assert (of_true, of_found) == (["right"], ["right"])

@@ -1,0 +1,254 @@
+"""Predicting many files with a stand-in for the network."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+import effdet_tf
+from effdet_tf.commands import predict as command
+from effdet_tf.commands.parser import Parser
+from effdet_tf.errors import UserError
+from effdet_tf.geometry.masks import decode_kaggle_rle, labels_to_patches, patch_box, patch_to_bitmap
+from effdet_tf.images.read import to_gray
+from effdet_tf.outputs.batch import predict_files
+from effdet_tf.prediction.results import Result
+from effdet_tf.presets import preset
+
+
+class Thresholder:
+    """Finds the bright blobs of an image; the larger, the better the score."""
+
+    class_names = ("small", "large")
+    category_ids = (4, 2)
+    config = preset("cells-lite0").override(["postprocess.report_score=0.0"])
+
+    def __init__(self, masks: bool = True) -> None:
+        self.masks = masks
+        self.dtypes: list[str] = []
+
+    def predict(self, image: np.ndarray) -> Result:
+        self.dtypes.append(str(image.dtype))
+        gray = to_gray(image)
+        if gray.shape == (13, 13):
+            raise UserError("13 x 13 is too small; give a larger image")
+        _, labels = cv2.connectedComponents((gray > gray.mean() + 1).astype(np.uint8))
+        patches = sorted(
+            (patch for _, patch in labels_to_patches(labels)), key=lambda patch: -patch.mask.sum()
+        )
+        areas = np.array([patch.mask.sum() for patch in patches], np.int32)
+        boxes = np.array([patch_box(patch) for patch in patches], np.float32).reshape(-1, 4)
+        bitmaps = np.array([patch_to_bitmap(patch, 28) for patch in patches], np.uint8).reshape(-1, 28, 28)
+        return Result(
+            boxes=boxes,
+            scores=np.float32(areas / (areas + 50)),
+            classes=(areas > 50).astype(np.int32),
+            masks=bitmaps if self.masks else None,
+            mask_boxes=boxes if self.masks else None,
+            height=gray.shape[0],
+            width=gray.shape[1],
+            class_names=self.class_names,
+        )
+
+
+def _blobs(dtype=np.uint8, bright: int = 200, channels: int = 0) -> np.ndarray:
+    """Two blobs of 100 and 36 pixels in 40 x 50."""
+    image = np.zeros((40, 50), dtype)
+    image[5:15, 5:15] = bright
+    image[25:31, 30:36] = bright
+    return np.repeat(image[..., None], channels, 2) if channels else image
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Nine files: good ones of several kinds, one without cells, and three that fail."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    tifffile.imwrite(folder / "a.tif", _blobs())
+    tifffile.imwrite(folder / "b16.tif", _blobs(np.uint16, 40000))
+    cv2.imwrite(str(folder / "rgb.png"), _blobs(channels=3))
+    cv2.imwrite(str(folder / "a.png"), _blobs())
+    cv2.imwrite(str(folder / "sub" / "a.jpg"), _blobs())
+    cv2.imwrite(str(folder / "sub" / "dark.png"), np.zeros((40, 50), np.uint8))
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "empty.tif").touch()
+    cv2.imwrite(str(folder / "tiny.png"), np.zeros((13, 13), np.uint8))
+    return folder
+
+
+def test_good_files_are_done_and_bad_ones_named(images, tmp_path, capsys):
+    predictor = Thresholder()
+    report = predict_files(predictor, [images], tmp_path / "out", progress=True)
+    assert (report.done, report.cells, report.exit_code) == (6, 10, 3)
+    assert sorted(path.name for path, _ in report.failed) == ["broken.png", "empty.tif", "tiny.png"]
+    assert "uint16" in predictor.dtypes
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 3
+    assert all(sum(name in line for line in errors) == 1 for name in ("broken.png", "empty.tif", "tiny.png"))
+
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary.index.is_unique and len(summary) == 9
+    assert summary.loc["b16", ["cells", "cells_small", "cells_large"]].tolist() == [2, 1, 1]
+    assert summary.loc["sub/dark", "cells"] == 0
+    assert summary["error"].notna().sum() == 3 and "too small" in summary.loc["tiny", "error"]
+
+
+def test_all_outputs_of_an_image_agree(images, tmp_path):
+    predict_files(Thresholder(), [images / "b16.tif"], tmp_path / "out")
+    labels = tifffile.imread(tmp_path / "out" / "b16.labels.tif")
+    table = pd.read_csv(tmp_path / "out" / "b16.cells.csv")
+    coco = json.loads((tmp_path / "out" / "b16.coco.json").read_text())
+    overlay = cv2.imread(str(tmp_path / "out" / "b16.overlay.png"))
+    assert labels.dtype == np.uint16 and labels[10, 10] == 1 and labels[28, 33] == 2
+    assert table["area"].tolist() == np.bincount(labels.ravel())[1:].tolist() == [100, 36]
+    assert table["intensity_mean"].tolist() == [40000, 40000]
+    assert table["class"].tolist() == ["large", "small"]
+    assert [entry["category_id"] for entry in coco["annotations"]] == [2, 4]
+    assert coco["images"][0]["file_name"] == "b16.tif"
+    assert overlay.shape == (160, 200, 3)
+
+
+def test_same_stem_and_subfolders_do_not_overwrite_each_other(images, tmp_path):
+    predict_files(Thresholder(), [images], tmp_path / "out", formats=["labels"])
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.tif")}
+    names = {"a.tif", "a.png", "b16", "rgb", "sub/a", "sub/dark"}
+    assert written == {f"{name}.labels.tif" for name in names}
+    assert not list((tmp_path / "out").rglob("*.json")) and not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_score_and_submission(images, tmp_path):
+    csv_path = tmp_path / "submission.csv"
+    inputs = [images / "a.tif", images / "sub"]
+    report = predict_files(Thresholder(), inputs, tmp_path / "out", score=0.5, sartorius=csv_path)
+    assert (report.done, report.cells) == (3, 2)  # the 36 pixels of the small blob have score .42
+    rows = list(csv.reader(csv_path.open()))
+    assert rows[0] == ["id", "predicted"]
+    assert [row[0] for row in rows[1:]] == ["a.tif", "a.jpg", "dark"]
+    assert rows[3] == ["dark", ""]
+    mask = decode_kaggle_rle(rows[1][1], 40, 50)
+    assert mask.sum() == 100 and mask[5:15, 5:15].all()
+
+
+def test_submission_ids_are_file_stems_also_in_subfolders(images, tmp_path):
+    predict_files(
+        Thresholder(), [images / ".." / "images" / "sub"], tmp_path / "o", sartorius=tmp_path / "s.csv"
+    )
+    assert {row["id"] for row in csv.DictReader((tmp_path / "s.csv").open())} == {"a", "dark"}
+
+
+def test_rerun_is_refused_unless_allowed(images, tmp_path):
+    predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out")
+    before = (tmp_path / "out" / "summary.csv").read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        predict_files(Thresholder(), [images / "rgb.png"], tmp_path / "out")
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == before
+    predict_files(Thresholder(), [images / "rgb.png"], tmp_path / "out", overwrite=True)
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["image"].tolist() == ["rgb"]
+
+
+def test_crash_midway_keeps_what_is_done(images, tmp_path):
+    class Dying(Thresholder):
+        def predict(self, image: np.ndarray) -> Result:
+            if len(self.dtypes) == 2:
+                raise RuntimeError("out of power")
+            return super().predict(image)
+
+    with pytest.raises(RuntimeError, match="out of power"):
+        predict_files(Dying(), [images], tmp_path / "out", sartorius=tmp_path / "out" / "s.csv")
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["cells"].tolist() == [2, 2]
+    assert len(pd.read_csv(tmp_path / "out" / "s.csv")) == 4
+    assert not list((tmp_path / "out").rglob(".tmp*"))
+
+
+def test_boxes_only_network(images, tmp_path):
+    report = predict_files(Thresholder(masks=False), [images / "a.tif"], tmp_path / "out")
+    assert report.cells == 2 and not (tmp_path / "out" / "a.labels.tif").exists()
+    assert pd.read_csv(tmp_path / "out" / "a.cells.csv")["area"].isna().all()
+    with pytest.raises(UserError, match="no mask head"):
+        predict_files(
+            Thresholder(masks=False), [images / "a.tif"], tmp_path / "o", sartorius=tmp_path / "s.csv"
+        )
+
+
+def test_output_that_cannot_be_written_is_a_user_error(images, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out: is a file, the predictions need a folder"):
+        predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out")
+
+
+def _run_command(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setitem(vars(effdet_tf), "load", lambda run: Thresholder())  # the real one loads TensorFlow
+    parser = Parser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["predict", "--run", "run", *arguments])
+    return args.run(args)
+
+
+@pytest.mark.parametrize(("names", "code"), [(["a.tif"], 0), (["a.tif", "empty.tif"], 3), (["empty.tif"], 1)])
+def test_command_exit_codes(images, tmp_path, monkeypatch, capsys, names, code):
+    paths = [str(images / name) for name in names]
+    assert _run_command(monkeypatch, *paths, "--out", str(tmp_path / "out"), "--formats", "labels") == code
+    printed = capsys.readouterr()
+    done = names.count("a.tif")
+    assert printed.out.splitlines()[-1] == f"{done} images, {2 * done} cells: {tmp_path / 'out'}"
+    assert ("1 images failed" in printed.err) == (code != 0)
+    assert not list((tmp_path / "out").glob("*.overlay.png"))
+
+
+def test_command_refuses_a_missing_image_before_it_loads_the_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(effdet_tf), "load", None)
+    parser = Parser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(
+        ["predict", "--run", "run", str(tmp_path / "no.tif"), "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(UserError, match="does not exist"):
+        args.run(args)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("score", ["1.5", "-1", "nan", "x"])
+def test_command_refuses_a_score_that_is_none(score):
+    parser = Parser()
+    command.add_parser(parser.add_subparsers())
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["predict", "--run", "r", "x.tif", "--out", "o", f"--score={score}"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("score", "warned"), [(None, True), (0.3, True), (0.5, False)])
+def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path, capsys, score, warned):
+    class Full(Thresholder):
+        def predict(self, image: np.ndarray) -> Result:
+            return dataclasses.replace(super().predict(image), truncated=True)
+
+    predict_files(Full(), [images / "a.tif"], tmp_path / "out", score=score, progress=True)
+    assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
+
+
+def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monkeypatch):
+    """The disk fills when the files of an image are finished, and when the second of them is begun."""
+    from effdet_tf.outputs import coco, image_files
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coco.CocoPages, "close", full)
+        with pytest.raises(UserError, match="No space left"):
+            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out", sartorius=tmp_path / "s.csv")
+    assert [len(pd.read_csv(tmp_path / name)) for name in ("out/summary.csv", "s.csv")] == [0, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "GeoJson", full)
+        with pytest.raises(UserError, match="No space left"):
+            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "two", formats=("coco", "geojson"))
+    left = [path.name for folder in ("out", "two") for path in (tmp_path / folder).iterdir()]
+    assert not [name for name in left if name.startswith(".tmp") or name.endswith("json")]

@@ -1,0 +1,215 @@
+"""Large images: tiled equals whole, nothing doubled or cut, in memory that does not grow with the image."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+import effdet_tf
+from effdet_tf import outputs
+from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.geometry.boxes import iou
+from effdet_tf.images.prepare import brightness, normalize
+from effdet_tf.images.read import read_image
+from effdet_tf.outputs import cells as cells_module
+from effdet_tf.outputs import labels as labels_module
+from effdet_tf.outputs import overlay as overlay_module
+from effdet_tf.prediction import predictor as large_images
+from effdet_tf.prediction.predictor import predict_in_tiles, tile_unit
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray(iou(a[:, None], b[None]))
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return effdet_tf.load("cells")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of 256 px, 96 of them shared: a step of 128, since cells' grid has 64."""
+    monkeypatch.setattr(large_images, "TILE", 256)
+    monkeypatch.setattr(large_images, "OVERLAP", 96)
+
+
+def _seams(size: int, config) -> np.ndarray:
+    """Where the answer passes from one tile to the next, along one axis."""
+    tiles = large_images.make_tiles((size, 256), (256, 256), tile_unit(config), 96)
+    return np.unique([tile.core[0][0] for tile in tiles])[1:]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_tiled_equals_whole(predictor, small_tiles, dtype):
+    image, _ = render_image(3, 512, 640, 120, "Cluster")
+    image = image.astype(dtype) * (dtype(200) if dtype != np.uint8 else 1)
+    whole, tiled = predictor.predict(image), predict_in_tiles(predictor, image)
+    score = predictor.config.postprocess.report_score
+    whole, tiled = whole.filter(score), tiled.filter(score)
+    assert len(whole) > 60 and abs(len(whole) - len(tiled)) <= 1
+    overlap = pairwise_iou(whole.boxes, tiled.boxes)
+    same = overlap.max(axis=1) > 0.9
+    assert same.mean() > 0.98
+    # Away from the seams each cell is there, with its score and its mask.
+    middle = (whole.boxes[:, :2] + whole.boxes[:, 2:]) / 2
+    apart = np.stack(
+        [
+            np.abs(middle[:, axis, None] - _seams(size, predictor.config)).min(1)
+            for axis, size in enumerate((512, 640))
+        ]
+    ).min(0)
+    away = apart > 24
+    assert away.sum() > 20 and same[away].all()
+    partner = overlap.argmax(axis=1)[away]
+    np.testing.assert_allclose(whole.scores[away], tiled.scores[partner], atol=0.01)
+    labels, other = whole.label_image()[0] > 0, tiled.label_image()[0] > 0
+    assert (labels != other).mean() < 0.002
+
+
+def test_no_cell_is_doubled_or_cut_at_a_seam(predictor, small_tiles):
+    image, _ = render_image(4, 640, 640, 260, "Round")
+    whole, tiled = (
+        found.filter(predictor.config.postprocess.report_score)
+        for found in (predictor.predict(image), predict_in_tiles(predictor, image))
+    )
+    pairs = [np.triu(pairwise_iou(found.boxes, found.boxes), 1) for found in (whole, tiled)]
+    assert (pairs[1] > 0.5).sum() <= (pairs[0] > 0.5).sum()  # NMS at .5 is over boxes before they are voted
+    seams = _seams(640, predictor.config)
+    crossing = [
+        ((found.boxes[:, :2, None] < seams - 2) & (found.boxes[:, 2:, None] > seams + 2)).any((1, 2))
+        for found in (whole, tiled)
+    ]
+    assert crossing[0].sum() > 20 and abs(crossing[0].sum() - crossing[1].sum()) <= 2
+    size = [
+        (found.boxes[kept, 2:] - found.boxes[kept, :2]).prod(1).mean()
+        for found, kept in zip((whole, tiled), crossing, strict=True)
+    ]
+    assert size[1] == pytest.approx(size[0], rel=0.02)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("pattern", ["livecell/**/*.tif", "sartorius/train/*.png"])
+def test_tiled_equals_whole_on_real_images(real_data, predictor, monkeypatch, pattern):
+    monkeypatch.setattr(large_images, "TILE", 384)
+    monkeypatch.setattr(large_images, "OVERLAP", 128)
+    image = read_image(sorted(real_data.glob(pattern))[3])
+    score = predictor.config.postprocess.report_score
+    whole, tiled = (
+        found.filter(score) for found in (predictor.predict(image), predict_in_tiles(predictor, image))
+    )
+    best = pairwise_iou(whole.boxes, tiled.boxes).max(axis=1)
+    assert len(whole) > 30 and (best > 0.9).mean() >= 0.99 and abs(len(whole) - len(tiled)) <= 2
+
+
+def test_large_images_go_in_tiles_by_themselves(predictor, small_tiles, monkeypatch):
+    image, _ = render_image(5, 300, 420, 40, "Cluster")
+    expected = predict_in_tiles(predictor, image)
+    monkeypatch.setattr(large_images, "LARGE", 300 * 420 - 1)
+    np.testing.assert_array_equal(predictor.predict(image).boxes, expected.boxes)
+    assert len(expected) > 20
+
+
+def test_dense_images_lose_no_cell(predictor, monkeypatch):
+    """A network that reports 60 cells at once finds those that one for 2,000 does."""
+    image, _ = render_image(7, 512, 512, 330, "Round")
+    score = predictor.config.postprocess.report_score
+    expected = predictor.predict(image).filter(score)
+    assert len(expected) > 120
+    few = effdet_tf.load("cells", settings=["data.max_instances=60"])
+    cut = few.predict(image)
+    assert cut.truncated and len(cut) == 60  # no larger than a tile: as many as asked for
+    for name, value in (("TILE", 320), ("OVERLAP", 96), ("DENSE_TILE", 192), ("DENSE_OVERLAP", 64)):
+        monkeypatch.setattr(large_images, name, value)
+    found = few.predict(image).filter(score)
+    best = pairwise_iou(expected.boxes, found.boxes).max(axis=1)
+    assert (best > 0.7).mean() > 0.97 and abs(len(found) - len(expected)) <= 0.03 * len(expected)
+
+
+def test_brightness_in_bands_is_that_of_the_image(monkeypatch, tiny_config):
+    image = np.random.default_rng(0).normal(900, 77, (203, 131)).astype(np.float32)
+    monkeypatch.setattr("effdet_tf.images.prepare._BAND", 1000)
+    found = brightness(image)
+    np.testing.assert_allclose(found, [image.mean(), image.std(), image.min(), image.max()], rtol=1e-5)
+    for config in (
+        tiny_config,
+        tiny_config.override(["data.normalization=fixed", "data.mean=9", "data.std=3"]),
+    ):
+        part = normalize(image[50:90], config, found)
+        np.testing.assert_allclose(part, normalize(image, config)[50:90], atol=1e-4)
+
+
+def test_tiles_start_where_the_coarsest_grid_does(tiny_config):
+    for zoom in (1.0, 1.5, 0.75, 2.0, 1.25):
+        config = tiny_config.override([f"data.zoom={zoom}"])
+        unit = tile_unit(config)
+        assert unit * zoom % 2**config.model.max_level == 0 and unit <= 64
+
+
+def test_files_of_a_large_image_are_written_in_parts(predictor, monkeypatch, tmp_path):
+    """Every part that serves large images alone, forced on a small one: the files stay the same."""
+    image, _ = render_image(6, 300, 420, 60, "Cluster")
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    result = predictor.predict(image).filter(0.2)
+    plain = outputs.number_cells(result)
+    monkeypatch.setattr(cells_module, "_LARGE", 1)
+    large = outputs.number_cells(result)
+    assert isinstance(large.labels, np.memmap) and not isinstance(plain.labels, np.memmap)
+    np.testing.assert_array_equal(large.labels, plain.labels)
+    pd.testing.assert_frame_equal(outputs.cell_table(large, image), outputs.cell_table(plain, image))
+    monkeypatch.setattr(labels_module, "_LARGE", 1)
+    monkeypatch.setattr(labels_module, "_TILE", 128)
+    outputs.write_labels(tmp_path / "tiled.tif", large.labels, 0.5)
+    with tifffile.TiffFile(tmp_path / "tiled.tif") as file:
+        assert file.pages[0].is_tiled
+        np.testing.assert_array_equal(file.asarray(), plain.labels)
+    monkeypatch.setattr(overlay_module, "_MOST", 210)
+    monkeypatch.setattr(overlay_module, "_BAND", 4000)
+    monkeypatch.setattr(overlay_module, "_SIDE", 100)
+    assert outputs.draw_overlay(image, large).shape == (150, 210, 3)
+
+
+def test_a_large_page_is_read_through_a_file(monkeypatch, tmp_path):
+    from effdet_tf.images import read as image_io
+
+    image = np.random.default_rng(0).integers(0, 65535, (90, 70)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, compression="zlib")
+    monkeypatch.setattr(image_io, "_LARGE", 1)
+    with image_io.Stack(tmp_path / "a.tif") as stack:
+        page = stack.read()
+    np.testing.assert_array_equal(page[..., 0], image)
+    while page.base is not None and not isinstance(page, np.memmap):
+        page = page.base
+    assert isinstance(page, np.memmap)
+
+
+def test_a_terminal_sees_the_tiles(tmp_path):
+    code = (
+        "import numpy as np; from effdet_tf import large_images as l; l.TILE = 64; l.OVERLAP = 16\n"
+        "from effdet_tf.presets import preset; from effdet_tf.prediction.results import Result\n"
+        "class P:\n"
+        "    config = preset('cells-lite0'); class_names = ('cell',)\n"
+        "    def predict(self, image, whole):\n"
+        "        e = np.zeros((0, 4), np.float32)\n"
+        "        masks, size = np.zeros((0, 4, 4), np.uint8), image.shape[:2]\n"
+        "        return Result(e, e[:, 0], e[:, 0].astype(int), masks, e, *size, ('cell',))\n"
+        "l.predict_in_tiles(P(), np.zeros((300, 300), np.uint8))"
+    )
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    os.set_blocking(ours, False)
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, cwd=os.getcwd())
+    shown = os.read(ours, 10000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "tiles" in shown and "/36" in shown
+    quiet = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=True, cwd=os.getcwd())
+    assert b"tiles" not in quiet.stderr

@@ -1,0 +1,440 @@
+"""Every request of the page: what it gives, what it refuses, and that its files are those of `predict`."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from starlette.testclient import TestClient
+
+from effdet_tf import outputs
+from effdet_tf.outputs.batch import predict_files
+from effdet_tf.webapp.app import STATIC, make_app
+from effdet_tf.webapp.downloads import FORMATS
+from effdet_tf.webapp.networks import Networks
+from effdet_tf.webapp.session import Limits, Session
+from tests.webapp.discs import Discs
+
+HOST = "http://127.0.0.1:8765"
+
+
+class Page:
+    """The page's requests, as its script makes them."""
+
+    def __init__(self, session: Session, wait: Callable[..., None]) -> None:
+        self.session, self._wait = session, wait
+        self.client = TestClient(make_app(session), base_url=HOST, raise_server_exceptions=False)
+        self._running = ExitStack()
+        self._running.enter_context(self.client)
+
+    def close(self) -> None:
+        """End the server, once."""
+        self._running.close()
+
+    def get(self, path: str, **options: Any) -> Any:
+        return self.client.get(path, **options)
+
+    def add(self, content: bytes, name: str = "a.tif", rooted: bool = False) -> Any:
+        return self.client.post(
+            "/api/images", params={"name": name, "rooted": int(rooted)}, content=content, headers=_own()
+        )
+
+    def state(self) -> dict[str, Any]:
+        return self.get("/api/state").json()
+
+    def done(self) -> list[dict[str, Any]]:
+        """The images, when none of them waits any more."""
+        self._wait(lambda: all(i["state"] in ("done", "failed") for i in self.state()["images"]))
+        return self.state()["images"]
+
+
+def _own() -> dict[str, str]:
+    return {"Origin": HOST, "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+def open_page(networks: Networks, wait: Callable[..., None]) -> Iterator[Callable[..., Page]]:
+    """`open_page(**limits)`: a page with these limits; the tests take no more than one."""
+    opened: list[Page] = []
+
+    def make(run: Networks = networks, **limits: int) -> Page:
+        opened.append(Page(Session(run, Limits(**limits)), wait))
+        return opened[-1]
+
+    yield make
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture
+def png(images: Path) -> bytes:
+    return (images / "gray.png").read_bytes()
+
+
+def _content(suffix: str, file: bytes) -> Any:
+    """The bytes of a file; of a zip, those of its members, as it states when it was made."""
+    if not suffix.endswith(".zip"):
+        return file
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("score", [0.5, 0.0, 0.77, 1.0])
+def test_the_files_are_those_that_predict_writes(
+    score: float, open_page: Callable[..., Page], networks: Any, images: Path, tmp_path: Path
+) -> None:
+    predict_files(networks.predictor("cells"), [images], tmp_path / "default", score=score)
+    formats = outputs.FORMATS
+    predict_files(networks.predictor("cells"), [images], tmp_path / "all", score=score, formats=formats)
+    expected, every = _files(tmp_path / "default"), _files(tmp_path / "all")
+    page = open_page()
+    for path in sorted(path for path in images.rglob("*") if path.is_file()):
+        name = f"plate/{path.relative_to(images).as_posix()}"
+        assert page.add(path.read_bytes(), name, rooted=True).status_code == 201
+    listed = page.done()
+    assert [image["state"] for image in listed] == ["done"] * 3
+    for image, name in zip(listed, ("deep é", "gray", "sub/x_B2_1_00d04h00m"), strict=True):
+        for suffix in FORMATS:
+            answer = page.get(f"/api/images/{image['id']}/files/{suffix[1:]}", params={"score": score})
+            assert answer.status_code == 200
+            assert _content(suffix, answer.content) == _content(suffix, every[name + suffix])
+            assert answer.headers["content-disposition"].startswith("attachment; ")
+    answer = page.get("/api/all.zip", params={"score": score})
+    packed = _content(".zip", answer.content)
+    assert packed == expected and "wells.csv" in packed
+
+
+def test_counts_on_the_page_are_those_of_the_table(open_page: Callable[..., Page], png: bytes) -> None:
+    page = open_page()
+    page.add(png)
+    (image,) = page.done()
+    base = f"/api/images/{image['id']}"
+    scores = np.float32(page.get(f"{base}/scores.json").json())
+    for score in (0.0, float(scores[7]), 0.5, 1.0):
+        table = page.get(f"{base}/files/cells.csv", params={"score": score}).text
+        assert len(table.splitlines()) - 1 == int((scores >= np.float32(score)).sum())
+
+
+def test_a_deep_image_gets_a_preview_that_a_browser_shows(
+    open_page: Callable[..., Page], images: Path, pixels: np.ndarray
+) -> None:
+    page = open_page()
+    page.add((images / "deep é.tif").read_bytes())
+    (image,) = page.done()
+    answer = page.get(f"/api/images/{image['id']}/preview.png")
+    shown = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert answer.headers["content-type"] == "image/png"
+    assert shown.dtype == np.uint8 and np.array_equal(shown, outputs.stretch_contrast(pixels))
+    assert page.get(f"/api/images/{image['id']}/thumbnail.png").status_code == 200
+
+
+def test_what_fails_is_told_in_a_line_and_the_others_go_on(
+    open_page: Callable[..., Page], images: Path, png: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = (images / "deep é.tif").read_bytes()
+    stack, flat, thirteen = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(stack, np.zeros((3, 40, 40), np.uint8), photometric="minisblack")
+    tifffile.imwrite(flat, np.zeros((40, 40), np.uint8))
+    tifffile.imwrite(thirteen, np.arange(13 * 20, dtype=np.uint16).reshape(13, 20))
+    faults = {
+        "cut.tif": (deep[: len(deep) // 2], "is cut short"),
+        "text.tif": (b"hello", "is no image"),
+        "empty.png": (b"", "is empty"),
+        "stack.tif": (stack.getvalue(), "stack of 3 pages"),
+        "flat.tif": (flat.getvalue(), "this image is flat"),
+        "thirteen.tif": (thirteen.getvalue(), "unexpected: RuntimeError: thirteen"),
+    }
+    page = open_page()
+    for name, (content, _) in faults.items():
+        assert page.add(content, name).status_code == 201
+    page.add(png, "good.png")
+    *failed, good = page.done()
+    assert good["state"] == "done"
+    for image in failed:
+        assert image["state"] == "failed" and faults[image["name"]][1] in image["error"]
+        for hidden in ("\n", "/tmp", str(page.session.incoming().parent), f"{image['name']}: "):
+            assert hidden not in image["error"]
+        answer = page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
+        assert answer.status_code == 404 and "no result" in answer.json()["error"]
+    assert "RuntimeError: thirteen" in capsys.readouterr().err  # a fault of the program is traced
+    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+        summary = archive.read("summary.csv").decode()
+    assert all(text in summary for _, text in faults.values()) and "/tmp" not in summary
+
+
+def test_limits_of_a_file_and_an_image(open_page: Callable[..., Page], png: bytes) -> None:
+    page = open_page(file_bytes=len(png), pixels=70 * 90 - 1)
+    for content in (png + b"x", iter([png, b"x"])):  # with its length told before, and without
+        answer = page.add(content)
+        assert answer.status_code == 413 and "is larger than" in answer.json()["error"]
+    assert page.state()["images"] == []
+    assert list(page.session.incoming().parent.iterdir()) == []
+    page.add(png)
+    assert "70x90 is more than 6299 pixels" in page.done()[0]["error"]
+
+
+def test_the_oldest_results_go_and_that_is_told(open_page: Callable[..., Page], png: bytes) -> None:
+    page = open_page(images=2)
+    for number in range(4):
+        page.add(png, f"{number}.png")
+        page.done()
+    state = page.state()
+    assert [image["name"] for image in state["images"]] == ["2.png", "3.png"]
+    assert state["dropped"] == {"count": 2, "names": ["0.png", "1.png"]}
+    assert len(list(page.session.incoming().parent.iterdir())) == 2
+    page = open_page(total_bytes=2 * page.session.entries()[0].size)  # with what was made of them
+    for number in range(3):
+        page.add(png, f"{number}.png")
+        page.done()
+    assert [image["name"] for image in page.state()["images"]] == ["1.png", "2.png"]
+
+
+def test_images_that_wait_are_never_dropped(
+    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+) -> None:
+    page = open_page(images=2)
+    gate = networks.loaded["cells"].gate
+    gate.clear()
+    first, _, third = (page.add(png, f"{number}.png") for number in range(3))
+    assert third.status_code == 429 and "waiting" in third.json()["error"]
+    wait(lambda: page.state()["images"][0]["state"] == "working")
+    assert page.get("/api/state").status_code == 200  # answered while the network is at work
+    assert page.get("/api/all.zip?score=0").status_code == 404
+    assert page.get(f"/api/images/{first.json()['id']}/outlines.json").status_code == 404
+    gate.set()
+    page.done()
+    assert page.add(png, "3.png").status_code == 201
+    assert Discs.most == 1  # one at a time
+
+
+def test_another_network_looks_at_all_images_again(
+    open_page: Callable[..., Page], networks: Any, png: bytes
+) -> None:
+    page = open_page()
+    start = page.get("/api/start").json()
+    assert [network["name"] for network in start["networks"]] == ["cells", "cells-large"]
+    assert list(networks.loaded) == ["cells"]  # the other one is not loaded before it is chosen
+    page.add(png)
+    (image,) = page.done()
+    base = f"/api/images/{image['id']}"
+    before = page.get(f"{base}/outlines.json").json()
+    assert page.client.post("/api/network?name=cells-large", headers=_own()).status_code == 204
+    assert page.state()["network"] == "cells-large"
+    (image,) = page.done()
+    assert image["revision"] == 2 and page.get(f"{base}/outlines.json").json() != before
+    answer = page.client.post("/api/network?name=../x", headers=_own())
+    assert answer.status_code == 400 and "there is no network" in answer.json()["error"]
+    assert page.state()["network"] == "cells-large"
+
+
+def test_older_work_does_not_overwrite_newer(
+    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+) -> None:
+    page = open_page()
+    gate = networks.loaded["cells"].gate
+    gate.clear()
+    page.add(png, "one.png")
+    removed = page.add(png, "two.png").json()["id"]
+    wait(lambda: page.state()["images"][0]["state"] == "working")
+    page.client.post("/api/network?name=cells-large", headers=_own())
+    assert page.client.delete(f"/api/images/{removed}", headers=_own()).status_code == 204
+    gate.set()
+    (image,) = page.done()
+    assert image["name"] == "one.png" and image["revision"] == 1
+    network = networks.loaded["cells-large"]
+    expected = network.predict(cv2.imdecode(np.frombuffer(png, np.uint8), -1)[..., None])
+    assert np.array_equal(page.session.entries()[0].found.result.scores, expected.scores)
+    assert not (page.session.incoming().parent / removed).exists()
+
+
+def test_images_are_removed_and_nothing_stays(open_page: Callable[..., Page], png: bytes) -> None:
+    page = open_page()
+    for _ in range(3):
+        page.add(png)
+    first = page.done()[0]["id"]
+    assert page.client.delete(f"/api/images/{first}", headers=_own()).status_code == 204
+    assert page.client.delete(f"/api/images/{first}", headers=_own()).status_code == 404
+    assert len(page.state()["images"]) == 2
+    assert page.client.delete("/api/images", headers=_own()).status_code == 204
+    assert page.state()["images"] == []
+    page.add(png)
+    page.done()
+    folder = page.session.incoming().parent
+    assert folder.exists() and folder.stat().st_mode & 0o077 == 0  # for this user alone
+    page.close()
+    assert not folder.exists()
+
+
+def test_the_end_does_not_wait_for_the_network(
+    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+) -> None:
+    page = open_page()
+    gate = networks.loaded["cells"].gate
+    gate.clear()
+    page.add(png)
+    page.add(png)
+    wait(lambda: page.session.at_work)
+    folder = page.session.incoming().parent
+    page.close()
+    assert page.session.at_work and not folder.exists()
+    gate.set()
+    wait(lambda: not page.session.at_work)
+    assert not folder.exists()
+
+
+def test_a_network_without_masks_makes_no_label_image(
+    open_page: Callable[..., Page], networks: Any, png: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "boxes").mkdir()
+    page = open_page(Networks(tmp_path / "boxes"))
+    assert page.get("/api/start").json()["networks"][0]["name"] == str(tmp_path / "boxes")
+    page.add(png)
+    (image,) = page.done()
+    answer = page.get(f"/api/images/{image['id']}/files/labels.tif?score=0.5")
+    assert answer.status_code == 400 and "no mask head" in answer.json()["error"]
+    assert page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5").status_code == 200
+    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+        assert sorted(archive.namelist()) == ["a.cells.csv", "a.coco.json", "a.overlay.png", "summary.csv"]
+
+
+def test_a_users_folder_named_as_a_network_of_the_package_is_told_apart(
+    networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "best.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    assert Networks("cells").names == ["./cells", "cells", "cells-large"]
+
+
+@pytest.mark.parametrize("score", ["", "x", "-0.1", "1.1", "nan"])
+def test_a_score_that_is_none_is_refused(score: str, open_page: Callable[..., Page], png: bytes) -> None:
+    page = open_page()
+    page.add(png)
+    (image,) = page.done()
+    for path in (f"/api/images/{image['id']}/files/cells.csv", "/api/all.zip"):
+        answer = page.get(path, params={"score": score})
+        assert answer.status_code == 400 and "from 0 to 1" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8765",
+        "127.0.0.1.evil.example",
+        "10.0.0.1:8765",
+        "localhost@evil",
+        "",
+        "[::1",
+    ],
+)
+def test_a_host_that_is_not_this_servers_is_refused(host: str, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    for path in ("/", "/api/state", "/page.js"):
+        answer = page.get(path, headers={"Host": host})
+        assert answer.status_code == 403 and "host name" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost:8765", "127.0.0.1", "[::1]:1234", "LOCALHOST"])
+def test_names_of_this_computer_are_answered(host: str, open_page: Callable[..., Page]) -> None:
+    assert open_page().get("/api/state", headers={"Host": host}).status_code == 200
+
+
+def test_beyond_this_computer_addresses_are_answered_but_not_other_names(networks: Any) -> None:
+    app = make_app(Session(networks), {"lab-pc"}, any_address=True)
+    with TestClient(app, base_url=HOST) as client:
+        codes = [
+            client.get("/", headers={"Host": h}).status_code for h in ("10.0.0.7:8765", "lab-pc", "evil")
+        ]
+    assert codes == [200, 200, 403]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Origin": HOST, "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_what_another_site_asks_is_refused(
+    headers: dict[str, str], open_page: Callable[..., Page], png: bytes
+) -> None:
+    page = open_page()
+    asked = [
+        page.client.post("/api/images?name=a.png", content=png, headers=headers),
+        page.client.post("/api/network?name=cells-large", headers=headers),
+        page.client.delete("/api/images", headers=headers),
+    ]
+    if "Sec-Fetch-Site" in headers:
+        asked.append(page.get("/api/state", headers=headers))
+    assert [answer.status_code for answer in asked] == [403] * len(asked)
+    assert page.state() == {"network": "cells", "images": [], "dropped": {"count": 0, "names": []}}
+
+
+def test_every_answer_forbids_what_is_not_the_pages_own(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    for path in ("/", "/page.js", "/page.css", "/api/state", "/nothing", "/api/all.zip?score=0"):
+        headers = page.get(path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_the_page_names_no_other_host_and_holds_no_inline_script() -> None:
+    files = {path.name: path.read_text() for path in STATIC.iterdir()}
+    assert set(files) >= {"index.html", "page.js", "page.css"}
+    for name, text in files.items():
+        assert not re.search(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)[a-z0-9.]+\.[a-z]{2,}", text), name
+    assert re.findall(r"<script(?![^>]* src=)|<style| on[a-z]+=| style=", files["index.html"]) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../app.py",
+        "/static/../app.py",
+        "/%2e%2e/app.py",
+        "/..%2fapp.py",
+        "/etc/passwd",
+        "/api/images/../start/preview.png",
+        "/api/images/%2e%2e/preview.png",
+        "/api/images/..%2f..%2f/preview.png",
+        "/api/images/x/files/../../setup.py",
+        "/api/images/x/image",
+    ],
+)
+def test_no_path_leads_out(path: str, open_page: Callable[..., Page]) -> None:
+    answer = open_page().get(path)
+    assert answer.status_code in (404, 405) and "error" in answer.json()
+
+
+def test_a_name_from_the_browser_is_no_path(
+    open_page: Callable[..., Page], png: bytes, tmp_path: Path
+) -> None:
+    page = open_page()
+    answer = page.add(png, f"../../..{tmp_path}/evil\r\nX: y.png")
+    assert answer.status_code == 201 and ".." not in answer.json()["name"]
+    (image,) = page.done()
+    assert list(tmp_path.iterdir()) == []
+    answer = page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
+    assert answer.headers["content-disposition"].count("\n") == 0 and "x" not in answer.headers
+    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+        for name in archive.namelist():
+            assert not name.startswith("/") and ".." not in name.split("/")

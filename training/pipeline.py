@@ -1,0 +1,112 @@
+"""Endless variety from a finite set: seeded, resumable batches of fixed shape for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.data.store import RecordStore
+from training.augment import augment
+from training.order import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
+
+
+def training_dataset(
+    data: RecordStore | str | Path | Sequence[str | Path],
+    data_config: DataConfig,
+    augment_config: AugmentConfig,
+    batch_size: int,
+    seed: int,
+    epoch: int = 0,
+    epochs: int = 1,
+    parallel_calls: int = tf.data.AUTOTUNE,
+    part: tuple[int, int] = (0, 1),
+) -> tf.data.Dataset:
+    """Return the batches of some epochs.
+
+    An epoch is `crops_per_image` crops of every image in an order drawn from (seed, epoch), less the
+    rest that fills no batch. Order and content depend on nothing else, so `.skip(n)` continues where n
+    batches ended, and epoch e alone equals epoch e of a longer run.
+
+    Args:
+        data: an open store (keeps its images in memory from one call to the next), or the folders.
+        data_config: crop size, channels, normalization, max_instances, crops_per_image, cache_mb.
+        augment_config: what may change and how far.
+        batch_size: crops in a batch.
+        seed: of order and augmentation.
+        epoch: number of the first epoch.
+        epochs: how many follow each other.
+        parallel_calls: crops made at once; without influence on the result.
+        part: (k, n): of every batch only the k-th of n equal parts, for one of several processes.
+
+    Returns:
+        Batches of `image [B, H, W, C]` float32, `boxes [B, M, 4]` float32 yxyx in crop pixels,
+        `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `ignored [B, R, 4]` float32
+        (regions that are neither cell nor background; padding is empty), `scale [B, 2]` float32 (crop
+        pixels per source pixel), `image_id [B]` int64, and `dropped [B]` int32: how many cells a crop
+        had beyond M = max_instances. The largest M stay, so the lost ones cover the fewest pixels.
+
+    Raises:
+        UserError: for unusable data (see `RecordStore`) or fewer crops than one batch.
+    """
+    store = data if isinstance(data, RecordStore) else RecordStore(data, data_config.cache_mb)
+    steps = steps_per_epoch(store, data_config, batch_size)
+    plans = [epoch_plan(store, data_config, seed, e) for e in range(epoch, epoch + epochs)]
+    own = np.arange(steps * batch_size).reshape(steps, part[1], -1)[:, part[0]].ravel()
+    numbers = np.concatenate([order[own] for order, _ in plans])
+    seeds = np.concatenate([seeds[own] for _, seeds in plans])
+
+    def crop(number: tf.Tensor, crop_seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = augment(store.fetch(number), crop_seed, augment_config, data_config)
+        return fit_cells(example, data_config.max_instances)
+
+    # The images never leave the host before they are a batch.
+    with tf.device("CPU:0"):
+        dataset = tf.data.Dataset.from_tensor_slices((numbers, seeds))
+        dataset = dataset.map(crop, parallel_calls, deterministic=True)
+        return dataset.batch(batch_size // part[1], drop_remainder=True).prefetch(2)
+
+
+def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf.Tensor]:
+    """Pad the cells of an example to `max_instances`, or keep as many of the largest.
+
+    Args:
+        example: `boxes [K, 4]`, `classes [K]`, `masks [K, m, m]`, `ignored [R, 4]` and others, which pass
+            through.
+        max_instances: M.
+
+    Returns:
+        The example with `boxes [M, 4]`, `classes [M]` (-1 = padding), `masks [M, m, m]`, `ignored
+        [IGNORED_REGIONS, 4]` (the largest, beyond that) and the scalar int32 `dropped`, the number of cells
+        that had no place.
+    """
+    boxes, classes, masks = example["boxes"], example["classes"], example["masks"]
+    count = tf.shape(classes)[0]
+    regions = tf.pad(example["ignored"], [[0, IGNORED_REGIONS], [0, 0]])
+    chosen = tf.math.top_k(tf.reduce_prod(regions[:, 2:] - regions[:, :2], -1), IGNORED_REGIONS).indices
+
+    def largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], -1)
+        chosen = tf.sort(tf.math.top_k(area, max_instances).indices)
+        return tf.gather(boxes, chosen), tf.gather(classes, chosen), tf.gather(masks, chosen)
+
+    def padded() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        room = [0, max_instances - count]
+        return (
+            tf.pad(boxes, [room, [0, 0]]),
+            tf.pad(classes, [room], constant_values=PADDING_CLASS),
+            tf.pad(masks, [room, [0, 0], [0, 0]]),
+        )
+
+    boxes, classes, masks = tf.cond(count > max_instances, largest, padded)
+    return {
+        **example,
+        "boxes": tf.ensure_shape(boxes, [max_instances, 4]),
+        "classes": tf.ensure_shape(classes, [max_instances]),
+        "masks": tf.ensure_shape(masks, [max_instances, masks.shape[1], masks.shape[2]]),
+        "ignored": tf.gather(regions, chosen),
+        "dropped": tf.maximum(count - max_instances, 0),
+    }
