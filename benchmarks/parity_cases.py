@@ -111,7 +111,7 @@ def summary(levels: list[np.ndarray]) -> dict[str, np.ndarray]:
     """What a golden file keeps of one output.
 
     Args:
-        levels: `[A_l, K]` of each level, finest first; anchors in the order of `effdet_tf.model.anchors.grid`.
+        levels: `[A_l, K]` of each level, finest first; anchors in the order of `model.anchors.grid`.
 
     Returns:
         `values`: the samples of all levels one after the other, float32; `mean`, `std` `[L]` float64 and

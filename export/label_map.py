@@ -56,7 +56,7 @@ def label_map(found: Detections, height: Any, width: Any, min_score: float) -> t
 def _interpolate(low: tf.Tensor, high: tf.Tensor, limit: Any, cells: int) -> tuple[tf.Tensor, tf.Tensor]:
     """First pixel, and float32 `[pixels, cells]` weights of the pixels whose centres lie in [low, high).
 
-    As `effdet_tf.geometry.masks` has it, in the same precision: a pixel at the threshold must fall to the same side.
+    As `geometry.masks` has it, in the same precision: a pixel at the threshold must fall to the same side.
     """
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
     edge = tf.cast(limit, tf.float64)

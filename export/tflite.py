@@ -46,7 +46,7 @@ def convert(
 
     The file has the signature `serving_default`: `image` float32 `[1, H, W, C]`, normalised, and `frame`
     int32 `[2]`, height and width of the part of it that is image, at the top left -> `boxes`, `scores`,
-    `classes`, `masks`, `mask_boxes` and `count` as `effdet_tf.model.postprocess.ranked` gives them, in pixels of
+    `classes`, `masks`, `mask_boxes` and `count` as `model.postprocess.ranked` gives them, in pixels of
     the input.
 
     Args:
