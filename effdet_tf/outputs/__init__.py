@@ -2,7 +2,7 @@
 
 from effdet_tf.images.read import stretch_contrast
 from effdet_tf.outputs.appended_csv import AppendedCsv
-from effdet_tf.outputs.cells import Cells, number_cells, visible_shapes
+from effdet_tf.outputs.cells import NumberedCells, number_cells, visible_shapes
 from effdet_tf.outputs.coco import write_coco
 from effdet_tf.outputs.image_files import (
     COCO,
@@ -19,7 +19,7 @@ from effdet_tf.outputs.image_files import (
 )
 from effdet_tf.outputs.labels import LabelPages, write_labels
 from effdet_tf.outputs.overlay import cell_colour, draw_overlay, write_overlay
-from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.page import ImageInfo, Page
 from effdet_tf.outputs.submission import submission_rows
 from effdet_tf.outputs.summary import failed_row, summary_columns, summary_row
 from effdet_tf.outputs.table import CELL_COLUMNS, MICROMETRE_COLUMNS, cell_table, write_table
@@ -40,8 +40,8 @@ __all__ = [
     "TABLE",
     "YOLO",
     "AppendedCsv",
-    "Cells",
-    "Frame",
+    "NumberedCells",
+    "Page",
     "ImageFiles",
     "ImageInfo",
     "LabelPages",

@@ -181,11 +181,9 @@ class _Work:
                     if written is None:
                         written = outputs.ImageFiles(out / job.name, info, self.formats)
                         files.enter_context(written)
-                    frame = outputs.Frame(
-                        page, image, cells, outputs.cell_table(cells, image, info.um_per_px)
-                    )
-                    written.add(frame, skipped)
-                rows.append(outputs.summary_row(job.name, frame, info))
+                    done = outputs.Page(page, image, cells, outputs.cell_table(cells, image, info.um_per_px))
+                    written.add(done, skipped)
+                rows.append(outputs.summary_row(job.name, done, info))
                 submitted += self._submission(identity, page, info.pages, cells)
                 skipped = 0
                 self._count(job, found, cells)
@@ -198,7 +196,7 @@ class _Work:
                     self.submission.append(submitted)
                 self.summary.append(rows)
 
-    def _count(self, job: Job, found: Result, cells: outputs.Cells) -> None:
+    def _count(self, job: Job, found: Result, cells: outputs.NumberedCells) -> None:
         self.report.boxes_only = cells.labels is None
         self.report.done += 1
         self.report.cells += len(cells.result)
@@ -210,7 +208,7 @@ class _Work:
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 
     def _submission(
-        self, identity: str, page: int, pages: int, cells: outputs.Cells
+        self, identity: str, page: int, pages: int, cells: outputs.NumberedCells
     ) -> list[tuple[str, str]]:
         if self.submission is None:
             return []

@@ -15,7 +15,7 @@ _LARGE = 2**26  # pixels from which a label image lies in a file, of which memor
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class NumberedCells:
     """The cells of one image as they are written: cell k + 1 is `result` entry k and label k + 1.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cells:
                 yield number, patch
 
 
-def number_cells(result: Result, min_visible: float = 0.5) -> Cells:
+def number_cells(result: Result, min_visible: float = 0.5) -> NumberedCells:
     """Give each cell its number, best score first.
 
     Args:
@@ -54,7 +54,7 @@ def number_cells(result: Result, min_visible: float = 0.5) -> Cells:
         The numbered cells.
     """
     if result.masks is None:
-        return Cells(result, None)
+        return NumberedCells(result, None)
     size = (result.height, result.width)
     if result.height * result.width < _LARGE:
         labels = np.zeros(size, np.int32)
@@ -62,10 +62,10 @@ def number_cells(result: Result, min_visible: float = 0.5) -> Cells:
         with tempfile.TemporaryFile() as file:
             labels = np.memmap(file, np.int32, "w+", shape=size)
     labels, kept = result.paint(labels, min_visible)
-    return Cells(result.take(kept), labels)
+    return NumberedCells(result.take(kept), labels)
 
 
-def visible_shapes(cells: Cells) -> Iterator[tuple[int, Patch]]:
+def visible_shapes(cells: NumberedCells) -> Iterator[tuple[int, Patch]]:
     """Number and pixels of each cell: as in the label image, or its box's for a network without masks."""
     if cells.labels is not None:
         yield from cells.patches()

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from pycocotools import mask as coco_mask
 
 from effdet_tf.files import atomic_write
-from effdet_tf.outputs.cells import Cells
+from effdet_tf.outputs.cells import NumberedCells
 from effdet_tf.outputs.page import ImageInfo
 
 
 def write_coco(
-    path: str | os.PathLike[str], cells: Cells, file_name: str, category_ids: Sequence[int], image_id: int = 1
+    path: str | os.PathLike[str],
+    cells: NumberedCells,
+    file_name: str,
+    category_ids: Sequence[int],
+    image_id: int = 1,
 ) -> None:
     """Write the cells as a COCO file with one image.
 
@@ -50,7 +54,7 @@ class CocoPages:
         self._images: list[dict[str, object]] = []
         self._count = 0
 
-    def add(self, cells: Cells, page: int = 0) -> None:
+    def add(self, cells: NumberedCells, page: int = 0) -> None:
         """Write the cells of one page."""
         result = cells.result
         image = {"id": self._first_id + page, "file_name": self._info.file_name}

@@ -10,7 +10,7 @@ from typing import Any
 from effdet_tf.geometry.masks import patch_to_pieces
 from effdet_tf.outputs.cells import visible_shapes
 from effdet_tf.outputs.overlay import cell_colour
-from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.page import ImageInfo, Page
 
 _NAMESPACE = uuid.UUID("6f0e2c5e-6f5b-4c43-9a2b-0a5f2d1c7e11")  # ids are the same for the same cell
 
@@ -27,26 +27,26 @@ class GeoJson:
         self._info = info
         self._empty = True
 
-    def add(self, frame: Frame) -> None:
+    def add(self, page: Page) -> None:
         """Write the cells of one page."""
         skipped = ("cell", "class")
-        names = [name for name in frame.table.columns if name not in skipped]
-        values = frame.table[names].to_numpy(dtype=float).tolist()
-        for number, patch in visible_shapes(frame.cells):
+        names = [name for name in page.table.columns if name not in skipped]
+        values = page.table[names].to_numpy(dtype=float).tolist()
+        for number, patch in visible_shapes(page.cells):
             pieces = [[_closed(ring.tolist()) for ring in rings] for rings in patch_to_pieces(patch)]
             geometry: dict[str, Any] = {
                 "type": "Polygon" if len(pieces) == 1 else "MultiPolygon",
                 "coordinates": pieces[0] if len(pieces) == 1 else pieces,
             }
             if self._info.pages > 1:
-                plane = {"c": -1, "z": 0, "t": 0} | {self._info.axis.lower(): frame.page}
+                plane = {"c": -1, "z": 0, "t": 0} | {self._info.axis.lower(): page.number}
                 geometry["plane"] = plane
             row = zip(names, values[number - 1], strict=True)
-            classes = frame.cells.result.classes
+            classes = page.cells.result.classes
             name = self._info.class_names[classes[number - 1]]
             feature = {
                 "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, f"{self._info.file_name}/{frame.page}/{number}")),
+                "id": str(uuid.uuid5(_NAMESPACE, f"{self._info.file_name}/{page.number}/{number}")),
                 "geometry": geometry,
                 "properties": {
                     "objectType": "detection",

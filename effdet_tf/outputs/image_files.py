@@ -16,7 +16,7 @@ from effdet_tf.outputs.geojson import GeoJson
 from effdet_tf.outputs.imagej import RoiZip
 from effdet_tf.outputs.labels import LabelPages
 from effdet_tf.outputs.overlay import draw_overlay, write_overlay
-from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.page import ImageInfo, Page
 from effdet_tf.outputs.yolo import write_yolo
 from effdet_tf.prediction.predictor import LARGE
 
@@ -44,7 +44,7 @@ class ImageFiles:
         self._base, self._info, self._formats = base, info, formats
         self._stack = ExitStack()
         self._labels: LabelPages | None = None
-        self._adders: list[Callable[[Frame], None]] = []
+        self._adders: list[Callable[[Page], None]] = []
 
     def __enter__(self) -> ImageFiles:
         with self._stack:  # what was begun goes away again where the next cannot be
@@ -56,11 +56,11 @@ class ImageFiles:
         stacked = self._info.pages > 1
         if "table" in self._formats:
             path = self._open(TABLE)
-            self._adders.append(lambda frame: _append(path, frame, stacked))
+            self._adders.append(lambda page: _append(path, page, stacked))
         if "coco" in self._formats:
             coco = CocoPages(self._open(COCO), self._info)
             self._stack.callback(coco.close)
-            self._adders.append(lambda frame: coco.add(frame.cells, frame.page))
+            self._adders.append(lambda page: coco.add(page.cells, page.number))
         for name, suffix, kind in (("imagej", ROIS, RoiZip), ("geojson", GEOJSON, GeoJson)):
             if name in self._formats:
                 file: Any = kind(self._open(suffix), self._info)
@@ -70,21 +70,21 @@ class ImageFiles:
             self._adders.append(self._add_yolo)
         if "overlay" in self._formats and stacked:
             pictures = self._stack.enter_context(tifffile.TiffWriter(self._open(OVERLAY_STACK)))
-            self._adders.append(lambda frame: _add_picture(pictures, frame))
+            self._adders.append(lambda page: _add_picture(pictures, page))
         elif "overlay" in self._formats:
             self._adders.append(
-                lambda frame: write_overlay(_with(self._base, OVERLAY), frame.image, frame.cells)
+                lambda page: write_overlay(_with(self._base, OVERLAY), page.image, page.cells)
             )
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def add(self, frame: Frame, skipped: int = 0) -> None:
+    def add(self, page: Page, skipped: int = 0) -> None:
         """Write a page; `skipped` pages before it could not be predicted."""
-        labels = frame.cells.labels
+        labels = page.cells.labels
         if "labels" in self._formats and labels is not None:
             if self._labels is None:
-                wide = labels.size > LARGE if self._info.pages > 1 else len(frame.cells.result) > 0xFFFF
+                wide = labels.size > LARGE if self._info.pages > 1 else len(page.cells.result) > 0xFFFF
                 pages = LabelPages(
                     self._open(LABELS), self._info.pages, self._info.axis, wide, self._info.um_per_px
                 )
@@ -92,7 +92,7 @@ class ImageFiles:
             self._labels.skip(skipped)
             self._labels.add(labels)
         for add in self._adders:
-            add(frame)
+            add(page)
 
     def skip(self, count: int) -> None:
         """The last `count` pages could not be predicted."""
@@ -102,23 +102,23 @@ class ImageFiles:
     def _open(self, suffix: str) -> Path:
         return self._stack.enter_context(atomic_write(_with(self._base, suffix)))
 
-    def _add_yolo(self, frame: Frame) -> None:
-        page = f"_{frame.page + 1:04d}" if self._info.pages > 1 else ""
-        write_yolo(_with(self._base, page + YOLO), frame.cells)
+    def _add_yolo(self, page: Page) -> None:
+        number = f"_{page.number + 1:04d}" if self._info.pages > 1 else ""
+        write_yolo(_with(self._base, number + YOLO), page.cells)
 
 
 def _with(base: Path, suffix: str) -> Path:
     return base.with_name(base.name + suffix)
 
 
-def _append(path: Path, frame: Frame, stacked: bool) -> None:
-    table = frame.table
+def _append(path: Path, page: Page, stacked: bool) -> None:
+    table = page.table
     if stacked:
-        table = pd.concat([pd.Series(frame.page + 1, table.index, name="page", dtype=int), table], axis=1)
+        table = pd.concat([pd.Series(page.number + 1, table.index, name="page", dtype=int), table], axis=1)
     new = not path.exists()
     table.to_csv(path, mode="a", header=new, index=False, lineterminator="\n")
 
 
-def _add_picture(pictures: tifffile.TiffWriter, frame: Frame) -> None:
-    picture = draw_overlay(frame.image, frame.cells)
+def _add_picture(pictures: tifffile.TiffWriter, page: Page) -> None:
+    picture = draw_overlay(page.image, page.cells)
     pictures.write(picture, compression="zlib", photometric="rgb", metadata=None)

@@ -10,7 +10,7 @@ from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 
 from effdet_tf.geometry.masks import Patch, patch_to_pieces
 from effdet_tf.outputs.cells import visible_shapes
-from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.page import ImageInfo, Page
 
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # java.awt.geom.PathIterator
 
@@ -26,18 +26,18 @@ class RoiZip:
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
         self._info = info
 
-    def add(self, frame: Frame) -> None:
+    def add(self, page: Page) -> None:
         """Write the cells of one page."""
         stacked = self._info.pages > 1
-        for number, patch in visible_shapes(frame.cells):
-            result = frame.cells.result
+        for number, patch in visible_shapes(page.cells):
+            result = page.cells.result
             roi = _roi(patch)
-            roi.name = f"{frame.page + 1:04d}-{number:05d}" if stacked else f"{number:05d}"
+            roi.name = f"{page.number + 1:04d}-{number:05d}" if stacked else f"{number:05d}"
             label = result.class_names[result.classes[number - 1]]
             roi.props = f"class: {label}\nscore: {result.scores[number - 1]:.4f}\n"
             if stacked:
-                roi.position = frame.page + 1
-                setattr(roi, f"{self._info.axis.lower()}_position", frame.page + 1)
+                roi.position = page.number + 1
+                setattr(roi, f"{self._info.axis.lower()}_position", page.number + 1)
             self._zip.writestr(f"{roi.name}.roi", roi.tobytes())
 
     def close(self) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 
 from effdet_tf.files import atomic_write
 from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
-from effdet_tf.outputs.cells import Cells
+from effdet_tf.outputs.cells import NumberedCells
 
 _SIDE = 1400  # smaller images are enlarged to about this, so that outlines stay thin beside tiny cells
 _MOST = 6000  # larger ones are shrunk below this: a picture to look at, not to measure in
 _BAND = 2**24  # pixels that are shrunk together
 
 
-def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
+def draw_overlay(image: np.ndarray, cells: NumberedCells) -> np.ndarray:
     """Draw the outline of each cell, in a colour of its own, on the contrast-stretched image.
 
     Small images are enlarged by a whole factor first, very large ones shrunk. Without masks the boxes are
@@ -52,7 +52,7 @@ def draw_overlay(image: np.ndarray, cells: Cells) -> np.ndarray:
     return canvas
 
 
-def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: Cells) -> None:
+def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: NumberedCells) -> None:
     """Write `draw_overlay` as PNG."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode_png(draw_overlay(image, cells)))
@@ -70,7 +70,7 @@ def _shrunk(image: np.ndarray, shrink: int) -> np.ndarray:
     return np.concatenate(bands)
 
 
-def _outlines(cells: Cells) -> Iterable[tuple[int, np.ndarray]]:
+def _outlines(cells: NumberedCells) -> Iterable[tuple[int, np.ndarray]]:
     """Number of a cell and one closed outline float64 `[K, 2]`, x and y of pixel centres."""
     if cells.labels is None:
         for number, (y0, x0, y1, x1) in enumerate(cells.result.boxes.astype(np.float64), start=1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from effdet_tf.outputs.cells import Cells
+from effdet_tf.outputs.cells import NumberedCells
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class ImageInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Page:
     """One page.
 
     Attributes:
-        page: its number, from 0.
+        number: from 0.
         image: `[H, W]` or `[H, W, C]` in its own units.
         cells: found in it, numbered.
         table: of them, see `outputs.table`.
     """
 
-    page: int
+    number: int
     image: np.ndarray
-    cells: Cells
+    cells: NumberedCells
     table: pd.DataFrame

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.outputs.page import Frame, ImageInfo
+from effdet_tf.outputs.page import ImageInfo, Page
 from effdet_tf.outputs.wells import parse_name
 
 _PLACE = ("image", "page", "well", "site", "minutes")
@@ -28,16 +28,16 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
     ]
 
 
-def summary_row(image: str, frame: Frame, info: ImageInfo) -> list[Any]:
+def summary_row(image: str, page: Page, info: ImageInfo) -> list[Any]:
     """The row of one page for `summary_columns`; `image` is its name there."""
-    cells, table = frame.cells, frame.table
+    cells, table = page.cells, page.table
     result = cells.result
     counts = np.bincount(result.classes, minlength=len(result.class_names)).tolist()
     measured = len(result) > 0 and cells.labels is not None
     mean_area = float(table["area"].mean()) if measured else None
     scale = info.um_per_px
     return [
-        *_place(image, frame.page, info.pages),
+        *_place(image, page.number, info.pages),
         *(result.height, result.width, "" if scale is None else round(scale, 6), len(result), *counts),
         round(float(result.scores.mean()), 4) if len(result) else "",
         "" if mean_area is None else round(mean_area, 2),

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from effdet_tf.files import atomic_write
-from effdet_tf.outputs.cells import Cells
+from effdet_tf.outputs.cells import NumberedCells
 from effdet_tf.outputs.measurements import measure_cells
 
 _DECIMALS = {
@@ -60,7 +60,7 @@ _MICROMETRES = {
 MICROMETRE_COLUMNS = tuple(_MICROMETRES)
 
 
-def cell_table(cells: Cells, image: np.ndarray, um_per_px: float | None = None) -> pd.DataFrame:
+def cell_table(cells: NumberedCells, image: np.ndarray, um_per_px: float | None = None) -> pd.DataFrame:
     """Tabulate the cells; the columns are described at the top of this module.
 
     Args:

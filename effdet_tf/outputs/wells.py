@@ -22,7 +22,7 @@ KEYS = ("plate", "well", "minutes", "page")  # of `count_cells`
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
-class Place(NamedTuple):
+class Acquisition(NamedTuple):
     """Where and when an image was taken.
 
     Attributes:
@@ -37,12 +37,12 @@ class Place(NamedTuple):
     minutes: int | None = None
 
 
-def parse_name(name: str) -> Place:
+def parse_name(name: str) -> Acquisition:
     """Read `..._WELL_SITE_00d00h00m_CROP.tif` or `..._WELL_SITE_2021y04m07d_10h30m.tif`.
 
     Time and crop may lack.
 
-    Wells are those of plates of up to 384 (A1 to P24). What is named otherwise is nowhere: `Place()`.
+    Wells are those of plates of up to 384 (A1 to P24). What is named otherwise is nowhere: `Acquisition()`.
 
     Args:
         name: of a file, with or without folders and suffix.
@@ -51,7 +51,7 @@ def parse_name(name: str) -> Place:
     stem = stem.rsplit(".", 1)[0].removesuffix(".ome") if "." in stem else stem
     match = _NAME.search(stem)
     if match is None:
-        return Place()
+        return Acquisition()
     minutes = None
     if match["days"] is not None:
         minutes = (int(match["days"]) * 24 + int(match["hours"])) * 60 + int(match["minutes"])
@@ -60,8 +60,8 @@ def parse_name(name: str) -> Place:
         try:
             minutes = int((datetime.datetime(*fields) - _EPOCH).total_seconds() // 60)
         except ValueError:  # the 31st of February
-            return Place()
-    return Place(match["row"] + str(int(match["column"])), int(match["site"]), minutes)
+            return Acquisition()
+    return Acquisition(match["row"] + str(int(match["column"])), int(match["site"]), minutes)
 
 
 def count_cells(images: pd.DataFrame) -> pd.DataFrame:

@@ -9,12 +9,12 @@ import numpy as np
 
 from effdet_tf.files import atomic_write
 from effdet_tf.geometry.masks import patch_to_pieces
-from effdet_tf.outputs.cells import Cells, visible_shapes
+from effdet_tf.outputs.cells import NumberedCells, visible_shapes
 
 CLASSES = "classes.txt"
 
 
-def write_yolo(path: str | os.PathLike[str], cells: Cells) -> None:
+def write_yolo(path: str | os.PathLike[str], cells: NumberedCells) -> None:
     """Write the cells of one image.
 
     The format has one outline for a cell: pieces are joined by lines without width, holes are filled.

@@ -163,7 +163,7 @@ def _failure(place: dict[str, Any], page: int, reason: str) -> dict[str, Any]:
 
 
 def _image_row(
-    frame: dict[str, Any], cells: outputs.Cells, table: pd.DataFrame, truncated: bool
+    frame: dict[str, Any], cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool
 ) -> dict[str, Any]:
     result, count = cells.result, len(cells.result)
     measured = count > 0 and cells.labels is not None

@@ -13,8 +13,9 @@ from effdet_tf import outputs
 from effdet_tf.errors import UserError
 from effdet_tf.outputs.batch import SUMMARY, WELLS
 from effdet_tf.outputs.wells import write_wells
+from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.names import names_of_outputs
-from effdet_tf.webapp.session import TEMPORARY, Entry, Found, Gone, Session
+from effdet_tf.webapp.session import TEMPORARY, Entry, Gone, Session
 
 FORMATS = {  # suffix of a file -> name of the format, media type
     outputs.TABLE: ("table", "text/csv; charset=utf-8"),
@@ -26,6 +27,7 @@ FORMATS = {  # suffix of a file -> name of the format, media type
 }
 _ONE_AT_A_TIME = threading.Lock()  # the memory of one image, however many downloads are asked for
 _STEM = "image"
+_Predicted = tuple[Result, outputs.ImageInfo]
 
 
 def one_file(session: Session, key: str, suffix: str, score: float) -> tuple[str, bytes]:
@@ -45,13 +47,13 @@ def one_file(session: Session, key: str, suffix: str, score: float) -> tuple[str
         UserError: when the network makes no such file.
     """
     entry = session.get(key)
-    if entry.found is None:
+    if entry.predicted is None:
         raise Gone(f"{entry.name}: has no result yet")
     entries = session.entries()
     names = dict(zip(entries, names_of_outputs([(e.name, e.rooted) for e in entries]), strict=True))
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         base = Path(folder) / _STEM
-        _write(session, entry, entry.found, score, [FORMATS[suffix][0]], base)
+        _write(session, entry, entry.predicted, score, [FORMATS[suffix][0]], base)
         file = base.with_name(_STEM + suffix)
         if not file.exists():
             raise UserError(f"{entry.name}: this network has no mask head, so there is no label image")
@@ -72,15 +74,18 @@ def everything(session: Session, score: float) -> Iterator[bytes]:
     Raises:
         Gone: when no image has a result.
     """
-    entries = [(e, e.found) for e in session.entries() if e.state in ("done", "failed")]
-    class_names = next((found.result.class_names for _, found in entries if found), None)
+    entries = [(e, e.predicted) for e in session.entries() if e.state in ("done", "failed")]
+    class_names = next((found[1].class_names for _, found in entries if found), None)
     if class_names is None:
         raise Gone("no image has a result yet; add some")
     return _zip(session, entries, class_names, score)
 
 
 def _zip(
-    session: Session, entries: Sequence[tuple[Entry, Found | None]], class_names: Sequence[str], score: float
+    session: Session,
+    entries: Sequence[tuple[Entry, _Predicted | None]],
+    class_names: Sequence[str],
+    score: float,
 ) -> Iterator[bytes]:
     names = names_of_outputs([(entry.name, entry.rooted) for entry, _ in entries])
     sink = _Sink()
@@ -110,23 +115,17 @@ def _zip(
 
 
 def _write(
-    session: Session, entry: Entry, found: Found, score: float, formats: Collection[str], base: Path
-) -> tuple[outputs.Frame, outputs.ImageInfo]:
+    session: Session, entry: Entry, predicted: _Predicted, score: float, formats: Collection[str], base: Path
+) -> tuple[outputs.Page, outputs.ImageInfo]:
     """Write the files of an image under `base`, a path without suffix; returns what the summary takes."""
     with _ONE_AT_A_TIME:
-        cells = outputs.number_cells(found.result.filter(score))
-        pixels, um_per_px, axis = session.read(entry)
-        info = outputs.ImageInfo(
-            entry.name.name,  # stated in the COCO file; no path is made of it
-            found.category_ids,
-            found.result.class_names,
-            axis=axis,
-            um_per_px=um_per_px,
-        )
-        frame = outputs.Frame(0, pixels, cells, outputs.cell_table(cells, pixels, um_per_px))
+        result, info = predicted
+        cells = outputs.number_cells(result.filter(score))
+        pixels, _ = session.read(entry)
+        page = outputs.Page(0, pixels, cells, outputs.cell_table(cells, pixels, info.um_per_px))
         with outputs.ImageFiles(base, info, formats) as files:
-            files.add(frame)
-        return frame, info
+            files.add(page)
+        return page, info
 
 
 class _Sink:

@@ -15,7 +15,7 @@ import numpy as np
 
 from effdet_tf.geometry.masks import patch_to_polygons
 from effdet_tf.images.read import encode_png, to_gray
-from effdet_tf.outputs import Cells, stretch_contrast
+from effdet_tf.outputs import NumberedCells, stretch_contrast
 
 PREVIEW, THUMBNAIL, OUTLINES, SCORES = "preview.png", "thumbnail.png", "outlines.json", "scores.json"
 _PREVIEW_SIDE, _THUMBNAIL_SIDE = 4096, 160  # px; browsers draw no picture of any size
@@ -47,7 +47,7 @@ def _fit(gray: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
 
 
-def outline_files(cells: Cells) -> dict[str, bytes]:
+def outline_files(cells: NumberedCells) -> dict[str, bytes]:
     """The outlines, and the scores alone, by which the page counts.
 
     Args:
@@ -60,7 +60,7 @@ def outline_files(cells: Cells) -> dict[str, bytes]:
     return {name: json.dumps(value, separators=(",", ":")).encode() for name, value in documents.items()}
 
 
-def outlines(cells: Cells) -> dict[str, Any]:
+def outlines(cells: NumberedCells) -> dict[str, Any]:
     """The cells for the browser.
 
     Args:

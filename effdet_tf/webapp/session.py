@@ -9,18 +9,18 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.images.read import Stack
-from effdet_tf.outputs import number_cells
+from effdet_tf.outputs import ImageInfo, number_cells
 from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.drawing import outline_files, picture_files
 from effdet_tf.webapp.networks import Networks
@@ -55,27 +55,6 @@ class Gone(UserError):
     """The image is not kept any more, or never was."""
 
 
-class Picture(NamedTuple):
-    """Pixels `[H, W, C]` of an image, and what its file says of them: see `Stack`."""
-
-    pixels: np.ndarray
-    um_per_px: float | None
-    axis: str
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a network found in an image.
-
-    Attributes:
-        result: all its cells.
-        category_ids: COCO category id of each class.
-    """
-
-    result: Result
-    category_ids: Sequence[int]
-
-
 @dataclass(eq=False)
 class Entry:
     """One image.
@@ -90,7 +69,7 @@ class Entry:
         state: `waiting`, `working`, `done` or `failed`.
         error: the reason, when it failed; begins with the name where the file is to blame.
         shown: whether there is a preview.
-        found: everything that was found.
+        predicted: all cells that the network found, and what the downloads need to know of the image.
         revision: grows with each result.
         ticket: the work that is wanted now; older work that comes to its end is thrown away.
     """
@@ -104,7 +83,7 @@ class Entry:
     state: str = "waiting"
     error: str = ""
     shown: bool = False
-    found: Found | None = None
+    predicted: tuple[Result, ImageInfo] | None = None
     revision: int = 0
     ticket: object = None
 
@@ -117,7 +96,7 @@ class Entry:
             "error": self.error.removeprefix(f"{self.name}: "),
             "shown": self.shown,
             "revision": self.revision,
-            "truncated": self.found is not None and self.found.result.truncated,
+            "truncated": self.predicted is not None and self.predicted[0].truncated,
         }
 
 
@@ -197,7 +176,7 @@ class Session:
                 return
             self.network = network
             for entry in self._entries.values():
-                entry.state, entry.error, entry.found = "waiting", "", None
+                entry.state, entry.error, entry.predicted = "waiting", "", None
                 self._submit(entry)
 
     def get(self, key: str) -> Entry:
@@ -231,8 +210,8 @@ class Session:
                 self.remove(key)
             self._dropped, self._dropped_count = [], 0
 
-    def read(self, entry: Entry) -> Picture:
-        """An image as `predict` reads it.
+    def read(self, entry: Entry) -> tuple[np.ndarray, Stack]:
+        """Pixels `[H, W, C]` of an image, as `predict` reads them, and the file that they are from, closed.
 
         Raises:
             UserError: when it cannot be read; names the image by its own name.
@@ -245,7 +224,7 @@ class Session:
                         f"{path}: is a stack of {stack.pages} pages; save the page to be used, or use "
                         "`effdet_tf predict`"
                     )
-                return Picture(stack.read(), stack.um_per_px, stack.axis)
+                return stack.read(), stack
         except UserError as error:
             raise UserError(str(error).replace(str(path), str(entry.name))) from error
 
@@ -286,18 +265,20 @@ class Session:
             self.at_work = False
 
     def _find(self, entry: Entry, ticket: object) -> None:
-        image = self.read(entry).pixels
+        image, file = self.read(entry)
         pictures = picture_files(image)
         self._mark(entry, ticket, pictures, shown=True)
         predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
         result = predictor.predict(image)
         outlines = outline_files(number_cells(result))
         size = entry.upload + sum(map(len, [*pictures.values(), *outlines.values()])) + _bytes(result)
-        found = Found(result, predictor.category_ids)
+        classes = predictor.category_ids, result.class_names
+        # The name is stated in the COCO file; no path is made of it.
+        info = ImageInfo(entry.name.name, *classes, axis=file.axis, um_per_px=file.um_per_px)
         with self._lock:
             self._make_room(0, size - entry.size)
-            changes = {"state": "done", "found": found, "size": size, "revision": entry.revision + 1}
-            self._mark(entry, ticket, outlines, **changes)
+            changes = {"state": "done", "predicted": (result, info), "size": size}
+            self._mark(entry, ticket, outlines, **changes, revision=entry.revision + 1)
 
     def _mark(
         self, entry: Entry, ticket: object, files: Mapping[str, bytes] | None = None, **changes: Any

@@ -40,8 +40,8 @@ def _result(boxes, scores, classes=None, masks: bool = True, height: int = 60, w
 
 def _row(image, cells, um_per_px=None) -> dict:
     info = outputs.ImageInfo("a.tif", (1, 2), cells.result.class_names, um_per_px=um_per_px)
-    frame = outputs.Frame(0, image, cells, outputs.cell_table(cells, image, um_per_px))
-    values = outputs.summary_row("plate/x_B7_2_00d04h00m", frame, info)
+    page = outputs.Page(0, image, cells, outputs.cell_table(cells, image, um_per_px))
+    values = outputs.summary_row("plate/x_B7_2_00d04h00m", page, info)
     return dict(zip(outputs.summary_columns(cells.result.class_names), values, strict=True))
 
 
@@ -188,7 +188,7 @@ def test_boxes_only(image, tmp_path):
         "",
     ]
     # The class is written inside the box, where there are several.
-    one = outputs.Cells(dataclasses.replace(cells.result, class_names=("only",)), None)
+    one = outputs.NumberedCells(dataclasses.replace(cells.result, class_names=("only",)), None)
     outlined = np.ptp(outputs.draw_overlay(image, one).astype(int), axis=2) > 60
     assert (outlined & ~drawn).sum() == 0 and (drawn & ~outlined).sum() > 20
 
