@@ -196,6 +196,7 @@ def predict(name: str, folder: Path) -> None:
     from effdet_tf.geometry.masks import patch_box, patch_to_bitmap
     from effdet_tf.model.network import build_network
     from effdet_tf.outputs.batch import predict_files
+    from effdet_tf.outputs.jobs import find_images
     from effdet_tf.prediction.results import Result
     from effdet_tf.prediction.run import Predictor
     from effdet_tf.presets import preset
@@ -229,7 +230,7 @@ def predict(name: str, folder: Path) -> None:
     times, cells = [], 0
     for number in range(2):
         started = time.perf_counter()
-        report = predict_files(predictor, [folder / f"{number}.png"], folder / f"out{number}")
+        report = predict_files(predictor, find_images([folder / f"{number}.png"]), folder / f"out{number}")
         times.append(time.perf_counter() - started)
         cells = report.cells
     assert min(predictor.found) >= 1500, predictor.found

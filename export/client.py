@@ -28,9 +28,9 @@ def _run(options: argparse.Namespace) -> int:
     from effdet_tf.outputs.jobs import find_images
     from export.remote import RemotePredictor, connect
 
-    find_images(options.images)  # a wrong name is told before the server is asked
+    images = find_images(options.images)  # a wrong name is told before the server is asked
     connection = connect(options.url, options.model, options.version, options.timeout, options.max_message)
-    return predict_images(RemotePredictor(connection), options)
+    return predict_images(RemotePredictor(connection), images, options)
 
 
 def build_parser() -> Parser:

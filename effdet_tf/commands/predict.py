@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effdet_tf.commands.parser import positive
 from effdet_tf.runs import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from effdet_tf.outputs.jobs import Job
 
 # As in effdet_tf.outputs, which is too heavy to import for --help; a test holds them equal.
 FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
@@ -173,10 +177,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
     from effdet_tf.outputs.jobs import find_images
 
-    find_images(args.images)  # a wrong name is told at once, not after the model has loaded
+    images = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     import effdet_tf
 
-    return predict_images(with_views(effdet_tf.load(args.run_folder), args), args)
+    return predict_images(with_views(effdet_tf.load(args.run_folder), args), images, args)
 
 
 def _nothing(best: float, score: float) -> str:
@@ -190,11 +194,12 @@ def _nothing(best: float, score: float) -> str:
     return f"no cell in any image reached score {score:g}, the best has {best:.3f}; lower --score"
 
 
-def predict_images(predictor: Any, args: argparse.Namespace) -> int:
+def predict_images(predictor: Any, images: Sequence[Job], args: argparse.Namespace) -> int:
     """Predict what the options of `add_output_options` say, and report; returns the exit code.
 
     Args:
         predictor: as `effdet_tf.outputs.batch.predict_files` takes it, with `config`.
+        images: as `find_images` gives them.
         args: the options.
     """
     from effdet_tf.outputs.batch import predict_files
@@ -202,7 +207,7 @@ def predict_images(predictor: Any, args: argparse.Namespace) -> int:
     score = predictor.config.postprocess.report_score if args.score is None else args.score
     report = predict_files(
         predictor,
-        args.images,
+        images,
         args.out,
         score=score,
         sartorius=args.sartorius,

@@ -1,51 +1,39 @@
-"""A CSV that grows while a long run goes on."""
+"""A CSV that grows while a long run goes on, and keeps every row if the run dies."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from effdet_tf.files import atomic_write
 
+Rows = Iterable[Sequence[Any]]
 
-class AppendedCsv:
-    """A CSV that grows while a long run goes on, and keeps every row if the run dies.
 
-    The file with its header appears whole; after that, the rows of one image are written in one piece and
-    forced to the disk before the next image begins.
+@contextlib.contextmanager
+def open_csv(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[Callable[[Rows], None]]:
+    """Write a CSV row by row. The file with its header appears whole.
+
+    Yields:
+        Adds the rows of one image: in one piece, forced to the disk before the next image begins.
     """
+    with atomic_write(path) as temporary:
+        temporary.write_text(_csv([columns]), encoding="utf-8")
+    with Path(path).open("ab", buffering=0) as file:
 
-    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
-        self.path = Path(path)
-        with atomic_write(self.path) as temporary:
-            temporary.write_text(_csv([columns]), encoding="utf-8")
-        self._file = self.path.open("ab", buffering=0)
+        def append(rows: Rows) -> None:
+            file.write(_csv(rows).encode("utf-8"))
+            os.fsync(file.fileno())
 
-    def append(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Add the rows of one image."""
-        self._file.write(_csv(rows).encode("utf-8"))
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file; more rows cannot follow."""
-        self._file.close()
-
-    def __enter__(self) -> AppendedCsv:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        yield append
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV text."""
+def _csv(rows: Rows) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError
+from effdet_tf.files import atomic_write
 from effdet_tf.images.read import Stack
-from effdet_tf.outputs.jobs import Job, find_images
+from effdet_tf.outputs.jobs import Job
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.prediction.results import Result
 
@@ -73,7 +74,7 @@ class PredictReport:
 
 def predict_files(
     predictor: CellPredictor,
-    inputs: Sequence[str | os.PathLike[str]],
+    images: Sequence[Job],
     out: str | os.PathLike[str],
     *,
     score: float | None = None,
@@ -91,7 +92,7 @@ def predict_files(
 
     Args:
         predictor: finds the cells.
-        inputs: files, patterns and folders, see `find_images`.
+        images: as `find_images` gives them.
         out: output folder.
         score: keep cells with this score or more; None keeps all that the predictor gives.
         sartorius: also write a Sartorius submission to this file.
@@ -104,141 +105,110 @@ def predict_files(
         How many images and cells, and what failed.
 
     Raises:
-        UserError: when an input matches nothing, `out` holds predictions and `overwrite` is False, a file
-            cannot be written, or a submission is asked of a network without masks.
+        UserError: when `out` holds predictions and `overwrite` is False, a file cannot be written, or a
+            submission is asked of a network without masks.
     """
-    jobs = find_images(inputs)
     out = Path(out)
     if out.is_file():
         raise UserError(f"{out}: is a file, the predictions need a folder; name another one")
-    _refuse_to_replace([out / SUMMARY, *([sartorius] if sartorius is not None else [])], overwrite)
-    ids = _submission_ids(jobs)
-    report = PredictReport(out)
+    for target in (out / SUMMARY, *([Path(sartorius)] if sartorius is not None else [])):
+        if target.exists() and not overwrite:
+            raise UserError(
+                f"{target}: exists already; choose another place, or give --overwrite to replace it"
+            )
+    batch = _Batch(predictor, PredictReport(out), score, formats, um_per_px, sartorius is not None, progress)
+    stems = [job.name.rsplit("/", 1)[-1] for job in images]
+    counts = Counter(stems)
     with ExitStack() as stack:
         with _writing(out):
             columns = outputs.summary_columns(predictor.class_names)
-            summary = stack.enter_context(outputs.AppendedCsv(out / SUMMARY, columns))
-            submission = None
+            add_rows = stack.enter_context(outputs.open_csv(out / SUMMARY, columns))
             if sartorius is not None:
-                submission = stack.enter_context(outputs.AppendedCsv(sartorius, ("id", "predicted")))
+                submit = stack.enter_context(outputs.open_csv(sartorius, ("id", "predicted")))
             if "yolo" in formats:
-                outputs.write_classes(out / outputs.CLASSES, predictor.class_names)
-        work = _Work(predictor, report, score, formats, um_per_px, summary, submission, progress)
-        bar = stack.enter_context(tqdm(jobs, desc="predict", unit="image", disable=not progress))
-        for job, identity in zip(bar, ids, strict=True):
-            work.do(job, identity)
+                with atomic_write(out / "classes.txt") as path:
+                    path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
+        bar = stack.enter_context(tqdm(images, desc="predict", unit="image", disable=not progress))
+        for job, stem in zip(bar, stems, strict=True):
+            # A submission has the file's stem, or the output name where several folders hold that stem.
+            rows, submitted = batch.predict(job, stem if counts[stem] == 1 else job.name)
+            with _writing(out):  # a row tells of files that are there: it is the last to be written
+                if sartorius is not None:
+                    submit(submitted)
+                add_rows(rows)
     with _writing(out):
-        report.wells = write_wells(out / SUMMARY, out / WELLS)
-    return report
+        batch.report.wells = write_wells(out / SUMMARY, out / WELLS)
+    return batch.report
 
 
 @dataclass
-class _Work:
-    """Predicts one image after another."""
+class _Batch:
+    """Predicts one file after another."""
 
     predictor: CellPredictor
     report: PredictReport
     score: float | None
     formats: Collection[str]
     um_per_px: float | None
-    summary: outputs.AppendedCsv
-    submission: outputs.AppendedCsv | None
+    submission: bool
     progress: bool
 
-    def do(self, job: Job, identity: str) -> None:
-        """Predict the pages of one file and write what was found."""
-        out = self.report.out
-        try:
-            opened = Stack(job.path)
-        except UserError as error:
-            row = self._failed_row(job, 0, 1, str(error))
-            with _writing(out):
-                self.summary.append([row])
-            return
-        with opened as stack, ExitStack() as files:
+    def predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
+        """Write the files of an image file; gives its rows of the summary and of the submission."""
+        out, rows, submitted = self.report.out, [], []
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(Stack(job.path))
+            except UserError as error:
+                return [self._failed_row(job, 0, 1, str(error))], []
             info = outputs.ImageInfo(
                 job.path.name,
                 self.predictor.category_ids,
                 self.predictor.class_names,
-                stack.pages,
-                stack.axis,
-                self.um_per_px or stack.um_per_px,
+                file.pages,
+                file.axis,
+                self.um_per_px or file.um_per_px,
             )
-            written: outputs.ImageFiles | None = None
-            rows: list[list[Any]] = []
-            submitted: list[tuple[str, str]] = []
-            skipped = 0
-            for page in range(stack.pages):
+            files = opened.enter_context(ExitStack())
+            add = files.enter_context(outputs.open_image_files(str(out / job.name), info, self.formats))
+            for number in range(file.pages):
                 try:
-                    image = stack.read(page)
-                    found = self.predictor.predict(image)
+                    image = file.read(number)
+                    result = self.predictor.predict(image)
                 except UserError as error:
-                    rows.append(self._failed_row(job, page, stack.pages, str(error)))
-                    skipped += 1
+                    rows.append(self._failed_row(job, number, file.pages, str(error)))
                     continue
-                cells = outputs.number_cells(found if self.score is None else found.filter(self.score))
+                kept = result if self.score is None else result.filter(self.score)
+                page = outputs.make_page(kept, image, number, info.um_per_px)
                 with _writing(out):
-                    if written is None:
-                        written = outputs.ImageFiles(out / job.name, info, self.formats)
-                        files.enter_context(written)
-                    done = outputs.Page(page, image, cells, outputs.cell_table(cells, image, info.um_per_px))
-                    written.add(done, skipped)
-                rows.append(outputs.summary_row(job.name, done, info))
-                submitted += self._submission(identity, page, info.pages, cells)
-                skipped = 0
-                self._count(job, found, cells)
+                    add(page)
+                rows.append(outputs.summary_row(job.name, page, info))
+                if self.submission:
+                    name = identity if file.pages == 1 else f"{identity}_{number + 1:04d}"
+                    submitted += outputs.submission_rows(name, page.cells.labels)
+                self._count(job, result, page)
             with _writing(out):
-                if written is not None:
-                    written.skip(skipped)
-                    files.close()
-                # A row tells of files that are there: it is the last to be written.
-                if self.submission is not None:
-                    self.submission.append(submitted)
-                self.summary.append(rows)
+                files.close()
+        return rows, submitted
 
-    def _count(self, job: Job, found: Result, cells: outputs.NumberedCells) -> None:
-        self.report.boxes_only = cells.labels is None
+    def _count(self, job: Job, result: Result, page: outputs.Page) -> None:
+        self.report.boxes_only = page.cells.labels is None
         self.report.done += 1
-        self.report.cells += len(cells.result)
-        self.report.best = max(self.report.best, float(np.max(found.scores, initial=0.0)))
+        self.report.cells += len(page.table)
+        self.report.best = max(self.report.best, float(np.max(result.scores, initial=0.0)))
         # Cells are missing that would be kept only where the weakest that was reported would be.
-        weakest = found.scores[-1:].min(initial=1.0)
-        if found.truncated and self.progress and (self.score is None or weakest >= self.score):
+        weakest = result.scores[-1:].min(initial=1.0)
+        if result.truncated and self.progress and (self.score is None or weakest >= self.score):
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 
-    def _submission(
-        self, identity: str, page: int, pages: int, cells: outputs.NumberedCells
-    ) -> list[tuple[str, str]]:
-        if self.submission is None:
-            return []
-        if cells.labels is None:
-            raise UserError("this model has no mask head, so it makes no submission; leave --sartorius out")
-        name = identity if pages == 1 else f"{identity}_{page + 1:04d}"
-        return outputs.submission_rows(name, cells.labels)
-
-    def _failed_row(self, job: Job, page: int, pages: int, reason: str) -> list[Any]:
+    def _failed_row(self, job: Job, number: int, pages: int, reason: str) -> list[Any]:
         """Tell of a page that failed; its row of the summary."""
         self.report.failed.append((job.path, reason))
         if self.progress:
             named = reason if str(job.path) in reason else f"{job.path}: {reason}"
             tqdm.write(f"error: {named}", file=sys.stderr)
-        return outputs.failed_row(job.name, page, pages, self.predictor.class_names, reason)
-
-
-def _refuse_to_replace(targets: Sequence[str | os.PathLike[str]], overwrite: bool) -> None:
-    for target in targets:
-        if Path(target).exists() and not overwrite:
-            raise UserError(
-                f"{target}: exists already; choose another place, or give --overwrite to replace it"
-            )
-
-
-def _submission_ids(jobs: Sequence[Job]) -> list[str]:
-    """The file's stem, or the whole output name where several folders hold that stem."""
-    stems = [job.name.rsplit("/", 1)[-1] for job in jobs]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else job.name for job, stem in zip(jobs, stems, strict=True)]
+        return outputs.failed_row(job.name, number, pages, self.predictor.class_names, reason)
 
 
 @contextlib.contextmanager

@@ -2,79 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from pycocotools import mask as coco_mask
 
 from effdet_tf.files import atomic_write
-from effdet_tf.outputs.cells import NumberedCells
-from effdet_tf.outputs.page import ImageInfo
+from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
 
 
-def write_coco(
-    path: str | os.PathLike[str],
-    cells: NumberedCells,
-    file_name: str,
-    category_ids: Sequence[int],
-    image_id: int = 1,
-) -> None:
-    """Write the cells as a COCO file with one image.
+@contextlib.contextmanager
+def coco_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
+    """Write a COCO file, cell by cell.
 
     An annotation's id is the cell's number; its mask is the whole cell, also where another cell has the
-    pixels in the label image. `score` is added to the usual fields.
-
-    Args:
-        path: the json.
-        cells: numbered cells.
-        file_name: name of the image, as the file shall state it.
-        category_ids: COCO category id of each class.
-        image_id: id of the image.
+    pixels in the label image. `score` is added to the usual fields. The pages of a stack are images of the
+    same name; "page" tells them apart, and annotations are numbered through.
     """
-    info = ImageInfo(file_name, category_ids, cells.result.class_names)
-    with atomic_write(path) as temporary:
-        pages = CocoPages(temporary, info, image_id)
-        pages.add(cells)
-        pages.close()
+    images: list[dict[str, Any]] = []
+    count = 0
+    with atomic_write(base + SUFFIXES["coco"]) as path, path.open("w", encoding="utf-8") as file:
+        file.write('{"annotations": [')
+
+        def add(page: Page) -> None:
+            nonlocal count
+            result, image_id = page.cells.result, page.number + 1
+            image = {"id": image_id, "file_name": info.file_name}
+            image |= {"width": result.width, "height": result.height}
+            images.append(image | ({"page": image_id} if info.pages > 1 else {}))
+            for entry in result.coco_entries(image_id, info.category_ids):
+                area = entry["bbox"][2] * entry["bbox"][3]
+                if "segmentation" in entry:
+                    area = int(coco_mask.area(entry["segmentation"]))
+                file.write(", " if count else "")
+                count += 1
+                file.write(json.dumps({"id": count, **entry, "area": area, "iscrowd": 0}))
+
+        yield add
+        file.write(f'], "images": {json.dumps(images)}, "categories": {json.dumps(_categories(info))}}}\n')
 
 
-class CocoPages:
-    """A COCO file of the pages of one image file, written cell by cell.
-
-    The pages of a stack are images of the same name; "page" tells them apart, and annotations are numbered
-    through.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], info: ImageInfo, first_id: int = 1) -> None:
-        """Begin a file; the images' ids begin with `first_id`."""
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - `close` closes it
-        self._file.write('{"annotations": [')
-        self._info, self._first_id = info, first_id
-        self._images: list[dict[str, object]] = []
-        self._count = 0
-
-    def add(self, cells: NumberedCells, page: int = 0) -> None:
-        """Write the cells of one page."""
-        result = cells.result
-        image = {"id": self._first_id + page, "file_name": self._info.file_name}
-        image |= {"width": result.width, "height": result.height}
-        self._images.append(image | ({"page": page + 1} if self._info.pages > 1 else {}))
-        for entry in result.coco_entries(self._first_id + page, self._info.category_ids):
-            box = entry["bbox"]
-            area = box[2] * box[3]
-            if "segmentation" in entry:
-                area = int(coco_mask.area(entry["segmentation"]))
-            self._file.write(", " if self._count else "")
-            self._count += 1
-            self._file.write(json.dumps({"id": self._count, **entry, "area": area, "iscrowd": 0}))
-
-    def close(self) -> None:
-        """Finish the file."""
-        categories = [
-            {"id": int(category), "name": name, "supercategory": "cell"}
-            for category, name in zip(self._info.category_ids, self._info.class_names, strict=True)
-        ]
-        self._file.write('], "images": ' + json.dumps(self._images))
-        self._file.write(', "categories": ' + json.dumps(categories) + "}\n")
-        self._file.close()
+def _categories(info: ImageInfo) -> list[dict[str, Any]]:
+    pairs = zip(info.category_ids, info.class_names, strict=True)
+    return [{"id": int(number), "name": name, "supercategory": "cell"} for number, name in pairs]

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from effdet_tf import outputs
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError, near_files
 from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES
 
-_OWN_OUTPUTS = (outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK)
+OWN_PICTURES = (SUFFIXES["labels"], SUFFIXES["overlay"], OVERLAY_STACK)
 
 
 class Job(NamedTuple):
@@ -65,7 +65,7 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
         root = _fixed_part(pattern)
         for match in sorted(glob.glob(pattern, recursive=True)):
             path = Path(match)
-            if path.is_file() and not path.name.lower().endswith(_OWN_OUTPUTS):
+            if path.is_file() and not path.name.lower().endswith(OWN_PICTURES):
                 if "**" not in text or is_image(path.name):  # "**" takes all: other files are no fault
                     yield path, path.relative_to(root)
             elif path.is_dir() and "**" not in text:
@@ -91,7 +91,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name, and no label image or overlay of this program's own."""
     name = name.lower()
-    return name.endswith(IMAGE_SUFFIXES) and not name.endswith(_OWN_OUTPUTS)
+    return name.endswith(IMAGE_SUFFIXES) and not name.endswith(OWN_PICTURES)
 
 
 def _no_match(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import tifffile
 
 from effdet_tf.files import atomic_write
+from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
+from effdet_tf.prediction.predictor import LARGE
 
 _TILE = 512  # px; of large label images, which are written tile by tile
 _LARGE = 2**26  # pixels from which an image is
@@ -28,6 +31,26 @@ def write_labels(path: str | os.PathLike[str], labels: np.ndarray, um_per_px: fl
     wide = int(labels.max(initial=0)) > np.iinfo(np.uint16).max
     with atomic_write(path) as temporary, LabelPages(temporary, wide=wide, um_per_px=um_per_px) as pages:
         pages.add(labels)
+
+
+@contextlib.contextmanager
+def label_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
+    """Write the label images of an image file; a network without masks makes none."""
+    pages: LabelPages | None = None
+    with contextlib.ExitStack() as stack:
+
+        def add(page: Page) -> None:
+            nonlocal pages
+            labels = page.cells.labels
+            if labels is None:
+                return
+            if pages is None:
+                wide = labels.size > LARGE if info.pages > 1 else len(page.cells.result) > 0xFFFF
+                path = stack.enter_context(atomic_write(base + SUFFIXES["labels"]))
+                pages = stack.enter_context(LabelPages(path, info.pages, info.axis, wide, info.um_per_px))
+            pages.add(labels, page.number)
+
+        yield add
 
 
 class LabelPages:
@@ -50,67 +73,60 @@ class LabelPages:
             wide: whether labels above 65,535 may occur, so that they take 32 bits.
             um_per_px: side of a pixel in micrometres, or None.
         """
-        self._path = path
-        self._pages, self._axis = pages, axis
-        self._dtype = np.uint32 if wide else np.uint16
-        self._um_per_px = um_per_px
+        self._path, self._pages = path, pages
+        self._dtype = np.dtype(np.uint32 if wide else np.uint16)
+        self._options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
+        if um_per_px is not None:
+            self._options |= {"resolution": (1 / um_per_px,) * 2, "resolutionunit": "NONE"}
+        # How ImageJ describes a stack and its calibration.
+        stack = [f"{_AXES[axis]}={pages}", "hyperstack=true"] if pages > 1 else []
+        unit = ["unit=micron"] if um_per_px is not None else []
+        lines = ["ImageJ=1.54f", f"images={pages}", *stack, *unit, "loop=false", ""]
+        self._first = {"description": "\n".join(lines)} if stack or unit else {}
         self._writer: tifffile.TiffWriter | None = None
-        self._begun = False
-        self._blanks = 0  # pages that failed before the size was known
+        self._written = 0
 
     def __enter__(self) -> LabelPages:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._writer:
+                if kind is None:
+                    self._leave_out(self._pages)
 
-    def add(self, labels: np.ndarray) -> None:
-        """Write the next page, integers `[H, W]`.
+    def add(self, labels: np.ndarray, number: int = 0) -> None:
+        """Write a page; those between it and the one before are empty, so that pages stay aligned.
+
+        Args:
+            labels: integers `[H, W]`.
+            number: of the page, from 0, above that of the page before.
 
         Raises:
             OverflowError: when a label does not fit.
         """
         if labels.max(initial=0) > np.iinfo(self._dtype).max:
-            raise OverflowError(f"label {labels.max()} does not fit into {np.dtype(self._dtype)}")
-        if self._writer is None:
-            size = labels.size * np.dtype(self._dtype).itemsize * self._pages
-            self._writer = tifffile.TiffWriter(self._path, bigtiff=size >= _BIG_TIFF)
-            for _ in range(self._blanks):
-                self._write(np.zeros_like(labels))
+            raise OverflowError(f"label {labels.max()} does not fit into {self._dtype}")
         self._shape = labels.shape
+        if self._writer is None:
+            large = labels.size * self._dtype.itemsize * self._pages >= _BIG_TIFF
+            self._writer = tifffile.TiffWriter(self._path, bigtiff=large)
+        self._leave_out(number)
         self._write(labels)
 
-    def skip(self, count: int) -> None:
-        """The next `count` pages could not be predicted: they are empty, so that pages stay aligned."""
-        if self._writer is None:
-            self._blanks += count
-            return
-        for _ in range(count):
+    def _leave_out(self, end: int) -> None:
+        """Write empty pages up to page `end`."""
+        while self._written < end:
             self._write(np.zeros(self._shape, self._dtype))
 
     def _write(self, labels: np.ndarray) -> None:
-        assert self._writer is not None
-        options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
-        if not self._begun and (self._pages > 1 or self._um_per_px is not None):
-            options["description"] = self._description()
-        self._begun = True
-        if self._um_per_px is not None:
-            options |= {"resolution": (1 / self._um_per_px,) * 2, "resolutionunit": "NONE"}
+        options = self._options | ({} if self._written else self._first)
+        self._written += 1
         if labels.size < _LARGE:
             self._writer.write(labels.astype(self._dtype), **options)
         else:
             options |= {"shape": labels.shape, "dtype": self._dtype, "tile": (_TILE, _TILE)}
             self._writer.write(_tiles(labels, self._dtype), **options)
-
-    def _description(self) -> str:
-        """How ImageJ describes a stack and its calibration."""
-        lines = ["ImageJ=1.54f", f"images={self._pages}"]
-        if self._pages > 1:
-            lines += [f"{_AXES[self._axis]}={self._pages}", "hyperstack=true"]
-        if self._um_per_px is not None:
-            lines.append("unit=micron")
-        return "\n".join([*lines, "loop=false", ""])
 
 
 def _tiles(labels: np.ndarray, dtype: Any) -> Iterator[np.ndarray]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
+import tifffile
 
 from effdet_tf.files import atomic_write
 from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
 from effdet_tf.outputs.cells import NumberedCells
+from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES, AddPage, ImageInfo, Page
 
 _SIDE = 1400  # smaller images are enlarged to about this, so that outlines stay thin beside tiny cells
 _MOST = 6000  # larger ones are shrunk below this: a picture to look at, not to measure in
@@ -52,10 +54,23 @@ def draw_overlay(image: np.ndarray, cells: NumberedCells) -> np.ndarray:
     return canvas
 
 
-def write_overlay(path: str | os.PathLike[str], image: np.ndarray, cells: NumberedCells) -> None:
-    """Write `draw_overlay` as PNG."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(encode_png(draw_overlay(image, cells)))
+@contextlib.contextmanager
+def overlay_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
+    """Write `draw_overlay` as PNG, or of a stack as tif."""
+    stacked = info.pages > 1
+    with (
+        atomic_write(base + (OVERLAY_STACK if stacked else SUFFIXES["overlay"])) as path,
+        tifffile.TiffWriter(path) if stacked else contextlib.nullcontext() as writer,
+    ):
+
+        def add(page: Page) -> None:
+            picture = draw_overlay(page.image, page.cells)
+            if writer is None:
+                path.write_bytes(encode_png(picture))
+            else:
+                writer.write(picture, compression="zlib", photometric="rgb", metadata=None)
+
+        yield add
 
 
 def _shrunk(image: np.ndarray, shrink: int) -> np.ndarray:
@@ -70,7 +85,7 @@ def _shrunk(image: np.ndarray, shrink: int) -> np.ndarray:
     return np.concatenate(bands)
 
 
-def _outlines(cells: NumberedCells) -> Iterable[tuple[int, np.ndarray]]:
+def _outlines(cells: NumberedCells) -> Iterator[tuple[int, np.ndarray]]:
     """Number of a cell and one closed outline float64 `[K, 2]`, x and y of pixel centres."""
     if cells.labels is None:
         for number, (y0, x0, y1, x1) in enumerate(cells.result.boxes.astype(np.float64), start=1):

@@ -1,14 +1,16 @@
-"""One page of an image file with what was found in it, as every kind of file takes it."""
+"""One page of an image file with the cells found in it: what every writer of files takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from effdet_tf.outputs.cells import NumberedCells
+from effdet_tf.outputs.cells import NumberedCells, number_cells
+from effdet_tf.outputs.table import cell_table
+from effdet_tf.prediction.results import Result
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,11 @@ class ImageInfo:
 
     Attributes:
         file_name: as the files shall state it.
+        category_ids: COCO category id of each class.
+        class_names: name of each class.
         pages: how many the file has.
         axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
         um_per_px: side of a pixel in micrometres, or None.
-        category_ids: COCO category id of each class.
-        class_names: name of each class.
     """
 
     file_name: str
@@ -47,3 +49,31 @@ class Page:
     image: np.ndarray
     cells: NumberedCells
     table: pd.DataFrame
+
+
+# A writer is a context manager `writer(base, info)`, where `base` is the path of its file without suffix. It
+# yields a function that adds a page; the file appears at the end.
+AddPage = Callable[[Page], None]
+SUFFIXES = {
+    "labels": ".labels.tif",
+    "table": ".cells.csv",
+    "coco": ".coco.json",
+    "overlay": ".overlay.png",
+    "imagej": ".rois.zip",
+    "geojson": ".geojson",
+    "yolo": ".txt",
+}
+OVERLAY_STACK = ".overlay.tif"
+
+
+def make_page(result: Result, image: np.ndarray, number: int = 0, um_per_px: float | None = None) -> Page:
+    """Number and measure the cells of a page.
+
+    Args:
+        result: the cells to write.
+        image: `[H, W]` or `[H, W, C]` in its own units.
+        number: of the page, from 0.
+        um_per_px: side of a pixel in micrometres, or None.
+    """
+    cells = number_cells(result)
+    return Page(number, image, cells, cell_table(cells, image, um_per_px))

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from effdet_tf.files import atomic_write
 from effdet_tf.geometry.masks import patch_to_pieces
-from effdet_tf.outputs.cells import NumberedCells, visible_shapes
+from effdet_tf.outputs.cells import visible_shapes
+from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
 
-CLASSES = "classes.txt"
 
-
-def write_yolo(path: str | os.PathLike[str], cells: NumberedCells) -> None:
-    """Write the cells of one image.
+@contextlib.contextmanager
+def yolo_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
+    """Write a text file for each page, named as its image, as YOLO wants it; boxes are written as rectangles.
 
     The format has one outline for a cell: pieces are joined by lines without width, holes are filled.
-
-    Args:
-        path: the text file; YOLO wants it named as its image.
-        cells: numbered cells; boxes are written as rectangles.
     """
-    size = np.array([cells.result.width, cells.result.height], np.float64)
-    lines = []
-    for number, patch in visible_shapes(cells):
-        outline = joined([rings[0] for rings in patch_to_pieces(patch)]) / size
-        numbers = " ".join(f"{value:.6f}" for value in outline.ravel())
-        lines.append(f"{cells.result.classes[number - 1]} {numbers}\n")
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+
+    def add(page: Page) -> None:
+        result = page.cells.result
+        size = np.array([result.width, result.height], np.float64)
+        lines = []
+        for number, patch in visible_shapes(page.cells):
+            outline = _joined([rings[0] for rings in patch_to_pieces(patch)]) / size
+            numbers = " ".join(f"{value:.6f}" for value in outline.ravel())
+            lines.append(f"{result.classes[number - 1]} {numbers}\n")
+        suffix = f"_{page.number + 1:04d}" if info.pages > 1 else ""
+        with atomic_write(base + suffix + SUFFIXES["yolo"]) as path:
+            path.write_text("".join(lines), encoding="utf-8")
+
+    yield add
 
 
-def write_classes(path: str | os.PathLike[str], class_names: Sequence[str]) -> None:
-    """Write the names of the classes, a line each."""
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-
-
-def joined(rings: Sequence[np.ndarray]) -> np.ndarray:
+def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:
     """One closed outline `[K, 2]` around all rings `[k, 2]`: each is entered and left where it is nearest."""
     whole = rings[0]
     for ring in rings[1:]:

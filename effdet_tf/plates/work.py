@@ -107,7 +107,7 @@ def work_through(task: Task, shard: Shard, predictor: Any) -> dict[str, int]:
 
 def labels_file(out: str, path: str) -> str:
     """Where the labels of an image are; its suffix stays, for a.png and a.tif are two images."""
-    return storage.join(out, LABELS, path + outputs.LABELS)
+    return storage.join(out, LABELS, path + outputs.SUFFIXES["labels"])
 
 
 def _work_on_file(
@@ -126,16 +126,12 @@ def _work_on_file(
             storage.remove(target)
             return
         pages: outputs.LabelPages | None = None
-        skipped = (
-            0  # pages that failed since the last one that was written: empty, so that pages stay aligned
-        )
         for page in range(stack.pages):
             try:
                 image = stack.read(page)
                 found = predictor.predict(image)
             except UserError as error:
                 rows.append(_failure(place, page, str(error).replace(str(path), file.path)))
-                skipped += 1
                 continue
             cells = outputs.number_cells(found.filter(task.score))
             table = outputs.cell_table(cells, image)
@@ -149,13 +145,9 @@ def _work_on_file(
                 wide = predictor.config.data.max_instances > np.iinfo(np.uint16).max
                 wide = wide or cells.labels.size > LARGE
                 pages = opened.enter_context(outputs.LabelPages(local, stack.pages, stack.axis, wide))
-            pages.skip(skipped)
-            pages.add(cells.labels)
-            skipped = 0
+            pages.add(cells.labels, page)
         if pages is None:
             storage.remove(target)  # of an earlier time, when it could be read
-        else:
-            pages.skip(skipped)
 
 
 def _failure(place: dict[str, Any], page: int, reason: str) -> dict[str, Any]:

@@ -29,10 +29,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from effdet_tf import outputs
 from effdet_tf._version import __version__
 from effdet_tf.errors import UserError
 from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.outputs.jobs import OWN_PICTURES
 from effdet_tf.webapp.downloads import FORMATS, everything, one_file
 from effdet_tf.webapp.drawing import OUTLINES, PREVIEW, SCORES, THUMBNAIL
 from effdet_tf.webapp.guard import DATA, Guard
@@ -115,7 +115,7 @@ def _start(request: Request) -> Response:
             "networks": [{"name": n, "score": session.networks.score(n)} for n in session.networks.names],
             "limits": {"file_bytes": limits.file_bytes, "pixels": limits.pixels, "images": limits.images},
             "suffixes": IMAGE_SUFFIXES,
-            "own_outputs": [outputs.LABELS, outputs.OVERLAY, outputs.OVERLAY_STACK],
+            "own_outputs": OWN_PICTURES,
         }
     )
 

@@ -12,18 +12,22 @@ from pathlib import Path, PurePosixPath
 from effdet_tf import outputs
 from effdet_tf.errors import UserError
 from effdet_tf.outputs.batch import SUMMARY, WELLS
+from effdet_tf.outputs.page import SUFFIXES
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.names import names_of_outputs
 from effdet_tf.webapp.session import TEMPORARY, Entry, Gone, Session
 
 FORMATS = {  # suffix of a file -> name of the format, media type
-    outputs.TABLE: ("table", "text/csv; charset=utf-8"),
-    outputs.LABELS: ("labels", "image/tiff"),
-    outputs.OVERLAY: ("overlay", "image/png"),
-    outputs.COCO: ("coco", "application/json"),
-    outputs.ROIS: ("imagej", "application/zip"),
-    outputs.GEOJSON: ("geojson", "application/geo+json"),
+    SUFFIXES[name]: (name, media_type)
+    for name, media_type in (
+        ("table", "text/csv; charset=utf-8"),
+        ("labels", "image/tiff"),
+        ("overlay", "image/png"),
+        ("coco", "application/json"),
+        ("imagej", "application/zip"),
+        ("geojson", "application/geo+json"),
+    )
 }
 _ONE_AT_A_TIME = threading.Lock()  # the memory of one image, however many downloads are asked for
 _STEM = "image"
@@ -92,7 +96,7 @@ def _zip(
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         tables = Path(folder) / SUMMARY, Path(folder) / WELLS
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-            with outputs.AppendedCsv(tables[0], outputs.summary_columns(class_names)) as summary:
+            with outputs.open_csv(tables[0], outputs.summary_columns(class_names)) as add_rows:
                 for (entry, found), name in zip(entries, names, strict=True):
                     part = Path(tempfile.mkdtemp(dir=folder))
                     try:
@@ -100,9 +104,9 @@ def _zip(
                             raise UserError(entry.error)
                         written = _write(session, entry, found, score, outputs.DEFAULT_FORMATS, part / _STEM)
                     except UserError as error:
-                        summary.append([outputs.failed_row(name, 0, 1, class_names, str(error))])
+                        add_rows([outputs.failed_row(name, 0, 1, class_names, str(error))])
                         continue
-                    summary.append([outputs.summary_row(name, *written)])
+                    add_rows([outputs.summary_row(name, *written)])
                     for file in sorted(part.iterdir()):
                         archive.write(file, name + file.name.removeprefix(_STEM))
                         yield sink.take()
@@ -120,11 +124,10 @@ def _write(
     """Write the files of an image under `base`, a path without suffix; returns what the summary takes."""
     with _ONE_AT_A_TIME:
         result, info = predicted
-        cells = outputs.number_cells(result.filter(score))
         pixels, _ = session.read(entry)
-        page = outputs.Page(0, pixels, cells, outputs.cell_table(cells, pixels, info.um_per_px))
-        with outputs.ImageFiles(base, info, formats) as files:
-            files.add(page)
+        page = outputs.make_page(result.filter(score), pixels, um_per_px=info.um_per_px)
+        with outputs.open_image_files(str(base), info, formats) as add:
+            add(page)
         return page, info
 
 

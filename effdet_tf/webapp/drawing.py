@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from effdet_tf.geometry.masks import patch_to_polygons
-from effdet_tf.images.read import encode_png, to_gray
-from effdet_tf.outputs import NumberedCells, stretch_contrast
+from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
+from effdet_tf.outputs import NumberedCells
 
 PREVIEW, THUMBNAIL, OUTLINES, SCORES = "preview.png", "thumbnail.png", "outlines.json", "scores.json"
 _PREVIEW_SIDE, _THUMBNAIL_SIDE = 4096, 160  # px; browsers draw no picture of any size

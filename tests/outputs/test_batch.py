@@ -20,6 +20,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import decode_kaggle_rle, labels_to_patches, patch_box, patch_to_bitmap
 from effdet_tf.images.read import to_gray
 from effdet_tf.outputs.batch import predict_files
+from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 
@@ -86,7 +87,7 @@ def images(tmp_path) -> Path:
 
 def test_good_files_are_done_and_bad_ones_named(images, tmp_path, capsys):
     predictor = Thresholder()
-    report = predict_files(predictor, [images], tmp_path / "out", progress=True)
+    report = predict_files(predictor, find_images([images]), tmp_path / "out", progress=True)
     assert (report.done, report.cells, report.exit_code) == (6, 10, 3)
     assert sorted(path.name for path, _ in report.failed) == ["broken.png", "empty.tif", "tiny.png"]
     assert "uint16" in predictor.dtypes
@@ -102,7 +103,7 @@ def test_good_files_are_done_and_bad_ones_named(images, tmp_path, capsys):
 
 
 def test_all_outputs_of_an_image_agree(images, tmp_path):
-    predict_files(Thresholder(), [images / "b16.tif"], tmp_path / "out")
+    predict_files(Thresholder(), find_images([images / "b16.tif"]), tmp_path / "out")
     labels = tifffile.imread(tmp_path / "out" / "b16.labels.tif")
     table = pd.read_csv(tmp_path / "out" / "b16.cells.csv")
     coco = json.loads((tmp_path / "out" / "b16.coco.json").read_text())
@@ -117,7 +118,7 @@ def test_all_outputs_of_an_image_agree(images, tmp_path):
 
 
 def test_same_stem_and_subfolders_do_not_overwrite_each_other(images, tmp_path):
-    predict_files(Thresholder(), [images], tmp_path / "out", formats=["labels"])
+    predict_files(Thresholder(), find_images([images]), tmp_path / "out", formats=["labels"])
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.tif")}
     names = {"a.tif", "a.png", "b16", "rgb", "sub/a", "sub/dark"}
     assert written == {f"{name}.labels.tif" for name in names}
@@ -127,7 +128,9 @@ def test_same_stem_and_subfolders_do_not_overwrite_each_other(images, tmp_path):
 def test_score_and_submission(images, tmp_path):
     csv_path = tmp_path / "submission.csv"
     inputs = [images / "a.tif", images / "sub"]
-    report = predict_files(Thresholder(), inputs, tmp_path / "out", score=0.5, sartorius=csv_path)
+    report = predict_files(
+        Thresholder(), find_images(inputs), tmp_path / "out", score=0.5, sartorius=csv_path
+    )
     assert (report.done, report.cells) == (3, 2)  # the 36 pixels of the small blob have score .42
     rows = list(csv.reader(csv_path.open()))
     assert rows[0] == ["id", "predicted"]
@@ -139,18 +142,21 @@ def test_score_and_submission(images, tmp_path):
 
 def test_submission_ids_are_file_stems_also_in_subfolders(images, tmp_path):
     predict_files(
-        Thresholder(), [images / ".." / "images" / "sub"], tmp_path / "o", sartorius=tmp_path / "s.csv"
+        Thresholder(),
+        find_images([images / ".." / "images" / "sub"]),
+        tmp_path / "o",
+        sartorius=tmp_path / "s.csv",
     )
     assert {row["id"] for row in csv.DictReader((tmp_path / "s.csv").open())} == {"a", "dark"}
 
 
 def test_rerun_is_refused_unless_allowed(images, tmp_path):
-    predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out")
+    predict_files(Thresholder(), find_images([images / "a.tif"]), tmp_path / "out")
     before = (tmp_path / "out" / "summary.csv").read_bytes()
     with pytest.raises(UserError, match="--overwrite"):
-        predict_files(Thresholder(), [images / "rgb.png"], tmp_path / "out")
+        predict_files(Thresholder(), find_images([images / "rgb.png"]), tmp_path / "out")
     assert (tmp_path / "out" / "summary.csv").read_bytes() == before
-    predict_files(Thresholder(), [images / "rgb.png"], tmp_path / "out", overwrite=True)
+    predict_files(Thresholder(), find_images([images / "rgb.png"]), tmp_path / "out", overwrite=True)
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["image"].tolist() == ["rgb"]
 
 
@@ -162,26 +168,29 @@ def test_crash_midway_keeps_what_is_done(images, tmp_path):
             return super().predict(image)
 
     with pytest.raises(RuntimeError, match="out of power"):
-        predict_files(Dying(), [images], tmp_path / "out", sartorius=tmp_path / "out" / "s.csv")
+        predict_files(Dying(), find_images([images]), tmp_path / "out", sartorius=tmp_path / "out" / "s.csv")
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["cells"].tolist() == [2, 2]
     assert len(pd.read_csv(tmp_path / "out" / "s.csv")) == 4
     assert not list((tmp_path / "out").rglob(".tmp*"))
 
 
 def test_boxes_only_network(images, tmp_path):
-    report = predict_files(Thresholder(masks=False), [images / "a.tif"], tmp_path / "out")
+    report = predict_files(Thresholder(masks=False), find_images([images / "a.tif"]), tmp_path / "out")
     assert report.cells == 2 and not (tmp_path / "out" / "a.labels.tif").exists()
     assert pd.read_csv(tmp_path / "out" / "a.cells.csv")["area"].isna().all()
     with pytest.raises(UserError, match="no mask head"):
         predict_files(
-            Thresholder(masks=False), [images / "a.tif"], tmp_path / "o", sartorius=tmp_path / "s.csv"
+            Thresholder(masks=False),
+            find_images([images / "a.tif"]),
+            tmp_path / "o",
+            sartorius=tmp_path / "s.csv",
         )
 
 
 def test_output_that_cannot_be_written_is_a_user_error(images, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="out: is a file, the predictions need a folder"):
-        predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out")
+        predict_files(Thresholder(), find_images([images / "a.tif"]), tmp_path / "out")
 
 
 def _run_command(monkeypatch, *arguments: str) -> int:
@@ -230,7 +239,7 @@ def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path
         def predict(self, image: np.ndarray) -> Result:
             return dataclasses.replace(super().predict(image), truncated=True)
 
-    predict_files(Full(), [images / "a.tif"], tmp_path / "out", score=score, progress=True)
+    predict_files(Full(), find_images([images / "a.tif"]), tmp_path / "out", score=score, progress=True)
     assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
 
 
@@ -242,13 +251,17 @@ def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(coco.CocoPages, "close", full)
+        patch.setattr(coco, "_categories", full)  # these come last
         with pytest.raises(UserError, match="No space left"):
-            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "out", sartorius=tmp_path / "s.csv")
+            predict_files(
+                Thresholder(), find_images([images / "a.tif"]), tmp_path / "out", sartorius=tmp_path / "s.csv"
+            )
     assert [len(pd.read_csv(tmp_path / name)) for name in ("out/summary.csv", "s.csv")] == [0, 0]
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "GeoJson", full)
+        patch.setitem(image_files.WRITERS, "geojson", full)
         with pytest.raises(UserError, match="No space left"):
-            predict_files(Thresholder(), [images / "a.tif"], tmp_path / "two", formats=("coco", "geojson"))
+            predict_files(
+                Thresholder(), find_images([images / "a.tif"]), tmp_path / "two", formats=("coco", "geojson")
+            )
     left = [path.name for folder in ("out", "two") for path in (tmp_path / folder).iterdir()]
     assert not [name for name in left if name.startswith(".tmp") or name.endswith("json")]

@@ -23,6 +23,7 @@ from effdet_tf.data.record import iterate_records
 from effdet_tf.geometry.masks import decode_rle, patch_box
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.batch import predict_files
+from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.results import Result
 
 HEIGHT, WIDTH = 90, 120
@@ -76,7 +77,7 @@ def out(tmp_path, stack) -> Path:
         resolution=(2, 2),
         metadata={"unit": "um"},
     )
-    report = predict_files(Drawn(), [tmp_path / "images"], tmp_path / "out", formats=FORMATS)
+    report = predict_files(Drawn(), find_images([tmp_path / "images"]), tmp_path / "out", formats=FORMATS)
     assert report.cells == 5 and report.exit_code == 0
     return tmp_path / "out"
 
@@ -118,9 +119,11 @@ def test_table_has_scikit_image_s_values_in_pixels_and_micrometres(out, stack):
 
 def test_without_a_calibration_there_are_no_micrometres_unless_told(tmp_path, stack):
     tifffile.imwrite(tmp_path / "a.tif", stack[0], resolution=(72, 72), resolutionunit="INCH")
-    predict_files(Drawn(), [tmp_path / "a.tif"], tmp_path / "none", formats=["table"])
+    predict_files(Drawn(), find_images([tmp_path / "a.tif"]), tmp_path / "none", formats=["table"])
     assert "area_um2" not in pd.read_csv(tmp_path / "none" / "a.cells.csv")
-    predict_files(Drawn(), [tmp_path / "a.tif"], tmp_path / "told", formats=["table"], um_per_px=2.0)
+    predict_files(
+        Drawn(), find_images([tmp_path / "a.tif"]), tmp_path / "told", formats=["table"], um_per_px=2.0
+    )
     told = pd.read_csv(tmp_path / "told" / "a.cells.csv")
     assert (told["area_um2"] == 4 * told["area"]).all()
     assert pd.read_csv(tmp_path / "told" / "summary.csv")["um_per_px"].tolist() == [2]
@@ -218,16 +221,20 @@ def test_wells_are_counted(tmp_path, stack):
     for name in ("x_A1_1_00d00h00m", "x_A1_2_00d00h00m", "x_A1_1_00d02h00m", "x_H12_1_00d00h00m"):
         (tmp_path / "images").mkdir(exist_ok=True)
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", stack[0])
-    report = predict_files(Drawn(), [tmp_path / "images"], tmp_path / "out", formats=["table"])
+    report = predict_files(Drawn(), find_images([tmp_path / "images"]), tmp_path / "out", formats=["table"])
     assert report.wells == 3
     wells = pd.read_csv(tmp_path / "out" / "wells.csv").set_index(["well", "minutes"])
     assert wells.loc[("A1", 0), ["images", "cells", "cells_per_image"]].tolist() == [2, 10, 5]
     assert wells.loc[("A1", 120), "hours"] == 2 and wells.loc[("H12", 0), "cells"] == 5
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary["well"].tolist() == ["A1", "A1", "A1", "H12"] and summary["site"].tolist() == [1, 1, 2, 1]
-    predict_files(Drawn(), [tmp_path / "images"], tmp_path / "out", formats=["table"], overwrite=True)
+    predict_files(
+        Drawn(), find_images([tmp_path / "images"]), tmp_path / "out", formats=["table"], overwrite=True
+    )
     (tmp_path / "plain.tif").write_bytes((tmp_path / "images" / "x_A1_1_00d00h00m.tif").read_bytes())
-    predict_files(Drawn(), [tmp_path / "plain.tif"], tmp_path / "out", formats=["table"], overwrite=True)
+    predict_files(
+        Drawn(), find_images([tmp_path / "plain.tif"]), tmp_path / "out", formats=["table"], overwrite=True
+    )
     assert not (tmp_path / "out" / "wells.csv").exists()  # none of an earlier run stays
 
 
@@ -241,7 +248,7 @@ def test_stack_in_stack_out(tmp_path, stack, axes):
         resolution=(4, 4),
         metadata={"axes": axes, "unit": "um"},
     )
-    report = predict_files(Drawn(), [tmp_path / "images"], tmp_path / "out", formats=FORMATS)
+    report = predict_files(Drawn(), find_images([tmp_path / "images"]), tmp_path / "out", formats=FORMATS)
     assert (report.done, report.cells) == (3, 15)
     out = tmp_path / "out"
     with tifffile.TiffFile(out / "movie.labels.tif") as file:
@@ -286,7 +293,9 @@ def test_broken_page_leaves_an_empty_one(tmp_path, stack):
         return UserError("this page is refused")
 
     tifffile.imwrite(tmp_path / "movie.tif", stack, photometric="minisblack")
-    report = predict_files(Fussy(), [tmp_path / "movie.tif"], tmp_path / "out", formats=["labels", "table"])
+    report = predict_files(
+        Fussy(), find_images([tmp_path / "movie.tif"]), tmp_path / "out", formats=["labels", "table"]
+    )
     assert (report.done, len(report.failed), report.exit_code) == (1, 2, 3)
     labels = tifffile.imread(tmp_path / "out" / "movie.labels.tif")
     assert [int(page.max()) for page in labels] == [0, 5, 0]

@@ -17,6 +17,8 @@ from skimage.measure import regionprops
 from effdet_tf import outputs
 from effdet_tf.geometry.masks import decode_kaggle_rle
 from effdet_tf.images.read import read_image
+from effdet_tf.outputs.coco import coco_file
+from effdet_tf.outputs.overlay import overlay_file
 from effdet_tf.prediction.results import Result
 
 
@@ -43,6 +45,12 @@ def _row(image, cells, um_per_px=None) -> dict:
     page = outputs.Page(0, image, cells, outputs.cell_table(cells, image, um_per_px))
     values = outputs.summary_row("plate/x_B7_2_00d04h00m", page, info)
     return dict(zip(outputs.summary_columns(cells.result.class_names), values, strict=True))
+
+
+def _write(writer, path, page, category_ids=(1, 2)) -> None:
+    """Write a page by the writer of one format; `path` is without suffix."""
+    with writer(str(path), outputs.ImageInfo("a.tif", category_ids, page.cells.result.class_names)) as add:
+        add(page)
 
 
 @pytest.fixture
@@ -100,10 +108,11 @@ def test_labels_are_uint16_and_uint32_when_needed(tmp_path):
     assert back.dtype == np.uint32 and back[0, 2] == 65536
 
 
-def test_coco_file_keeps_overlaps_numbers_and_category_ids(result, tmp_path):
-    cells = outputs.number_cells(result)
-    outputs.write_coco(tmp_path / "a.json", cells, "a.tif", [7, 3])
-    document = json.loads((tmp_path / "a.json").read_text())
+def test_coco_file_keeps_overlaps_numbers_and_category_ids(result, image, tmp_path):
+    page = outputs.make_page(result, image)
+    cells = page.cells
+    _write(coco_file, tmp_path / "a", page, (7, 3))
+    document = json.loads((tmp_path / "a.coco.json").read_text())
     assert document["images"] == [{"id": 1, "file_name": "a.tif", "width": 80, "height": 60}]
     assert [category["id"] for category in document["categories"]] == [7, 3]
     assert [entry["id"] for entry in document["annotations"]] == [1, 2, 3, 4]
@@ -115,7 +124,8 @@ def test_coco_file_keeps_overlaps_numbers_and_category_ids(result, tmp_path):
 
 
 def test_overlay_outlines_each_cell_in_its_own_colour(result, image, tmp_path):
-    cells = outputs.number_cells(result)
+    page = outputs.make_page(result, image)
+    cells = page.cells
     drawn = outputs.draw_overlay(image, cells)
     assert drawn.dtype == np.uint8 and drawn.shape == (240, 320, 3)
     colourful = np.ptp(drawn.astype(int), axis=2) > 60
@@ -126,8 +136,8 @@ def test_overlay_outlines_each_cell_in_its_own_colour(result, image, tmp_path):
     assert not (colourful & inside)[:60].any()
     colours = {outputs.cell_colour(number) for number in range(1, 41)}
     assert len(colours) > 35
-    outputs.write_overlay(tmp_path / "a.png", image, cells)
-    assert np.array_equal(read_image(tmp_path / "a.png"), drawn)  # red stays red
+    _write(overlay_file, tmp_path / "a", page)
+    assert np.array_equal(read_image(tmp_path / "a.overlay.png"), drawn)  # red stays red
 
 
 def test_overlay_of_flat_and_of_large_images():
@@ -164,8 +174,8 @@ def test_no_cell_gives_whole_files(image, tmp_path):
     table = outputs.cell_table(cells, image)
     outputs.write_table(tmp_path / "a.csv", table)
     assert (tmp_path / "a.csv").read_text() == ",".join(outputs.CELL_COLUMNS) + "\n"
-    outputs.write_coco(tmp_path / "a.json", cells, "a.tif", [1, 2])
-    assert json.loads((tmp_path / "a.json").read_text())["annotations"] == []
+    _write(coco_file, tmp_path / "a", outputs.Page(0, image, cells, table))
+    assert json.loads((tmp_path / "a.coco.json").read_text())["annotations"] == []
     row = _row(image, cells)
     assert [row[name] for name in ("height", "width", "cells", "cells_round")] == [60, 80, 0, 0]
     assert (row["mean_score"], row["mean_area"], row["covered"], row["error"]) == ("", "", 0.0, "")
@@ -175,8 +185,8 @@ def test_boxes_only(image, tmp_path):
     cells = outputs.number_cells(_result([[5, 5, 25, 25]], [0.9], masks=False))
     table = outputs.cell_table(cells, image)
     assert cells.labels is None and table["area"].isna().all() and table["y1"].tolist() == [25]
-    outputs.write_coco(tmp_path / "a.json", cells, "a.tif", [1, 2])
-    entry = json.loads((tmp_path / "a.json").read_text())["annotations"][0]
+    _write(coco_file, tmp_path / "a", outputs.Page(0, image, cells, table))
+    entry = json.loads((tmp_path / "a.coco.json").read_text())["annotations"][0]
     assert entry["area"] == 400 and "segmentation" not in entry
     drawn = np.ptp(outputs.draw_overlay(image, cells).astype(int), axis=2) > 60
     assert drawn.sum() > 200
@@ -206,10 +216,10 @@ def test_summary_counts_classes(result, image):
 
 def test_appended_rows_are_on_disk_before_the_file_is_closed(tmp_path):
     path = tmp_path / "summary.csv"
-    with pytest.raises(RuntimeError), outputs.AppendedCsv(path, ["a", "b"]) as table:
+    with pytest.raises(RuntimeError), outputs.open_csv(path, ["a", "b"]) as append:
         assert path.read_text() == "a,b\n"
-        table.append([[1, "x,y"]])
-        table.append([[2, 'say "z"'], [3, ""]])
+        append([[1, "x,y"]])
+        append([[2, 'say "z"'], [3, ""]])
         assert len(path.read_text().splitlines()) == 4
         raise RuntimeError("the run dies")
     back = pd.read_csv(path)

@@ -17,7 +17,9 @@ import tifffile
 from starlette.testclient import TestClient
 
 from effdet_tf import outputs
+from effdet_tf.images.read import stretch_contrast
 from effdet_tf.outputs.batch import predict_files
+from effdet_tf.outputs.jobs import find_images
 from effdet_tf.webapp.app import STATIC, make_app
 from effdet_tf.webapp.downloads import FORMATS
 from effdet_tf.webapp.networks import Networks
@@ -96,9 +98,11 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_the_files_are_those_that_predict_writes(
     score: float, open_page: Callable[..., Page], networks: Any, images: Path, tmp_path: Path
 ) -> None:
-    predict_files(networks.predictor("cells"), [images], tmp_path / "default", score=score)
+    predict_files(networks.predictor("cells"), find_images([images]), tmp_path / "default", score=score)
     formats = outputs.FORMATS
-    predict_files(networks.predictor("cells"), [images], tmp_path / "all", score=score, formats=formats)
+    predict_files(
+        networks.predictor("cells"), find_images([images]), tmp_path / "all", score=score, formats=formats
+    )
     expected, every = _files(tmp_path / "default"), _files(tmp_path / "all")
     page = open_page()
     for path in sorted(path for path in images.rglob("*") if path.is_file()):
@@ -137,7 +141,7 @@ def test_a_deep_image_gets_a_preview_that_a_browser_shows(
     answer = page.get(f"/api/images/{image['id']}/preview.png")
     shown = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
     assert answer.headers["content-type"] == "image/png"
-    assert shown.dtype == np.uint8 and np.array_equal(shown, outputs.stretch_contrast(pixels))
+    assert shown.dtype == np.uint8 and np.array_equal(shown, stretch_contrast(pixels))
     assert page.get(f"/api/images/{image['id']}/thumbnail.png").status_code == 200
 
 
@@ -256,7 +260,7 @@ def test_older_work_does_not_overwrite_newer(
     assert image["name"] == "one.png" and image["revision"] == 1
     network = networks.loaded["cells-large"]
     expected = network.predict(cv2.imdecode(np.frombuffer(png, np.uint8), -1)[..., None])
-    assert np.array_equal(page.session.entries()[0].found.result.scores, expected.scores)
+    assert np.array_equal(page.session.entries()[0].predicted[0].scores, expected.scores)
     assert not (page.session.incoming().parent / removed).exists()
 
 
