@@ -1,4 +1,4 @@
-"""`effdet_tf serve`: a local web page that outlines the cells of images that are dropped on it."""
+"""`effdet_tf serve`: a local web app that outlines the cells of images that are dropped on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from effdet_tf.commands.parser import positive
 from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
-Open a local web page: drop images (8 or 16 bit or float, gray or RGB, tif, png, jpg, bmp), see every cell
+Open a local web app: drop images (8 or 16 bit or float, gray or RGB, tif, png, jpg, bmp), see every cell
 outlined, move the score threshold, compare networks, and take the files that `predict --score X` writes.
 
-Only this computer reaches the page, unless --host says otherwise. Nothing is loaded from or sent to
+Only this computer reaches it, unless --host says otherwise. Nothing is loaded from or sent to
 elsewhere. Images and results are kept in a temporary folder until the command ends."""
 
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     """Add the verb `serve` to the command line."""
     parser = subparsers.add_parser(
         "serve",
-        help="a local web page: drop images, see outlines, move the threshold, take the files",
+        help="a local web app: drop images, see outlines, move the threshold, take the files",
         description=_DESCRIPTION,
         examples=[
             ("with the network of the package; opens the browser", ""),
@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         default=DEFAULT_MODEL,
         metavar="RUN",
         help="trained run or export to start with; the networks that come with the package can be chosen in "
-        "the page (default: %(default)s)",
+        "it (default: %(default)s)",
     )
     parser.add_argument(
         "--port", type=_port, metavar="N", help="default: 8765, or the next that is free; 0 takes any"
@@ -70,7 +70,7 @@ _port.__name__ = "port number"  # what argparse calls it in its message
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve the page until Ctrl-C; returns the exit code."""
+    """Serve the web app until Ctrl-C; returns the exit code."""
     from effdet_tf.webapp.launch import bind, serve
 
     listening = bind(args.host, args.port)  # a port in use is told at once, not after the network has loaded

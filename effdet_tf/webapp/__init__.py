@@ -1,1 +1,1 @@
-"""A local web page: drop images, see their cells outlined, move the score threshold, take the files."""
+"""A local web app: drop images, see their cells outlined, move the score threshold, take the files."""

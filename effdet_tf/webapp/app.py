@@ -1,8 +1,8 @@
-"""What the page's script asks the server for.
+"""Requests of the web app's script, and their answers.
 
 | request | answer |
 |---|---|
-| GET `/`, `/page.js`, ... | the files in `static` |
+| GET `/`, `/app.js`, ... | the files in `static` |
 | GET `/api/start` | networks with their tuned scores, limits, image suffixes |
 | GET `/api/state` | network, images with their state, what was dropped |
 | POST `/api/images?name=NAME&rooted=0` | takes the body as an image file |
@@ -50,7 +50,7 @@ def make_app(
     any_address: bool = False,
     on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """The page's application; when it ends, the session is closed.
+    """The web application; when it ends, the session is closed.
 
     Args:
         session: keeps images and results.
@@ -204,7 +204,7 @@ def _attachment(name: str) -> dict[str, str]:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    """One line for the page."""
+    """One line for the browser."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, status_code=error.status_code)
     status = 404 if isinstance(error, Gone) else 429 if isinstance(error, Full) else 400

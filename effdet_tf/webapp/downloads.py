@@ -1,4 +1,4 @@
-"""The files that the page hands out: those that `predict --score X` writes, made by the same code."""
+"""The files to download: those that `predict --score X` writes, made by the same code."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _fit(gray: np.ndarray, side: int) -> np.ndarray:
 
 
 def outline_files(cells: NumberedCells) -> dict[str, bytes]:
-    """The outlines, and the scores alone, by which the page counts.
+    """The outlines, and the scores alone, by which the browser counts.
 
     Args:
         cells: all cells of the image, numbered.

@@ -1,9 +1,9 @@
-"""Who may ask the page: this computer's own browser, on the page itself, and no other web site through it.
+"""Requests are answered from the web app itself in this computer's browser, and from no other web site.
 
 - Host must name this server: another name that leads here (DNS rebinding) would let a site read answers.
-- Origin of whatever changes something must be the page itself, and the browser must not call a request for
+- Origin of whatever changes something must be the web app itself, and the browser must not call a request for
   data cross-site.
-- The page loads nothing from elsewhere and runs no script but its own files (Content-Security-Policy).
+- The web app loads nothing from elsewhere and runs no script but its own files (Content-Security-Policy).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-DATA = "/api/"  # paths below are for the page's script alone
+DATA = "/api/"  # paths below are for the web app's script alone
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 class Guard:
-    """Middleware that refuses what does not come from the page itself."""
+    """Middleware that refuses what does not come from the web app itself."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], any_address: bool = False) -> None:
         """Wrap an application.
@@ -52,7 +52,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            raise RuntimeError(f"this page speaks http alone, not {scope['type']}")
+            raise RuntimeError(f"the web app speaks http alone, not {scope['type']}")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -75,9 +75,9 @@ class Guard:
         site = headers.get("sec-fetch-site", "same-origin")
         origin = headers.get("origin")
         if changes and origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            return "refused: this request comes from another web page"
+            return "refused: this request comes from another web site"
         if (changes or scope["path"].startswith(DATA)) and site not in ("same-origin", "none"):
-            return "refused: this request comes from another web page"
+            return "refused: this request comes from another web site"
         return ""
 
     def _is_own(self, host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Bind an address, serve the page, end on Ctrl-C."""
+"""Bind an address, serve the web app, end on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def serve(session: Session, listening: socket.socket, host: str, open_browser: b
         session: keeps images and results; it is closed at the end.
         listening: from `bind`.
         host: as it was given to `bind`.
-        open_browser: open the page when it can be answered.
+        open_browser: open the web app when it can be answered.
 
     Raises:
         KeyboardInterrupt: at the end, by Ctrl-C.
@@ -81,7 +81,7 @@ def serve(session: Session, listening: socket.socket, host: str, open_browser: b
     if beyond:
         print(
             f"warning: {host} is reached from other computers: whoever can reach it sees the images given to "
-            "this page and uses this computer's time; no password is asked for",
+            "the web app and uses this computer's time; no password is asked for",
             file=sys.stderr,
         )
     print(f"{url} (Ctrl-C ends)", flush=True)

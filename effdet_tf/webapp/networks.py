@@ -1,4 +1,4 @@
-"""The trained networks that the page offers: the package's, and the one that was named with --run."""
+"""The trained networks that the web app offers: the package's, and the one that was named with --run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Networks:
     """Networks by name; each is loaded when it is first asked for, and stays.
 
     Attributes:
-        names: the one that the page starts with comes first.
+        names: the one that the web app starts with comes first.
     """
 
     def __init__(self, run: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""The images that were given to the page and what was found in them, kept within limits."""
+"""The images that were given to the web app and their results, kept within limits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.drawing import outline_files, picture_files
 from effdet_tf.webapp.networks import Networks
 
-TEMPORARY = "effdet_tf-page-"  # how names of temporary folders begin
+TEMPORARY = "effdet_tf-webapp-"  # how names of temporary folders begin
 IMAGE = "image"  # the upload, in a folder of its own; its real name is only told
-_TOLD = 5  # names of dropped images that the page is told
+_TOLD = 5  # names of dropped images that the browser is told
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the page takes.
+    """What the web app takes.
 
     Attributes:
         file_bytes: size of one file.
@@ -87,8 +87,8 @@ class Entry:
     revision: int = 0
     ticket: object = None
 
-    def state_for_page(self) -> dict[str, Any]:
-        """What the page's list shows of it."""
+    def listed(self) -> dict[str, Any]:
+        """What the browser's list shows of it."""
         return {
             "id": self.key,
             "name": str(self.name),
@@ -229,11 +229,11 @@ class Session:
             raise UserError(str(error).replace(str(path), str(entry.name))) from error
 
     def state(self) -> dict[str, Any]:
-        """What the page asks for again and again."""
+        """What the browser asks for again and again."""
         with self._lock:
             return {
                 "network": self.network,
-                "images": [entry.state_for_page() for entry in self._entries.values()],
+                "images": [entry.listed() for entry in self._entries.values()],
                 "dropped": {"count": self._dropped_count, "names": list(self._dropped)},
             }
 

@@ -1,4 +1,4 @@
-"""What the tests of the page share: networks that draw discs, images."""
+"""What the tests of the web app share: networks that draw discs, images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.webapp.discs import Discs
 
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The page's networks, with discs in place of the real ones; `loaded` has those that were opened."""
+    """The web app's networks, with discs in place of the real ones; `loaded` has those that were opened."""
     from effdet_tf.webapp import networks as module
 
     loaded: dict[str, Discs] = {}

@@ -1,4 +1,4 @@
-"""Every request of the page: what it gives, what it refuses, and that its files are those of `predict`."""
+"""Every request of the web app: what it gives, what it refuses, and that its files are those of `predict`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.webapp.discs import Discs
 HOST = "http://127.0.0.1:8765"
 
 
-class Page:
-    """The page's requests, as its script makes them."""
+class WebApp:
+    """The web app's requests, as its script makes them."""
 
     def __init__(self, session: Session, wait: Callable[..., None]) -> None:
         self.session, self._wait = session, wait
@@ -64,17 +64,17 @@ def _own() -> dict[str, str]:
 
 
 @pytest.fixture
-def open_page(networks: Networks, wait: Callable[..., None]) -> Iterator[Callable[..., Page]]:
-    """`open_page(**limits)`: a page with these limits; the tests take no more than one."""
-    opened: list[Page] = []
+def open_app(networks: Networks, wait: Callable[..., None]) -> Iterator[Callable[..., WebApp]]:
+    """`open_app(**limits)`: a web app with these limits; the tests take no more than one."""
+    opened: list[WebApp] = []
 
-    def make(run: Networks = networks, **limits: int) -> Page:
-        opened.append(Page(Session(run, Limits(**limits)), wait))
+    def make(run: Networks = networks, **limits: int) -> WebApp:
+        opened.append(WebApp(Session(run, Limits(**limits)), wait))
         return opened[-1]
 
     yield make
-    for page in opened:
-        page.close()
+    for app in opened:
+        app.close()
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("score", [0.5, 0.0, 0.77, 1.0])
 def test_the_files_are_those_that_predict_writes(
-    score: float, open_page: Callable[..., Page], networks: Any, images: Path, tmp_path: Path
+    score: float, open_app: Callable[..., WebApp], networks: Any, images: Path, tmp_path: Path
 ) -> None:
     predict_files(networks.predictor("cells"), find_images([images]), tmp_path / "default", score=score)
     formats = outputs.FORMATS
@@ -104,49 +104,49 @@ def test_the_files_are_those_that_predict_writes(
         networks.predictor("cells"), find_images([images]), tmp_path / "all", score=score, formats=formats
     )
     expected, every = _files(tmp_path / "default"), _files(tmp_path / "all")
-    page = open_page()
+    app = open_app()
     for path in sorted(path for path in images.rglob("*") if path.is_file()):
         name = f"plate/{path.relative_to(images).as_posix()}"
-        assert page.add(path.read_bytes(), name, rooted=True).status_code == 201
-    listed = page.done()
+        assert app.add(path.read_bytes(), name, rooted=True).status_code == 201
+    listed = app.done()
     assert [image["state"] for image in listed] == ["done"] * 3
     for image, name in zip(listed, ("deep é", "gray", "sub/x_B2_1_00d04h00m"), strict=True):
         for suffix in FORMATS:
-            answer = page.get(f"/api/images/{image['id']}/files/{suffix[1:]}", params={"score": score})
+            answer = app.get(f"/api/images/{image['id']}/files/{suffix[1:]}", params={"score": score})
             assert answer.status_code == 200
             assert _content(suffix, answer.content) == _content(suffix, every[name + suffix])
             assert answer.headers["content-disposition"].startswith("attachment; ")
-    answer = page.get("/api/all.zip", params={"score": score})
+    answer = app.get("/api/all.zip", params={"score": score})
     packed = _content(".zip", answer.content)
     assert packed == expected and "wells.csv" in packed
 
 
-def test_counts_on_the_page_are_those_of_the_table(open_page: Callable[..., Page], png: bytes) -> None:
-    page = open_page()
-    page.add(png)
-    (image,) = page.done()
+def test_counts_in_the_browser_are_those_of_the_table(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app()
+    app.add(png)
+    (image,) = app.done()
     base = f"/api/images/{image['id']}"
-    scores = np.float32(page.get(f"{base}/scores.json").json())
+    scores = np.float32(app.get(f"{base}/scores.json").json())
     for score in (0.0, float(scores[7]), 0.5, 1.0):
-        table = page.get(f"{base}/files/cells.csv", params={"score": score}).text
+        table = app.get(f"{base}/files/cells.csv", params={"score": score}).text
         assert len(table.splitlines()) - 1 == int((scores >= np.float32(score)).sum())
 
 
 def test_a_deep_image_gets_a_preview_that_a_browser_shows(
-    open_page: Callable[..., Page], images: Path, pixels: np.ndarray
+    open_app: Callable[..., WebApp], images: Path, pixels: np.ndarray
 ) -> None:
-    page = open_page()
-    page.add((images / "deep é.tif").read_bytes())
-    (image,) = page.done()
-    answer = page.get(f"/api/images/{image['id']}/preview.png")
+    app = open_app()
+    app.add((images / "deep é.tif").read_bytes())
+    (image,) = app.done()
+    answer = app.get(f"/api/images/{image['id']}/preview.png")
     shown = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
     assert answer.headers["content-type"] == "image/png"
     assert shown.dtype == np.uint8 and np.array_equal(shown, stretch_contrast(pixels))
-    assert page.get(f"/api/images/{image['id']}/thumbnail.png").status_code == 200
+    assert app.get(f"/api/images/{image['id']}/thumbnail.png").status_code == 200
 
 
 def test_what_fails_is_told_in_a_line_and_the_others_go_on(
-    open_page: Callable[..., Page], images: Path, png: bytes, capsys: pytest.CaptureFixture[str]
+    open_app: Callable[..., WebApp], images: Path, png: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deep = (images / "deep é.tif").read_bytes()
     stack, flat, thirteen = io.BytesIO(), io.BytesIO(), io.BytesIO()
@@ -161,156 +161,156 @@ def test_what_fails_is_told_in_a_line_and_the_others_go_on(
         "flat.tif": (flat.getvalue(), "this image is flat"),
         "thirteen.tif": (thirteen.getvalue(), "unexpected: RuntimeError: thirteen"),
     }
-    page = open_page()
+    app = open_app()
     for name, (content, _) in faults.items():
-        assert page.add(content, name).status_code == 201
-    page.add(png, "good.png")
-    *failed, good = page.done()
+        assert app.add(content, name).status_code == 201
+    app.add(png, "good.png")
+    *failed, good = app.done()
     assert good["state"] == "done"
     for image in failed:
         assert image["state"] == "failed" and faults[image["name"]][1] in image["error"]
-        for hidden in ("\n", "/tmp", str(page.session.incoming().parent), f"{image['name']}: "):
+        for hidden in ("\n", "/tmp", str(app.session.incoming().parent), f"{image['name']}: "):
             assert hidden not in image["error"]
-        answer = page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
+        answer = app.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
         assert answer.status_code == 404 and "no result" in answer.json()["error"]
     assert "RuntimeError: thirteen" in capsys.readouterr().err  # a fault of the program is traced
-    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+    with zipfile.ZipFile(io.BytesIO(app.get("/api/all.zip?score=0.5").content)) as archive:
         summary = archive.read("summary.csv").decode()
     assert all(text in summary for _, text in faults.values()) and "/tmp" not in summary
 
 
-def test_limits_of_a_file_and_an_image(open_page: Callable[..., Page], png: bytes) -> None:
-    page = open_page(file_bytes=len(png), pixels=70 * 90 - 1)
+def test_limits_of_a_file_and_an_image(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app(file_bytes=len(png), pixels=70 * 90 - 1)
     for content in (png + b"x", iter([png, b"x"])):  # with its length told before, and without
-        answer = page.add(content)
+        answer = app.add(content)
         assert answer.status_code == 413 and "is larger than" in answer.json()["error"]
-    assert page.state()["images"] == []
-    assert list(page.session.incoming().parent.iterdir()) == []
-    page.add(png)
-    assert "70x90 is more than 6299 pixels" in page.done()[0]["error"]
+    assert app.state()["images"] == []
+    assert list(app.session.incoming().parent.iterdir()) == []
+    app.add(png)
+    assert "70x90 is more than 6299 pixels" in app.done()[0]["error"]
 
 
-def test_the_oldest_results_go_and_that_is_told(open_page: Callable[..., Page], png: bytes) -> None:
-    page = open_page(images=2)
+def test_the_oldest_results_go_and_that_is_told(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app(images=2)
     for number in range(4):
-        page.add(png, f"{number}.png")
-        page.done()
-    state = page.state()
+        app.add(png, f"{number}.png")
+        app.done()
+    state = app.state()
     assert [image["name"] for image in state["images"]] == ["2.png", "3.png"]
     assert state["dropped"] == {"count": 2, "names": ["0.png", "1.png"]}
-    assert len(list(page.session.incoming().parent.iterdir())) == 2
-    page = open_page(total_bytes=2 * page.session.entries()[0].size)  # with what was made of them
+    assert len(list(app.session.incoming().parent.iterdir())) == 2
+    app = open_app(total_bytes=2 * app.session.entries()[0].size)  # with what was made of them
     for number in range(3):
-        page.add(png, f"{number}.png")
-        page.done()
-    assert [image["name"] for image in page.state()["images"]] == ["1.png", "2.png"]
+        app.add(png, f"{number}.png")
+        app.done()
+    assert [image["name"] for image in app.state()["images"]] == ["1.png", "2.png"]
 
 
 def test_images_that_wait_are_never_dropped(
-    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+    open_app: Callable[..., WebApp], networks: Any, png: bytes, wait: Callable[..., None]
 ) -> None:
-    page = open_page(images=2)
+    app = open_app(images=2)
     gate = networks.loaded["cells"].gate
     gate.clear()
-    first, _, third = (page.add(png, f"{number}.png") for number in range(3))
+    first, _, third = (app.add(png, f"{number}.png") for number in range(3))
     assert third.status_code == 429 and "waiting" in third.json()["error"]
-    wait(lambda: page.state()["images"][0]["state"] == "working")
-    assert page.get("/api/state").status_code == 200  # answered while the network is at work
-    assert page.get("/api/all.zip?score=0").status_code == 404
-    assert page.get(f"/api/images/{first.json()['id']}/outlines.json").status_code == 404
+    wait(lambda: app.state()["images"][0]["state"] == "working")
+    assert app.get("/api/state").status_code == 200  # answered while the network is at work
+    assert app.get("/api/all.zip?score=0").status_code == 404
+    assert app.get(f"/api/images/{first.json()['id']}/outlines.json").status_code == 404
     gate.set()
-    page.done()
-    assert page.add(png, "3.png").status_code == 201
+    app.done()
+    assert app.add(png, "3.png").status_code == 201
     assert Discs.most == 1  # one at a time
 
 
 def test_another_network_looks_at_all_images_again(
-    open_page: Callable[..., Page], networks: Any, png: bytes
+    open_app: Callable[..., WebApp], networks: Any, png: bytes
 ) -> None:
-    page = open_page()
-    start = page.get("/api/start").json()
+    app = open_app()
+    start = app.get("/api/start").json()
     assert [network["name"] for network in start["networks"]] == ["cells", "cells-large"]
     assert list(networks.loaded) == ["cells"]  # the other one is not loaded before it is chosen
-    page.add(png)
-    (image,) = page.done()
+    app.add(png)
+    (image,) = app.done()
     base = f"/api/images/{image['id']}"
-    before = page.get(f"{base}/outlines.json").json()
-    assert page.client.post("/api/network?name=cells-large", headers=_own()).status_code == 204
-    assert page.state()["network"] == "cells-large"
-    (image,) = page.done()
-    assert image["revision"] == 2 and page.get(f"{base}/outlines.json").json() != before
-    answer = page.client.post("/api/network?name=../x", headers=_own())
+    before = app.get(f"{base}/outlines.json").json()
+    assert app.client.post("/api/network?name=cells-large", headers=_own()).status_code == 204
+    assert app.state()["network"] == "cells-large"
+    (image,) = app.done()
+    assert image["revision"] == 2 and app.get(f"{base}/outlines.json").json() != before
+    answer = app.client.post("/api/network?name=../x", headers=_own())
     assert answer.status_code == 400 and "there is no network" in answer.json()["error"]
-    assert page.state()["network"] == "cells-large"
+    assert app.state()["network"] == "cells-large"
 
 
 def test_older_work_does_not_overwrite_newer(
-    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+    open_app: Callable[..., WebApp], networks: Any, png: bytes, wait: Callable[..., None]
 ) -> None:
-    page = open_page()
+    app = open_app()
     gate = networks.loaded["cells"].gate
     gate.clear()
-    page.add(png, "one.png")
-    removed = page.add(png, "two.png").json()["id"]
-    wait(lambda: page.state()["images"][0]["state"] == "working")
-    page.client.post("/api/network?name=cells-large", headers=_own())
-    assert page.client.delete(f"/api/images/{removed}", headers=_own()).status_code == 204
+    app.add(png, "one.png")
+    removed = app.add(png, "two.png").json()["id"]
+    wait(lambda: app.state()["images"][0]["state"] == "working")
+    app.client.post("/api/network?name=cells-large", headers=_own())
+    assert app.client.delete(f"/api/images/{removed}", headers=_own()).status_code == 204
     gate.set()
-    (image,) = page.done()
+    (image,) = app.done()
     assert image["name"] == "one.png" and image["revision"] == 1
     network = networks.loaded["cells-large"]
     expected = network.predict(cv2.imdecode(np.frombuffer(png, np.uint8), -1)[..., None])
-    assert np.array_equal(page.session.entries()[0].predicted[0].scores, expected.scores)
-    assert not (page.session.incoming().parent / removed).exists()
+    assert np.array_equal(app.session.entries()[0].predicted[0].scores, expected.scores)
+    assert not (app.session.incoming().parent / removed).exists()
 
 
-def test_images_are_removed_and_nothing_stays(open_page: Callable[..., Page], png: bytes) -> None:
-    page = open_page()
+def test_images_are_removed_and_nothing_stays(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app()
     for _ in range(3):
-        page.add(png)
-    first = page.done()[0]["id"]
-    assert page.client.delete(f"/api/images/{first}", headers=_own()).status_code == 204
-    assert page.client.delete(f"/api/images/{first}", headers=_own()).status_code == 404
-    assert len(page.state()["images"]) == 2
-    assert page.client.delete("/api/images", headers=_own()).status_code == 204
-    assert page.state()["images"] == []
-    page.add(png)
-    page.done()
-    folder = page.session.incoming().parent
+        app.add(png)
+    first = app.done()[0]["id"]
+    assert app.client.delete(f"/api/images/{first}", headers=_own()).status_code == 204
+    assert app.client.delete(f"/api/images/{first}", headers=_own()).status_code == 404
+    assert len(app.state()["images"]) == 2
+    assert app.client.delete("/api/images", headers=_own()).status_code == 204
+    assert app.state()["images"] == []
+    app.add(png)
+    app.done()
+    folder = app.session.incoming().parent
     assert folder.exists() and folder.stat().st_mode & 0o077 == 0  # for this user alone
-    page.close()
+    app.close()
     assert not folder.exists()
 
 
 def test_the_end_does_not_wait_for_the_network(
-    open_page: Callable[..., Page], networks: Any, png: bytes, wait: Callable[..., None]
+    open_app: Callable[..., WebApp], networks: Any, png: bytes, wait: Callable[..., None]
 ) -> None:
-    page = open_page()
+    app = open_app()
     gate = networks.loaded["cells"].gate
     gate.clear()
-    page.add(png)
-    page.add(png)
-    wait(lambda: page.session.at_work)
-    folder = page.session.incoming().parent
-    page.close()
-    assert page.session.at_work and not folder.exists()
+    app.add(png)
+    app.add(png)
+    wait(lambda: app.session.at_work)
+    folder = app.session.incoming().parent
+    app.close()
+    assert app.session.at_work and not folder.exists()
     gate.set()
-    wait(lambda: not page.session.at_work)
+    wait(lambda: not app.session.at_work)
     assert not folder.exists()
 
 
 def test_a_network_without_masks_makes_no_label_image(
-    open_page: Callable[..., Page], networks: Any, png: bytes, tmp_path: Path
+    open_app: Callable[..., WebApp], networks: Any, png: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "boxes").mkdir()
-    page = open_page(Networks(tmp_path / "boxes"))
-    assert page.get("/api/start").json()["networks"][0]["name"] == str(tmp_path / "boxes")
-    page.add(png)
-    (image,) = page.done()
-    answer = page.get(f"/api/images/{image['id']}/files/labels.tif?score=0.5")
+    app = open_app(Networks(tmp_path / "boxes"))
+    assert app.get("/api/start").json()["networks"][0]["name"] == str(tmp_path / "boxes")
+    app.add(png)
+    (image,) = app.done()
+    answer = app.get(f"/api/images/{image['id']}/files/labels.tif?score=0.5")
     assert answer.status_code == 400 and "no mask head" in answer.json()["error"]
-    assert page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5").status_code == 200
-    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+    assert app.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5").status_code == 200
+    with zipfile.ZipFile(io.BytesIO(app.get("/api/all.zip?score=0.5").content)) as archive:
         assert sorted(archive.namelist()) == ["a.cells.csv", "a.coco.json", "a.overlay.png", "summary.csv"]
 
 
@@ -324,12 +324,12 @@ def test_a_users_folder_named_as_a_network_of_the_package_is_told_apart(
 
 
 @pytest.mark.parametrize("score", ["", "x", "-0.1", "1.1", "nan"])
-def test_a_score_that_is_none_is_refused(score: str, open_page: Callable[..., Page], png: bytes) -> None:
-    page = open_page()
-    page.add(png)
-    (image,) = page.done()
+def test_a_score_that_is_none_is_refused(score: str, open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app()
+    app.add(png)
+    (image,) = app.done()
     for path in (f"/api/images/{image['id']}/files/cells.csv", "/api/all.zip"):
-        answer = page.get(path, params={"score": score})
+        answer = app.get(path, params={"score": score})
         assert answer.status_code == 400 and "from 0 to 1" in answer.json()["error"]
 
 
@@ -345,16 +345,16 @@ def test_a_score_that_is_none_is_refused(score: str, open_page: Callable[..., Pa
         "[::1",
     ],
 )
-def test_a_host_that_is_not_this_servers_is_refused(host: str, open_page: Callable[..., Page]) -> None:
-    page = open_page()
-    for path in ("/", "/api/state", "/page.js"):
-        answer = page.get(path, headers={"Host": host})
+def test_a_host_that_is_not_this_servers_is_refused(host: str, open_app: Callable[..., WebApp]) -> None:
+    app = open_app()
+    for path in ("/", "/api/state", "/app.js"):
+        answer = app.get(path, headers={"Host": host})
         assert answer.status_code == 403 and "host name" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("host", ["localhost:8765", "127.0.0.1", "[::1]:1234", "LOCALHOST"])
-def test_names_of_this_computer_are_answered(host: str, open_page: Callable[..., Page]) -> None:
-    assert open_page().get("/api/state", headers={"Host": host}).status_code == 200
+def test_names_of_this_computer_are_answered(host: str, open_app: Callable[..., WebApp]) -> None:
+    assert open_app().get("/api/state", headers={"Host": host}).status_code == 200
 
 
 def test_beyond_this_computer_addresses_are_answered_but_not_other_names(networks: Any) -> None:
@@ -377,33 +377,33 @@ def test_beyond_this_computer_addresses_are_answered_but_not_other_names(network
     ],
 )
 def test_what_another_site_asks_is_refused(
-    headers: dict[str, str], open_page: Callable[..., Page], png: bytes
+    headers: dict[str, str], open_app: Callable[..., WebApp], png: bytes
 ) -> None:
-    page = open_page()
+    app = open_app()
     asked = [
-        page.client.post("/api/images?name=a.png", content=png, headers=headers),
-        page.client.post("/api/network?name=cells-large", headers=headers),
-        page.client.delete("/api/images", headers=headers),
+        app.client.post("/api/images?name=a.png", content=png, headers=headers),
+        app.client.post("/api/network?name=cells-large", headers=headers),
+        app.client.delete("/api/images", headers=headers),
     ]
     if "Sec-Fetch-Site" in headers:
-        asked.append(page.get("/api/state", headers=headers))
+        asked.append(app.get("/api/state", headers=headers))
     assert [answer.status_code for answer in asked] == [403] * len(asked)
-    assert page.state() == {"network": "cells", "images": [], "dropped": {"count": 0, "names": []}}
+    assert app.state() == {"network": "cells", "images": [], "dropped": {"count": 0, "names": []}}
 
 
-def test_every_answer_forbids_what_is_not_the_pages_own(open_page: Callable[..., Page]) -> None:
-    page = open_page()
-    for path in ("/", "/page.js", "/page.css", "/api/state", "/nothing", "/api/all.zip?score=0"):
-        headers = page.get(path).headers
+def test_every_answer_forbids_what_is_not_the_web_apps_own(open_app: Callable[..., WebApp]) -> None:
+    app = open_app()
+    for path in ("/", "/app.js", "/app.css", "/api/state", "/nothing", "/api/all.zip?score=0"):
+        headers = app.get(path).headers
         policy = headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_the_page_names_no_other_host_and_holds_no_inline_script() -> None:
+def test_the_web_app_names_no_other_host_and_holds_no_inline_script() -> None:
     files = {path.name: path.read_text() for path in STATIC.iterdir()}
-    assert set(files) >= {"index.html", "page.js", "page.css"}
+    assert set(files) >= {"index.html", "app.js", "app.css"}
     for name, text in files.items():
         assert not re.search(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)[a-z0-9.]+\.[a-z]{2,}", text), name
     assert re.findall(r"<script(?![^>]* src=)|<style| on[a-z]+=| style=", files["index.html"]) == []
@@ -424,21 +424,21 @@ def test_the_page_names_no_other_host_and_holds_no_inline_script() -> None:
         "/api/images/x/image",
     ],
 )
-def test_no_path_leads_out(path: str, open_page: Callable[..., Page]) -> None:
-    answer = open_page().get(path)
+def test_no_path_leads_out(path: str, open_app: Callable[..., WebApp]) -> None:
+    answer = open_app().get(path)
     assert answer.status_code in (404, 405) and "error" in answer.json()
 
 
 def test_a_name_from_the_browser_is_no_path(
-    open_page: Callable[..., Page], png: bytes, tmp_path: Path
+    open_app: Callable[..., WebApp], png: bytes, tmp_path: Path
 ) -> None:
-    page = open_page()
-    answer = page.add(png, f"../../..{tmp_path}/evil\r\nX: y.png")
+    app = open_app()
+    answer = app.add(png, f"../../..{tmp_path}/evil\r\nX: y.png")
     assert answer.status_code == 201 and ".." not in answer.json()["name"]
-    (image,) = page.done()
+    (image,) = app.done()
     assert list(tmp_path.iterdir()) == []
-    answer = page.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
+    answer = app.get(f"/api/images/{image['id']}/files/cells.csv?score=0.5")
     assert answer.headers["content-disposition"].count("\n") == 0 and "x" not in answer.headers
-    with zipfile.ZipFile(io.BytesIO(page.get("/api/all.zip?score=0.5").content)) as archive:
+    with zipfile.ZipFile(io.BytesIO(app.get("/api/all.zip?score=0.5").content)) as archive:
         for name in archive.namelist():
             assert not name.startswith("/") and ".." not in name.split("/")

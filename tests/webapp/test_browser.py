@@ -1,4 +1,4 @@
-"""The page in a real browser, on the real server with the network of the package."""
+"""The web app in a real browser, on the real server with the network of the package."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(browser: Any) -> Iterator[str]:
     """The address of `python -m effdet_tf serve`; it must end well by Ctrl-C."""
-    before = set(Path(tempfile.gettempdir()).glob("effdet_tf-page-*"))
+    before = set(Path(tempfile.gettempdir()).glob("effdet_tf-webapp-*"))
     command = [sys.executable, "-m", "effdet_tf", "serve", "--no-open", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -52,7 +52,7 @@ def served(browser: Any) -> Iterator[str]:
             server.send_signal(signal.SIGINT)
             rest, _ = server.communicate(timeout=60)
     assert (server.returncode, rest) == (0, "ended\n")
-    assert set(Path(tempfile.gettempdir()).glob("effdet_tf-page-*")) <= before
+    assert set(Path(tempfile.gettempdir()).glob("effdet_tf-webapp-*")) <= before
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def predicted(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture
 def page(served: str, browser: Any) -> Iterator[Any]:
-    """A page without any image; at the end, nothing went wrong in it and nothing was asked elsewhere."""
+    """The web app without any image; at the end, nothing went wrong in it and nothing was asked elsewhere."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     opened = context.new_page()
     complaints: list[str] = []

@@ -39,7 +39,7 @@ async function walk(entry, rooted, found) {
   }
 }
 
-// Shows `veil` while files are dragged over the page, and gives those that are dropped to onFiles.
+// Shows `veil` while files are dragged over the web app, and gives those that are dropped to onFiles.
 export function listenForDrops(veil, onFiles) {
   let depth = 0; // of the elements that a drag has entered and not left
   const files = (event) => [...event.dataTransfer.types].includes("Files");

@@ -1,4 +1,4 @@
-// The page: list of images, threshold, counts, downloads. The server is asked for images and results;
+// The web app: list of images, threshold, counts, downloads. The server is asked for images and results;
 // the threshold works here alone.
 
 import { ImageList } from "/list.js";
