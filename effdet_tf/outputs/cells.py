@@ -29,15 +29,14 @@ class NumberedCells:
     def patches(self) -> Iterator[tuple[int, Patch]]:
         """Number and visible part of each cell: the pixels that it has in the label image.
 
-        Each is sought within the frame of its mask, so the whole label image is never searched.
+        Each is looked for in the box of its mask: the whole label image is never searched.
         """
         if self.labels is None or self.result.mask_boxes is None:
             return
-        size = np.array(self.labels.shape * 2)
-        frames = np.concatenate(
-            [np.floor(self.result.mask_boxes[:, :2]), np.ceil(self.result.mask_boxes[:, 2:])], axis=1
-        )
-        for number, (y0, x0, y1, x1) in enumerate(np.clip(frames, 0, size).astype(int).tolist(), start=1):
+        corners = self.result.mask_boxes
+        boxes = np.concatenate([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])], axis=1)
+        boxes = np.clip(boxes, 0, self.labels.shape * 2).astype(int)
+        for number, (y0, x0, y1, x1) in enumerate(boxes.tolist(), start=1):
             patch = mask_to_patch(self.labels[y0:y1, x0:x1] == number, y0, x0)
             if patch is not None:
                 yield number, patch
@@ -74,5 +73,5 @@ def visible_shapes(cells: NumberedCells) -> Iterator[tuple[int, Patch]]:
     edges = np.round(cells.result.boxes).astype(int)
     low = np.clip(edges[:, :2], 0, size - 1)
     high = np.clip(edges[:, 2:], low + 1, size)
-    for number, ((y0, x0), (y1, x1)) in enumerate(zip(low.tolist(), high.tolist(), strict=True), start=1):
+    for number, (y0, x0, y1, x1) in enumerate(np.concatenate([low, high], axis=1).tolist(), start=1):
         yield number, Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool))

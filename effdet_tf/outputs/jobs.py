@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,50 +43,41 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
         UserError: when one of the inputs matches no image.
     """
     found: dict[Path, tuple[Path, Path]] = {}
-    for text in inputs:
-        matches = list(_expand(os.fspath(text)))
+    for text in map(os.fspath, inputs):
+        matches = list(_expand(text))
         if not matches:
-            raise UserError(_no_match(os.fspath(text)))
+            raise UserError(_no_match(text))
         for path, relative in matches:
             found.setdefault(path.resolve(), (path, relative))
-    pairs = list(found.values())
-    named = [(path.resolve().parent.name, relative) for path, relative in pairs]
-    return [Job(path, name) for (path, _), name in zip(pairs, output_names(named), strict=True)]
+    names = output_names([(resolved.parent.name, relative) for resolved, (_, relative) in found.items()])
+    return [Job(path, name) for (path, _), name in zip(found.values(), names, strict=True)]
 
 
 def _expand(text: str) -> Iterator[tuple[Path, Path]]:
     """Images of one input, each with its path relative to where the output names begin."""
     path = Path(text)
     if path.is_dir():
-        yield from _walk(path)
+        yield from _walk(path, path)
     elif path.exists():
         yield path, Path(path.name)
     else:
-        pattern = os.path.expanduser(text)
-        root = _fixed_part(pattern)
-        for match in sorted(glob.glob(pattern, recursive=True)):
-            path = Path(match)
+        pattern, deep = os.path.expanduser(text), "**" in text
+        parts = Path(pattern).parts
+        fixed = next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+        root = Path(*parts[:fixed])  # the folders before the first wildcard
+        for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
             if path.is_file() and not path.name.lower().endswith(OWN_PICTURES):
-                if "**" not in text or is_image(path.name):  # "**" takes all: other files are no fault
+                if not deep or is_image(path.name):  # "**" takes all: other files are no fault
                     yield path, path.relative_to(root)
-            elif path.is_dir() and "**" not in text:
-                for inside, relative in _walk(path):
-                    yield inside, path.relative_to(root) / relative
+            elif path.is_dir() and not deep:
+                yield from _walk(path, root)
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The folders of a pattern before its first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:fixed])
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
+def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, Path]]:
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and is_image(path.name) and path.is_file():
-            yield path, relative
+            yield path, path.relative_to(root)
 
 
 def is_image(name: str) -> bool:
@@ -124,26 +116,17 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
         ]
         for folder, relative in images
     ]
-    level = [0] * len(images)
     while True:
-        names = [form[rank] for form, rank in zip(forms, level, strict=True)]
-        counts = Counter(name.casefold() for name in names)
-        clashing = [k for k, name in enumerate(names) if counts[name.casefold()] > 1 and level[k] < 2]
+        counts = Counter(form[0].casefold() for form in forms)
+        clashing = [form for form in forms if counts[form[0].casefold()] > 1 and len(form) > 1]
         if not clashing:
-            return _numbered(names)
-        for k in clashing:
-            level[k] += 1
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Add -2, -3, ... to names that are still alike."""
+            break
+        for form in clashing:
+            del form[0]
     used: set[str] = set()
-    unique = []
-    for name in names:
-        candidate, number = name, 1
-        while candidate.casefold() in used:
-            number += 1
-            candidate = f"{name}-{number}"
-        used.add(candidate.casefold())
-        unique.append(candidate)
-    return unique
+    names = []
+    for form in forms:  # add -2, -3, ... to names that are still alike
+        longer = itertools.chain(form[:1], (f"{form[0]}-{number}" for number in itertools.count(2)))
+        names.append(next(name for name in longer if name.casefold() not in used))
+        used.add(names[-1].casefold())
+    return names

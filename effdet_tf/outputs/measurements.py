@@ -93,10 +93,8 @@ class _Sums:
         self.area += total()
         self.border += total(lengths)
         y, x, light = ys - self.first[0, cell], xs - self.first[1, cell], gray - self.start[cell]
-        for row, values in enumerate((y, x, y * y, x * x, y * x)):
-            self.places[row] += total(values)
-        for row, values in enumerate((light, light * light)):
-            self.light[row] += total(values)
+        self.places += [total(values) for values in (y, x, y * y, x * x, y * x)]
+        self.light += [total(values) for values in (light, light * light)]
         for axis, values in enumerate((ys.astype(np.float64), xs.astype(np.float64))):
             np.minimum.at(self.low[axis], cell, values)
             np.maximum.at(self.high[axis], cell, values)
@@ -158,9 +156,8 @@ def _hull_corners(mask: np.ndarray) -> np.ndarray:
     rows = np.flatnonzero(mask.any(axis=1))
     first = mask[rows].argmax(axis=1)
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
-    y, x = np.concatenate([rows, rows]) * 2, np.concatenate([first, last]) * 2
-    points = np.empty((4, len(y), 2), np.int32)
-    points[..., 0], points[..., 1] = x + _AROUND[0], y + _AROUND[1]
+    x, y = np.concatenate([first, last]) * 2, np.concatenate([rows, rows]) * 2
+    points = np.stack([x + _AROUND[0], y + _AROUND[1]], axis=-1).astype(np.int32)
     return cv2.convexHull(points.reshape(-1, 2), clockwise=False)[:, 0].astype(np.int64)
 
 

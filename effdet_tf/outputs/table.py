@@ -23,40 +23,21 @@ from effdet_tf.outputs.cells import NumberedCells
 from effdet_tf.outputs.measurements import measure_cells
 
 _DECIMALS = {
-    "area": 0,
-    "centroid_y": 2,
-    "centroid_x": 2,
-    "perimeter": 2,
-    "axis_major_length": 2,
-    "axis_minor_length": 2,
-    "orientation": 4,
-    "eccentricity": 4,
-    "equivalent_diameter_area": 2,
-    "feret_diameter_max": 2,
-    "extent": 4,
-    "solidity": 4,
-    "intensity_mean": 3,
-    "intensity_std": 3,
-    "intensity_min": 3,
-    "intensity_max": 3,
+    name: decimals
+    for decimals, names in (
+        (0, "area"),
+        (2, "centroid_y centroid_x perimeter axis_major_length axis_minor_length"),
+        (4, "orientation eccentricity"),
+        (2, "equivalent_diameter_area feret_diameter_max"),
+        (4, "extent solidity"),
+        (3, "intensity_mean intensity_std intensity_min intensity_max"),
+    )
+    for name in names.split()
 }
 CELL_COLUMNS = ("cell", "class", "score", "y0", "x0", "y1", "x1", *_DECIMALS)
-# Column in micrometres: the one in pixels, and the power of a pixel's side.
-_MICROMETRES = {
-    "area_um2": ("area", 2),
-    **{
-        f"{name}_um": (name, 1)
-        for name in (
-            "centroid_y",
-            "centroid_x",
-            "perimeter",
-            "axis_major_length",
-            "axis_minor_length",
-            "equivalent_diameter_area",
-            "feret_diameter_max",
-        )
-    },
-}
+# Column in micrometres: the one in pixels, and the power of a pixel's side. Lengths have two decimals.
+_MICROMETRES = {"area_um2": ("area", 2)}
+_MICROMETRES |= {f"{name}_um": (name, 1) for name, decimals in _DECIMALS.items() if decimals == 2}
 MICROMETRE_COLUMNS = tuple(_MICROMETRES)
 
 
@@ -77,17 +58,16 @@ def cell_table(cells: NumberedCells, image: np.ndarray, um_per_px: float | None 
         "class": pd.Series([result.class_names[index] for index in result.classes], dtype=object),
         "score": np.round(result.scores.astype(np.float64), 4),
     }
-    for column, name in enumerate(("y0", "x0", "y1", "x1")):
-        columns[name] = np.round(result.boxes[:, column].astype(np.float64), 2)
-    measures = {name: np.full(count, np.nan) for name in _DECIMALS}
-    if cells.labels is not None:
+    columns |= dict(
+        zip(("y0", "x0", "y1", "x1"), np.round(result.boxes.astype(np.float64), 2).T, strict=True)
+    )
+    if cells.labels is None:
+        measures = dict.fromkeys(_DECIMALS, np.full(count, np.nan))
+    else:
         measures = measure_cells(cells.labels, image, count)
     columns |= {name: np.round(measures[name], decimals) for name, decimals in _DECIMALS.items()}
-    if um_per_px is not None:
-        columns |= {
-            name: np.round(measures[source] * um_per_px**power, 4)
-            for name, (source, power) in _MICROMETRES.items()
-        }
+    for name, (source, power) in _MICROMETRES.items() if um_per_px is not None else ():
+        columns[name] = np.round(measures[source] * um_per_px**power, 4)
     table = pd.DataFrame(columns)
     return table if cells.labels is None else table.astype({"area": np.int64})
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from effdet_tf.files import atomic_write
+from effdet_tf.outputs.table import write_table
 
 _NAME = re.compile(
     r"(?:^|_)(?P<row>[A-P])(?P<column>0?[1-9]|1\d|2[0-4])_(?P<site>\d{1,3})"
@@ -40,9 +40,8 @@ class Acquisition(NamedTuple):
 def parse_name(name: str) -> Acquisition:
     """Read `..._WELL_SITE_00d00h00m_CROP.tif` or `..._WELL_SITE_2021y04m07d_10h30m.tif`.
 
-    Time and crop may lack.
-
-    Wells are those of plates of up to 384 (A1 to P24). What is named otherwise is nowhere: `Acquisition()`.
+    Time and crop may be missing. Wells are those of plates of up to 384 (A1 to P24). Another name
+    gives `Acquisition()`.
 
     Args:
         name: of a file, with or without folders and suffix.
@@ -52,16 +51,17 @@ def parse_name(name: str) -> Acquisition:
     match = _NAME.search(stem)
     if match is None:
         return Acquisition()
+    row, column, site, *times = match.groups()
+    since, date = ([int(part) for part in parts if part] for parts in (times[:3], times[3:]))
     minutes = None
-    if match["days"] is not None:
-        minutes = (int(match["days"]) * 24 + int(match["hours"])) * 60 + int(match["minutes"])
-    elif match["year"] is not None:
-        fields = (int(match[part]) for part in ("year", "month", "day", "hour", "minute"))
+    if since:
+        minutes = (since[0] * 24 + since[1]) * 60 + since[2]
+    elif date:
         try:
-            minutes = int((datetime.datetime(*fields) - _EPOCH).total_seconds() // 60)
+            minutes = int((datetime.datetime(*date) - _EPOCH).total_seconds() // 60)
         except ValueError:  # the 31st of February
             return Acquisition()
-    return Acquisition(match["row"] + str(int(match["column"])), int(match["site"]), minutes)
+    return Acquisition(f"{row}{int(column)}", int(site), minutes)
 
 
 def count_cells(images: pd.DataFrame) -> pd.DataFrame:
@@ -77,12 +77,13 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
     """
     images = images.assign(
         plate=[path.rpartition("/")[0] for path in images["image"]],
+        done=images["error"] == "",
         failed=images["error"] != "",
         areas=images["mean_area"] * images["cells"].astype("float64"),
     )
-    groups = images.groupby(list(KEYS), dropna=False, sort=True)
-    table = groups.agg(
-        images=("failed", lambda failed: int((~failed).sum())),
+    sums = images.groupby(list(KEYS), dropna=False, sort=True)
+    table = sums.agg(
+        images=("done", "sum"),
         failed=("failed", "sum"),
         cells=("cells", "sum"),
         areas=("areas", lambda areas: areas.sum(min_count=1)),
@@ -108,15 +109,13 @@ def write_wells(summary: Path, target: Path) -> int:
     Returns:
         The number of rows that were written.
     """
-    text = {name: str for name in ("image", "well", "error")}
-    whole = {name: "Int64" for name in ("page", "minutes", "cells")}
-    images = pd.read_csv(summary, dtype=text | whole, keep_default_na=False, na_values=[""])
+    types = {"image": str, "well": str, "error": str, "page": "Int64", "minutes": "Int64", "cells": "Int64"}
+    images = pd.read_csv(summary, dtype=types, keep_default_na=False, na_values=[""])
     images[["well", "error"]] = images[["well", "error"]].fillna("")
     placed = images[images["well"] != ""]
     if placed.empty:
         target.unlink(missing_ok=True)
         return 0
     table = count_cells(placed)
-    with atomic_write(target) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(target, table)
     return len(table)
