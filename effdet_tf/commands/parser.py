@@ -78,10 +78,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self.examples = tuple(examples)
         if examples:
-            shown = ["examples:" if len(examples) > 1 else "example:"]
-            for what, arguments in examples:
-                shown += [f"  # {what}", _command(f"{self.prog} {arguments}")]
-            self.epilog = "\n".join(shown) + (f"\n\n{self.epilog}" if self.epilog else "")
+            shown = [f"  # {what}\n{_command(f'{self.prog} {words}')}" for what, words in examples]
+            heading = "examples:" if len(examples) > 1 else "example:"
+            self.epilog = "\n".join([heading, *shown]) + (f"\n\n{self.epilog}" if self.epilog else "")
 
     def error(self, message: str) -> Any:
         """Say on one line what is wrong and where the usage stands, and exit with 2."""
@@ -91,26 +90,17 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; what is unknown is answered by the verb that it was given to, with near options."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = self._verb_of(found)
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{parser._near_option(unknown)}")
+            parser = self
+            while action := parser._verbs():
+                parser = action.choices[getattr(found, action.dest)]
+            option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+            known = [name for name in parser._option_string_actions if name.startswith("--")]
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(option, known)}")
         return found
 
-    def subparsers(self) -> dict[str, Parser]:
-        """Parsers of the verbs, by name; none where there are no verbs."""
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                return dict(action.choices)
-        return {}
-
-    def _verb_of(self, found: argparse.Namespace) -> Parser:
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                return action.choices[getattr(found, action.dest)]._verb_of(found)
-        return self
-
-    def _near_option(self, unknown: Sequence[str]) -> str:
-        option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
-        return did_you_mean(option, [name for name in self._option_string_actions if name.startswith("--")])
+    def _verbs(self) -> argparse._SubParsersAction | None:
+        """The action that takes a verb; None where there are no verbs."""
+        return next((a for a in self._actions if isinstance(a, argparse._SubParsersAction)), None)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -124,11 +114,12 @@ class Parser(argparse.ArgumentParser):
 
 def walk(parser: Parser) -> Iterator[Parser]:
     """The parsers that take arguments themselves: this one, or those of all its verbs."""
-    verbs = parser.subparsers()
-    if not verbs:
+    action = parser._verbs()
+    if action is None:
         yield parser
-    for verb in verbs.values():
-        yield from walk(verb)
+    else:
+        for verb in action.choices.values():
+            yield from walk(verb)
 
 
 def _command(command: str) -> str:
@@ -145,26 +136,29 @@ def _command(command: str) -> str:
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """An argparse type for numbers above 0; `kind` is int or float."""
+    return _number(kind, lambda value: value > 0, "is not above 0")
 
+
+def between(low: float, high: float, kind: type[int] | type[float] = float) -> Callable[[str], float]:
+    """An argparse type for numbers from `low` to `high`; `kind` is int or float."""
+    return _number(kind, lambda value: low <= value <= high, f"is not between {low} and {high}")
+
+
+def _number(
+    kind: type[int] | type[float], accepts: Callable[[float], bool], fault: str
+) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"{text} {fault}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # what argparse calls it in its message
     return parse
 
 
-def count(text: str) -> int:
-    """An argparse type for whole numbers from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-count.__name__ = "whole number"  # what argparse calls it in its message
+count = _number(int, lambda value: value >= 0, "is below 0")
+"""An argparse type for whole numbers from 0 up."""
 
 
 NO_MEMORY = "use smaller images, or close other programs"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.commands.parser import positive
+from effdet_tf.commands.parser import between, positive
 from effdet_tf.runs import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -49,12 +49,33 @@ columns of NAME.cells.csv:
                           cells overlap, the higher score has the pixel): area, centroid_y,
                           centroid_x, perimeter, axis_major_length, axis_minor_length,
                           orientation, eccentricity, equivalent_diameter_area,
-                          feret_diameter_max, extent, solidity, and mean, deviation, least and
-                          largest gray value in the image's own units
+                          feret_diameter_max, extent, solidity, and mean, deviation, minimum
+                          and maximum gray value in the image's own units
   area_um2, ..._um        areas and lengths in micrometres, where a tif says how large a pixel is
                           (ImageJ, OME, LSM, MetaMorph, pixels per centimetre) or --um-per-px does
 
 exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed"""
+
+
+EXAMPLES = [
+    ("a folder, with the network of the package", "images/ --out found"),
+    ("a pattern, with a network of one's own", '"plate1/*.tif" --run runs/mine --score 0.4 --out found'),
+    (
+        "a time-lapse stack: regions for Fiji, objects for QuPath, micrometres",
+        "movie.tif --out found --formats labels,table,imagej,geojson --um-per-px 0.65",
+    ),
+]
+_HELP = {
+    "run": "trained run, or an export of one: the folder of a SavedModel or a .tflite file (default: the "
+    "network that comes with the package, %(default)s)",
+    "tta": "look at every image in its eight mirrored and turned views and merge what they show: somewhat "
+    "more accurate, eight times as slow",
+    "scales": "look at every image at these magnifications, too, for example 0.8 1 1.25",
+    "score": "keep cells with this score or more, 0 to 1 (default: tuned on the run's validation images)",
+    "formats": f"what to write, separated by commas: {', '.join(FORMATS)}, or all (default: "
+    f"{','.join(FORMATS[:4])})",
+    "um": "side of a pixel in micrometres (default: what a tif says of itself)",
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -63,27 +84,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "predict",
         help="find the cells of images: label tif, table, COCO json, overlay, summary",
         description=_DESCRIPTION,
-        examples=[
-            ("a folder, with the network of the package", "images/ --out found"),
-            (
-                "a pattern, with a network of one's own",
-                '"plate1/*.tif" --run runs/mine --score 0.4 --out found',
-            ),
-            (
-                "a time-lapse stack: regions for Fiji, objects for QuPath, micrometres",
-                "movie.tif --out found --formats labels,table,imagej,geojson --um-per-px 0.65",
-            ),
-        ],
+        examples=EXAMPLES,
         epilog=COLUMNS,
     )
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        default=DEFAULT_MODEL,
-        metavar="RUN",
-        help="trained run, or an export of one: the folder of a SavedModel or a .tflite file (default: the "
-        "network that comes with the package, %(default)s)",
-    )
+    parser.add_argument("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=_HELP["run"])
     add_view_options(parser)
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -92,20 +96,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def add_view_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of test-time augmentation."""
-    parser.add_argument(
-        "--tta",
-        action="store_true",
-        help="look at every image in its eight mirrored and turned views and merge what they show: somewhat "
-        "more accurate, eight times as slow",
-    )
-    parser.add_argument(
-        "--tta-scales",
-        type=_scale,
-        nargs="+",
-        default=(1.0,),
-        metavar="X",
-        help="look at every image at these magnifications, too, for example 0.8 1 1.25",
-    )
+    parser.add_argument("--tta", action="store_true", help=_HELP["tta"])
+    scales: dict[str, Any] = {"type": between(0.1, 10), "nargs": "+", "default": (1.0,), "metavar": "X"}
+    parser.add_argument("--tta-scales", **scales, help=_HELP["scales"])
 
 
 def with_views(predictor: Any, args: argparse.Namespace) -> Any:
@@ -118,30 +111,14 @@ def with_views(predictor: Any, args: argparse.Namespace) -> Any:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add what every command takes that predicts images: which, where to, and what to write."""
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--score",
-        type=share,
-        metavar="X",
-        help="keep cells with this score or more, 0 to 1 (default: tuned on the run's validation images)",
-    )
-    parser.add_argument("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
-    parser.add_argument(
-        "--formats",
-        type=_formats,
-        default=FORMATS[:4],
-        metavar="A,B",
-        help=f"what to write, separated by commas: {', '.join(FORMATS)}, or all (default: "
-        f"{','.join(FORMATS[:4])})",
-    )
-    parser.add_argument(
-        "--um-per-px",
-        type=positive(float),
-        metavar="UM",
-        help="side of a pixel in micrometres (default: what a tif says of itself)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the predictions that DIR holds")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add("--score", type=share, metavar="X", help=_HELP["score"])
+    add("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
+    add("--formats", type=_formats, default=FORMATS[:4], metavar="A,B", help=_HELP["formats"])
+    add("--um-per-px", type=positive(float), metavar="UM", help=_HELP["um"])
+    add("--overwrite", action="store_true", help="replace the predictions that DIR holds")
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -154,23 +131,14 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1 of the command line."""
+    """An argparse type for numbers from 0 to 1."""
     value = float(text)
     if 1 < value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; {value:g} % is {value / 100:g}")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    return between(0, 1)(text)
 
 
-def _scale(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
-    return value
-
-
-share.__name__ = _scale.__name__ = "number"  # what argparse calls it in its message
+share.__name__ = "number"  # what argparse calls it in its message
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,15 +151,12 @@ def run(args: argparse.Namespace) -> int:
     return predict_images(with_views(effdet_tf.load(args.run_folder), args), images, args)
 
 
-def _nothing(best: float, score: float) -> str:
-    """Why no image has a cell."""
+def _why_no_cells(best: float, score: float) -> str:
     if best >= score:  # where cells overlap, the better one has the pixels
         return f"nothing that reached score {score:g} kept enough pixels of its own"
-    if not best:
-        return (
-            f"nothing was seen in any image; does this network know such images? (score {score:g} is asked)"
-        )
-    return f"no cell in any image reached score {score:g}, the best has {best:.3f}; lower --score"
+    if best:
+        return f"no cell in any image reached score {score:g}, the best has {best:.3f}; lower --score"
+    return f"nothing was seen in any image; does this network know such images? (score {score:g} is asked)"
 
 
 def predict_images(predictor: Any, images: Sequence[Job], args: argparse.Namespace) -> int:
@@ -205,20 +170,11 @@ def predict_images(predictor: Any, images: Sequence[Job], args: argparse.Namespa
     from effdet_tf.outputs.batch import predict_files
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score
-    report = predict_files(
-        predictor,
-        images,
-        args.out,
-        score=score,
-        sartorius=args.sartorius,
-        formats=args.formats,
-        um_per_px=args.um_per_px,
-        overwrite=args.overwrite,
-        progress=True,
-    )
+    same = {name: getattr(args, name) for name in ("sartorius", "formats", "um_per_px", "overwrite")}
+    report = predict_files(predictor, images, args.out, score=score, progress=True, **same)
     print(f"{report.done} images, {report.cells} cells: {report.out}")
     if report.done and not report.cells:
-        print(f"warning: {_nothing(report.best, score)}", file=sys.stderr)
+        print(f"warning: {_why_no_cells(report.best, score)}", file=sys.stderr)
     if report.boxes_only:
         print("this network has no mask head: boxes only, no label images, no areas")
     if report.wells:

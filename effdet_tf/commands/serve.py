@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from effdet_tf.commands.parser import positive
+from effdet_tf.commands.parser import between, positive
 from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
@@ -15,6 +15,15 @@ outlined, move the score threshold, compare networks, and take the files that `p
 
 Only this computer reaches it, unless --host says otherwise. Nothing is loaded from or sent to
 elsewhere. Images and results are kept in a temporary folder until the command ends."""
+
+
+_HELP = {
+    "run": "trained run or export to start with; the networks that come with the package can be chosen in "
+    "the web app (default: %(default)s)",
+    "host": "address to listen on; another than %(default)s lets other computers in, without a password",
+    "pixels": "largest height x width of an image (default: %(default)s); above it, outlines come slowly "
+    "in a browser",
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -29,52 +38,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         ],
         epilog="exit codes: 0 ended by Ctrl-C, 1 failed, 2 wrong usage",
     )
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        default=DEFAULT_MODEL,
-        metavar="RUN",
-        help="trained run or export to start with; the networks that come with the package can be chosen in "
-        "it (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--port", type=_port, metavar="N", help="default: 8765, or the next that is free; 0 takes any"
-    )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on; another than %(default)s lets other computers in, without a password",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=positive(int),
-        default=25_000_000,
-        metavar="N",
-        help="largest height x width of an image (default: %(default)s); above it, outlines come slowly in a "
-        "browser",
-    )
-    parser.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
+    add = parser.add_argument
+    add("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=_HELP["run"])
+    port = "default: 8765, or the next that is free; 0 takes any"
+    add("--port", type=between(0, 65535, int), metavar="N", help=port)
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=_HELP["host"])
+    add("--max-pixels", type=positive(int), default=25_000_000, metavar="N", help=_HELP["pixels"])
+    add("--no-open", dest="open", action="store_false", help="open no browser")
     parser.set_defaults(run=run)
     return parser
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
-    return value
-
-
-_port.__name__ = "port number"  # what argparse calls it in its message
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve the web app until Ctrl-C; returns the exit code."""
     from effdet_tf.webapp.launch import bind, serve
 
-    listening = bind(args.host, args.port)  # a port in use is told at once, not after the network has loaded
-    with listening:
+    with bind(args.host, args.port) as listening:  # a port in use is told before the network is loaded
         print(f"loading {args.run_folder} ...", flush=True)
         from effdet_tf.webapp.networks import Networks
         from effdet_tf.webapp.session import Limits, Session
@@ -85,9 +64,8 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("ended", flush=True)
             if session.at_work:
-                os._exit(
-                    0
-                )  # Python would wait for the network's thread; the session's files are gone already
+                # Python would wait for the network's thread; the session's files are gone already.
+                os._exit(0)
     return 0
 
 
