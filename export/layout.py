@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 from effdet_tf.errors import UserError
+from effdet_tf.files import LOCK_FILE
 
 PREFIX = ".tmp-export-"  # of the folders in which exports are made
 SAVED_MODEL = "saved_model"
@@ -85,13 +87,15 @@ def staging(out: Path) -> Iterator[Staging]:
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob(f"{PREFIX}*"):
-        _remove_if_left(old)
-    folder, lock = _make(out)
+        # The lock of a living process times out; without locks on this file system nothing is removed.
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(old / LOCK_FILE, timeout=0):
+            shutil.rmtree(old, ignore_errors=True)
+    folder, lock = _locked_folder(out)
     try:
         yield Staging(out, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        lock.release()
         if is_new:
             with contextlib.suppress(OSError):  # it holds artifacts
                 out.rmdir()
@@ -99,13 +103,11 @@ def staging(out: Path) -> Iterator[Staging]:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(inner.stat().st_size for inner in path.rglob("*") if inner.is_file())
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
-def _make(out: Path) -> tuple[Path, int]:
-    """A new folder, and the lock on it that tells other exports that its process lives.
+def _locked_folder(out: Path) -> tuple[Path, FileLock]:
+    """A new folder and the lock in it, which tells other exports that this process lives.
 
     A process number would not do: in containers they are all alike.
     """
@@ -115,27 +117,11 @@ def _make(out: Path) -> tuple[Path, int]:
         except OSError as error:
             error.filename = str(out)  # the user knows nothing of the other
             raise
-        # Until it is locked, another export may take it for a left one and remove it.
-        try:
-            lock = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        with contextlib.suppress(OSError):  # a file system without locks: nobody removes it either
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = FileLock(folder / LOCK_FILE)
+        with contextlib.suppress(FileNotFoundError):  # another export removed it before it was locked
+            (folder / LOCK_FILE).touch()
+            with contextlib.suppress(OSError, NotImplementedError):  # no locks: nobody removes it either
+                lock.acquire()
         if folder.exists():
             return folder, lock
-        os.close(lock)
-
-
-def _remove_if_left(folder: Path) -> None:
-    try:
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError:  # gone meanwhile
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # its process lives
-        return
-    finally:
-        os.close(lock)
+        lock.release()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from effdet_tf.prediction.run import Predictor
-    from export.trial_images import Images
+    from export.trial_images import TrialImages
 
 PARITY_FILES = ("parity.json", "parity.md")
 _SIZE = (512, 512)  # where no image tells
@@ -137,7 +137,7 @@ def _parity(
     predictor: Predictor,
     places: dict[str, Path],
     size: tuple[int, int],
-    images: Images | None,
+    images: TrialImages | None,
     calibrated_on: str,
 ) -> dict[str, Any]:
     """Compare the artifacts with the run, write and print the figures; returns them."""
@@ -189,7 +189,7 @@ def _settings(options: argparse.Namespace) -> list[str]:
     return [f"{key}={value}" for key, value in changes.items() if value is not None]
 
 
-def _images(options: argparse.Namespace) -> Images | None:
+def _images(options: argparse.Namespace) -> TrialImages | None:
     """The images that the options name; None where they name none."""
     from export.trial_images import given, labelled
 
@@ -198,7 +198,7 @@ def _images(options: argparse.Namespace) -> Images | None:
     return given(options.images, options.limit) if options.images else None
 
 
-def _size(options: argparse.Namespace, config: Config, images: Images | None) -> tuple[int, int]:
+def _size(options: argparse.Namespace, config: Config, images: TrialImages | None) -> tuple[int, int]:
     """Height and width of the images that a TFLite file takes in one piece."""
     if config.data.resize == "fit":
         height, width = config.data.crop_size
@@ -210,7 +210,7 @@ def _size(options: argparse.Namespace, config: Config, images: Images | None) ->
     return options.size or (images.most_frequent_size() if images else _SIZE)
 
 
-def _possible_formats(options: argparse.Namespace, images: Images | None) -> list[str]:
+def _possible_formats(options: argparse.Namespace, images: TrialImages | None) -> list[str]:
     """All formats that can be made with what was given; what is left out is told."""
     if options.calibration or images:
         return list(FORMATS)
@@ -230,7 +230,7 @@ def _check_runtime() -> None:
         )
 
 
-def _calibration(options: argparse.Namespace, images: Images | None) -> tuple[list[np.ndarray], str]:
+def _calibration(options: argparse.Namespace, images: TrialImages | None) -> tuple[list[np.ndarray], str]:
     """The images to calibrate int8 on, and what they are; none where int8 is not asked for."""
     if "tflite-int8" not in options.formats:
         return [], ""

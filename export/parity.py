@@ -21,7 +21,7 @@ from effdet_tf.metrics.evaluation import FoundCells, annotated_images
 from effdet_tf.metrics.instances import image_case
 from effdet_tf.metrics.protocols import KINDS, CocoJudge
 from export.agreement import Agreement
-from export.trial_images import Images
+from export.trial_images import TrialImages
 
 PASSED, FAILED, NOT_JUDGED = "passed", "FAILED", "not judged"
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
@@ -74,7 +74,7 @@ class Artifact:
 def compare(
     keras: Any,
     artifacts: Sequence[Artifact],
-    images: Images,
+    images: TrialImages,
     allow_drop: float | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _SYNTHETIC_IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Images:
+class TrialImages:
     """Images from one source, in a fixed order.
 
     Attributes:
@@ -62,7 +62,7 @@ class Images:
             yield from (_synthetic(number, size) for number, size in enumerate(self.sizes))
 
 
-def labelled(data: Path, limit: int | None = None) -> Images:
+def labelled(data: Path, limit: int | None = None) -> TrialImages:
     """Converted, annotated images, all or the first `limit`.
 
     Raises:
@@ -73,10 +73,10 @@ def labelled(data: Path, limit: int | None = None) -> Images:
     sizes = tuple((record.height, record.width) for record in islice(iterate_records(data), limit))
     if not sizes:
         raise UserError(f"{data}: holds no image; convert annotated images first")
-    return Images(f"annotated images of {data}", sizes, data=data)
+    return TrialImages(f"annotated images of {data}", sizes, data=data)
 
 
-def given(inputs: Sequence[str | os.PathLike[str]], limit: int | None = None) -> Images:
+def given(inputs: Sequence[str | os.PathLike[str]], limit: int | None = None) -> TrialImages:
     """Image files, folders and patterns, all or the first `limit`.
 
     Raises:
@@ -84,17 +84,17 @@ def given(inputs: Sequence[str | os.PathLike[str]], limit: int | None = None) ->
     """
     paths = tuple(job.path for job in find_images(inputs))[:limit]
     sizes = tuple(read_image(path).shape[:2] for path in paths)
-    return Images(f"images of {', '.join(map(str, inputs))}", sizes, paths=paths)
+    return TrialImages(f"images of {', '.join(map(str, inputs))}", sizes, paths=paths)
 
 
-def synthetic(size: tuple[int, int], limit: int | None = None) -> Images:
+def synthetic(size: tuple[int, int], limit: int | None = None) -> TrialImages:
     """Synthetic phase-contrast images of one size: always the same ones."""
     number = min(limit or _SYNTHETIC_IMAGES, _SYNTHETIC_IMAGES)
-    return Images("synthetic images; use --data for AP", (size,) * number)
+    return TrialImages("synthetic images; use --data for AP", (size,) * number)
 
 
 def calibration(
-    inputs: Sequence[str | os.PathLike[str]], others: Images | None
+    inputs: Sequence[str | os.PathLike[str]], others: TrialImages | None
 ) -> tuple[list[np.ndarray], str]:
     """Images to calibrate an int8 network on: at most `CALIBRATION_IMAGES`, spread over all of them.
 
