@@ -21,8 +21,9 @@ DEFAULT_MODEL = "cells"
 
 
 def model_names() -> list[str]:
-    """Names of the trained networks that come with the package."""
-    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
+    """Names of the trained networks that come with the package, the default first."""
+    names = (path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
+    return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
 def find_run(source: str | os.PathLike[str]) -> Path:

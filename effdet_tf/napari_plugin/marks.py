@@ -17,7 +17,7 @@ from effdet_tf.prediction.results import Result
 _CORNERS = ("y0", "x0", "y1", "x1")
 
 
-class FrameMarks(NamedTuple):
+class PageMarks(NamedTuple):
     """The cells of one frame: label image int32 `[H, W]` (None without mask head) and `cell_table`."""
 
     labels: np.ndarray | None
@@ -95,7 +95,7 @@ class Shapes(NamedTuple):
     features: pd.DataFrame
 
 
-def mark_frame(result: Result, image: np.ndarray) -> FrameMarks:
+def mark_page(result: Result, image: np.ndarray) -> PageMarks:
     """Number, paint and measure the cells of a frame, as `effdet_tf predict` does.
 
     Args:
@@ -103,10 +103,10 @@ def mark_frame(result: Result, image: np.ndarray) -> FrameMarks:
         image: the frame, `[H, W]` or `[H, W, 3]`.
     """
     cells = outputs.number_cells(result)
-    return FrameMarks(cells.labels, outputs.cell_table(cells, image))
+    return PageMarks(cells.labels, outputs.cell_table(cells, image))
 
 
-def join(parts: Sequence[FrameMarks], first: int, stack: bool) -> Marks:
+def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
     """Put frames together; the numbers of a frame go on from those of the frame before.
 
     Args:

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin import choices as networks
+from effdet_tf.runs import find_run
 
 _DONE, _USER_ERROR, _FAILED = "done", "user error", "failed"
 
@@ -49,7 +49,7 @@ class NetworkProcess:
         Args:
             source: as `effdet_tf.load` takes it.
         """
-        key = source, networks.changed(source)
+        key = source, last_change(source)
         if self._process is not None and key != self._key:
             self.close()  # gives the memory of the former one back
         if self._process is None:
@@ -113,6 +113,13 @@ class NetworkProcess:
         with contextlib.suppress(BrokenPipeError):  # it died: `answer` will tell
             pickle.dump((question, value), self._process.stdin)
             self._process.stdin.flush()
+
+
+def last_change(source: str) -> int:
+    """When a file, or the newest file directly in a folder, was written, ns since 1970; 0 when missing."""
+    path = find_run(source)
+    files = [path, *path.iterdir()] if path.is_dir() else [path]
+    return max(file.stat().st_mtime_ns for file in files) if path.exists() else 0
 
 
 def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:

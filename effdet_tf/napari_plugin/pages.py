@@ -12,7 +12,7 @@ from effdet_tf.images.prepare import check_image
 
 
 @dataclass(frozen=True, eq=False)
-class Frames:
+class LayerPages:
     """The images of one layer, read one at a time: the data may be lazy and larger than the memory.
 
     Attributes:
@@ -51,7 +51,7 @@ class Frames:
             raise UserError(f"{place}: {error}") from error
 
 
-def frames_of(layer: Any) -> Frames:
+def pages_of(layer: Any) -> LayerPages:
     """The frames of an image layer.
 
     Args:
@@ -68,4 +68,4 @@ def frames_of(layer: Any) -> Frames:
             f"{layer.name}: has {axes} axes ({shape}), an image has 2 and a stack of them 3; "
             "split the others into layers first"
         )
-    return Frames(str(layer.name), data, axes == 3)
+    return LayerPages(str(layer.name), data, axes == 3)

@@ -6,9 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from effdet_tf.napari_plugin.marks import Marks, join, mark_frame
+from effdet_tf.napari_plugin.marks import Marks, join, mark_page
 from effdet_tf.napari_plugin.network_process import NetworkProcess
-from effdet_tf.napari_plugin.pages import Frames
+from effdet_tf.napari_plugin.pages import LayerPages
 from effdet_tf.prediction.results import Result
 
 _POLL_SECONDS = 0.05
@@ -25,7 +25,7 @@ class Search:
         own_score: the score that the network reports cells from.
     """
 
-    frames: Frames
+    frames: LayerPages
     first: int
     results: list[Result]
     own_score: float
@@ -37,7 +37,7 @@ class Search:
 
 
 def search(
-    network: NetworkProcess, source: str, frames: Frames, chosen: range
+    network: NetworkProcess, source: str, frames: LayerPages, chosen: range
 ) -> Generator[int | None, None, Search]:
     """Find the cells of some frames.
 
@@ -89,6 +89,6 @@ def mark(found: Search, score: float) -> Generator[int, None, Marks]:
     """
     parts = []
     for number, result in enumerate(found.results, start=found.first):
-        parts.append(mark_frame(result.filter(score), found.frames.read(number)))
+        parts.append(mark_page(result.filter(score), found.frames.read(number)))
         yield len(parts)
     return join(parts, found.first, found.frames.stack)

@@ -13,13 +13,14 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin import choices as networks
 from effdet_tf.napari_plugin import viewer_layers as layers
 from effdet_tf.napari_plugin.form import ALL_FRAMES, Form
 from effdet_tf.napari_plugin.marks import Marks
 from effdet_tf.napari_plugin.network_process import NetworkProcess
-from effdet_tf.napari_plugin.pages import Frames, frames_of
+from effdet_tf.napari_plugin.pages import LayerPages, pages_of
 from effdet_tf.napari_plugin.search import Search, mark, search
+from effdet_tf.prediction.load import report_score
+from effdet_tf.runs import model_names
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -49,7 +50,7 @@ class FindCells(QWidget):
         self._found: Search | None = None  # there
         self._shown = False  # whether its result has been shown once
         self._stale = False  # whether the result must be made (again) when the work ends
-        self.form = Form(self, networks.names())
+        self.form = Form(self, model_names())
         QVBoxLayout(self).addWidget(self.form)
         self._pause = QTimer(self)
         self._pause.setSingleShot(True)
@@ -85,7 +86,7 @@ class FindCells(QWidget):
             layer = self.form.image()
             if layer is None:
                 raise UserError("no image layer: open an image, or take one of File > Open Sample")
-            frames = frames_of(layer)
+            frames = pages_of(layer)
         except UserError as error:
             self._tell(error)
             return
@@ -107,7 +108,7 @@ class FindCells(QWidget):
             self._work.end()
         super().changeEvent(event)
 
-    def _chosen_frames(self, layer: Any, frames: Frames) -> range:
+    def _chosen_frames(self, layer: Any, frames: LayerPages) -> range:
         """All frames, or the one that the viewer shows."""
         if not frames.stack or self.form.frames.currentText() == ALL_FRAMES:
             return range(len(frames))
@@ -131,7 +132,7 @@ class FindCells(QWidget):
     def _take_network(self) -> None:
         """Check the network as far as that is quick; before the first search, show its own score."""
         try:
-            score = networks.own_score(self.form.network())
+            score = report_score(self.form.network())
         except UserError as error:
             self._tell(error)
             return

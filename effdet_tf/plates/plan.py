@@ -21,7 +21,7 @@ PLAN, DONE = "plan.json", "done"
 FORMAT = 1
 
 
-class Source(NamedTuple):
+class PlateFile(NamedTuple):
     """A file of the plate.
 
     Attributes:
@@ -44,14 +44,14 @@ class Shard(NamedTuple):
     """
 
     name: str
-    files: tuple[Source, ...]
+    files: tuple[PlateFile, ...]
 
     def digest(self) -> str:
         """Of its files, hexadecimal."""
         return hashlib.sha256(repr([tuple(file) for file in self.files]).encode()).hexdigest()
 
 
-def find_sources(folder: str, out: str) -> list[Source]:
+def find_sources(folder: str, out: str) -> list[PlateFile]:
     """All images below a folder or bucket, sorted by path; hidden ones and results are passed over.
 
     Args:
@@ -68,13 +68,13 @@ def find_sources(folder: str, out: str) -> list[Source]:
         if inside is not None and (path + "/").startswith(inside):
             continue
         if is_image(parts[-1]) and not any(part.startswith(".") for part in parts):
-            found.append(Source(path, size, modified))
+            found.append(PlateFile(path, size, modified))
     if not found:
         raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) here or in its subfolders")
     return sorted(found)
 
 
-def make_shards(files: Iterable[Source], first: int, most_files: int, most_bytes: int) -> list[Shard]:
+def make_shards(files: Iterable[PlateFile], first: int, most_files: int, most_bytes: int) -> list[Shard]:
     """Fill shards in order, each with as many files as it may hold, and one at least.
 
     Args:
@@ -84,7 +84,7 @@ def make_shards(files: Iterable[Source], first: int, most_files: int, most_bytes
         most_bytes: in a shard, so that stacks do not make one that takes hours.
     """
     shards: list[Shard] = []
-    batch: list[Source] = []
+    batch: list[PlateFile] = []
     for file in [*files, None]:
         full = len(batch) >= most_files or (file and sum(f.size for f in batch) + file.size > most_bytes)
         if batch and (file is None or full):
@@ -97,7 +97,7 @@ def make_shards(files: Iterable[Source], first: int, most_files: int, most_bytes
 
 def update_plan(
     out: str,
-    found: Sequence[Source],
+    found: Sequence[PlateFile],
     settings: dict[str, Any],
     most_files: int,
     most_bytes: int,
@@ -145,7 +145,7 @@ def _read_plan(path: str, settings: dict[str, Any]) -> list[Shard]:
     try:
         document = json.loads(storage.read(path))
         past, version = document["settings"], document["format"]
-        shards = [Shard(s["name"], tuple(Source(*f) for f in s["files"])) for s in document["shards"]]
+        shards = [Shard(s["name"], tuple(PlateFile(*f) for f in s["files"])) for s in document["shards"]]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is no plan of a plate; choose another --out") from None
     if version != FORMAT:

@@ -17,7 +17,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
-from effdet_tf.plates.plan import Shard, Source, done_file
+from effdet_tf.plates.plan import PlateFile, Shard, done_file
 from effdet_tf.prediction.predictor import LARGE
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
@@ -111,7 +111,7 @@ def labels_file(out: str, path: str) -> str:
 
 
 def _work_on_file(
-    task: Task, file: Source, predictor: Any, rows: list[dict[str, Any]], tables: list[pa.Table]
+    task: Task, file: PlateFile, predictor: Any, rows: list[dict[str, Any]], tables: list[pa.Table]
 ) -> None:
     """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells."""
     place = {"image": file.path, **parse_name(file.path)._asdict()}

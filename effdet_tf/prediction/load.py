@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effdet_tf.config import load_config
 from effdet_tf.errors import UserError
-from effdet_tf.runs import find_run
+from effdet_tf.runs import CONFIG_FILE, PARTIAL_FILE, config_file, find_run, weights_file
 
 if TYPE_CHECKING:
     from effdet_tf.prediction.run import Predictor
@@ -63,3 +64,27 @@ def saved_model_version(folder: Path) -> Path | None:
         if inner.name.isdecimal() and (inner / "saved_model.pb").is_file()
     ]
     return folder / str(max(found)) if found else None
+
+
+def report_score(source: str | os.PathLike[str]) -> float | None:
+    """The score from which on a run reports cells, read from its configuration without opening the network.
+
+    Args:
+        source: as `load` takes it.
+
+    Returns:
+        The score; None for an export, which tells it when it is open.
+
+    Raises:
+        UserError: when the source is neither a run with weights nor an export.
+    """
+    path = find_run(source)
+    if path.suffix == ".tflite" or saved_model_version(path) is not None:
+        return None
+    if path.is_dir() and not (path / CONFIG_FILE).exists() and not (path / PARTIAL_FILE).exists():
+        raise UserError(
+            f"{path}: is neither a run nor a SavedModel; choose the folder of one, or a .tflite file"
+        )
+    score = load_config(config_file(path)).postprocess.report_score
+    weights_file(path)  # raises where there are none
+    return score

@@ -28,7 +28,7 @@ DEPTHWISE = ("depthwise_kernel", "_dw_conv/kernel")  # how our names of such ker
 COUNTER = "num_batches_tracked"  # of every PyTorch batch norm; only its own training reads it
 
 
-class Row(NamedTuple):
+class TensorName(NamedTuple):
     """One variable of ours and where it lies in the state dict."""
 
     theirs: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     redundant: bool = False  # a bias before a batch norm, which some variants leave out
 
 
-def rows(config: Config, level_first: bool = False) -> Iterator[Row]:
+def rows(config: Config, level_first: bool = False) -> Iterator[TensorName]:
     """List the variables of a published detector, by their names and by ours.
 
     Args:
@@ -55,14 +55,14 @@ def rows(config: Config, level_first: bool = False) -> Iterator[Row]:
         yield from _head(head, config, level_first)
 
 
-def _norm(theirs: str, ours: str, channels: int) -> Iterator[Row]:
+def _norm(theirs: str, ours: str, channels: int) -> Iterator[TensorName]:
     for their_part, our_part in BATCH_NORM.items():
-        yield Row(f"{theirs}.{their_part}", f"{ours}/{our_part}", (channels,))
+        yield TensorName(f"{theirs}.{their_part}", f"{ours}/{our_part}", (channels,))
 
 
-def _backbone(config: Config) -> Iterator[Row]:
+def _backbone(config: Config) -> Iterator[TensorName]:
     plan = build_plan(config.model.backbone)
-    yield Row(STEM, "stem_conv/kernel", (3, 3, 3, plan.stem))
+    yield TensorName(STEM, "stem_conv/kernel", (3, 3, 3, plan.stem))
     yield from _norm("backbone.bn1", "stem_bn", plan.stem)
     channels, block = plan.stem, 0
     for number, (stage, count) in enumerate(plan.stages):
@@ -72,7 +72,7 @@ def _backbone(config: Config) -> Iterator[Row]:
             channels, block = stage.filters, block + 1
 
 
-def _block(theirs: str, ours: str, stage: Stage, channels: int, squeeze: bool) -> Iterator[Row]:
+def _block(theirs: str, ours: str, stage: Stage, channels: int, squeeze: bool) -> Iterator[TensorName]:
     """One bottleneck; without expansion the names of the last convolution and of the norms differ."""
     wide = channels * stage.expand
     parts = ["expand", "dw", "project"] if stage.expand != 1 else ["dw", "project"]
@@ -84,32 +84,32 @@ def _block(theirs: str, ours: str, stage: Stage, channels: int, squeeze: bool) -
     }
     for position, part in enumerate(parts, start=1):
         name, shape = convolutions[part]
-        yield Row(f"{theirs}.{name}.weight", f"{ours}_{part}_conv/kernel", shape)
+        yield TensorName(f"{theirs}.{name}.weight", f"{ours}_{part}_conv/kernel", shape)
         width = stage.filters if part == "project" else wide
         yield from _norm(f"{theirs}.bn{position}", f"{ours}_{part}_bn", width)
     if squeeze:
         narrow = max(1, channels // 4)
         for part, into, out in (("reduce", wide, narrow), ("expand", narrow, wide)):
-            yield Row(f"{theirs}.se.conv_{part}.weight", f"{ours}_se_{part}/kernel", (1, 1, into, out))
-            yield Row(f"{theirs}.se.conv_{part}.bias", f"{ours}_se_{part}/bias", (out,))
+            yield TensorName(f"{theirs}.se.conv_{part}.weight", f"{ours}_se_{part}/kernel", (1, 1, into, out))
+            yield TensorName(f"{theirs}.se.conv_{part}.bias", f"{ours}_se_{part}/bias", (out,))
 
 
-def _resample(theirs: str, ours: str, into: int, channels: int) -> Iterator[Row]:
+def _resample(theirs: str, ours: str, into: int, channels: int) -> Iterator[TensorName]:
     if into != channels:
-        yield Row(f"{theirs}.conv.conv.weight", f"{ours}_conv/kernel", (1, 1, into, channels))
-        yield Row(f"{theirs}.conv.conv.bias", f"{ours}_conv/bias", (channels,), redundant=True)
+        yield TensorName(f"{theirs}.conv.conv.weight", f"{ours}_conv/kernel", (1, 1, into, channels))
+        yield TensorName(f"{theirs}.conv.conv.bias", f"{ours}_conv/bias", (channels,), redundant=True)
         yield from _norm(f"{theirs}.conv.bn", f"{ours}_bn", channels)
 
 
 def _separable(
     theirs: str, ours: str, channels: int, out: int | None, redundant: bool = False
-) -> Iterator[Row]:
-    yield Row(f"{theirs}.conv_dw.weight", f"{ours}/depthwise_kernel", (3, 3, channels, 1))
-    yield Row(f"{theirs}.conv_pw.weight", f"{ours}/pointwise_kernel", (1, 1, channels, out))
-    yield Row(f"{theirs}.conv_pw.bias", f"{ours}/bias", (out,), redundant=redundant)
+) -> Iterator[TensorName]:
+    yield TensorName(f"{theirs}.conv_dw.weight", f"{ours}/depthwise_kernel", (3, 3, channels, 1))
+    yield TensorName(f"{theirs}.conv_pw.weight", f"{ours}/pointwise_kernel", (1, 1, channels, out))
+    yield TensorName(f"{theirs}.conv_pw.bias", f"{ours}/bias", (out,), redundant=redundant)
 
 
-def _pyramid(config: Config) -> Iterator[Row]:
+def _pyramid(config: Config) -> Iterator[TensorName]:
     """Levels above the backbone, then the fusion nodes; effdet numbers nodes and inputs by position."""
     model = config.model
     low, high, channels = model.min_level, model.max_level, model.fpn_channels
@@ -128,7 +128,9 @@ def _pyramid(config: Config) -> Iterator[Row]:
             )
             if model.fusion == "fast":
                 for k in range(3 if way == "bu" and level < high else 2):
-                    yield Row(f"{theirs}.combine.edge_weights", f"{ours}_fuse/weight_{k}", (), element=k)
+                    yield TensorName(
+                        f"{theirs}.combine.edge_weights", f"{ours}_fuse/weight_{k}", (), element=k
+                    )
             convolution = f"{theirs}.after_combine.conv"
             yield from _separable(convolution, f"{ours}_conv", channels, channels, redundant=True)
             yield from _norm(f"{convolution}.bn", f"{ours}_bn", channels)
@@ -143,7 +145,7 @@ def _tap_channels(config: Config) -> dict[int, int]:
     return {level: found[level] for level in config.model.backbone_levels}
 
 
-def _head(head: str, config: Config, level_first: bool) -> Iterator[Row]:
+def _head(head: str, config: Config, level_first: bool) -> Iterator[TensorName]:
     model = config.model
     for k in range(model.head_repeats):
         theirs, ours = f"{head}_net.conv_rep.{k}", f"{head}_conv{k}"
@@ -270,7 +272,7 @@ def _numbers(tensors: Mapping[str, np.ndarray], pattern: str) -> list[tuple[int,
     return sorted({tuple(map(int, m.groups())) for m in found if m})
 
 
-def _check(tensors: Mapping[str, np.ndarray], listed: list[Row], what: str) -> None:
+def _check(tensors: Mapping[str, np.ndarray], listed: list[TensorName], what: str) -> None:
     """Refuse missing and wrongly shaped tensors, by name."""
     elements = Counter(row.theirs for row in listed)
     faults = []

@@ -28,7 +28,7 @@ _PARTS = (
 _SHOWN = 12  # reasons printed; the file has all
 
 
-class Row(NamedTuple):
+class FitRow(NamedTuple):
     """What became of one variable of the network, or of one array of the source that has no place in it."""
 
     name: str
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 def plan(
     shapes: Mapping[str, tuple[int, ...]], source: Pretrained
-) -> tuple[dict[str, np.ndarray], list[Row]]:
+) -> tuple[dict[str, np.ndarray], list[FitRow]]:
     """Decide what goes where.
 
     Args:
@@ -55,7 +55,7 @@ def plan(
     for name, shape in shapes.items():
         value = source.arrays.get(name)
         if value is None:
-            rows.append(Row(name, part(name), "fresh", "not in the source"))
+            rows.append(FitRow(name, part(name), "fresh", "not in the source"))
             continue
         outcome: Outcome = "loaded"
         reason = ""
@@ -63,14 +63,14 @@ def plan(
             value, reason = fold_channels(value, shape[2])
             outcome = "adapted"
         if value.shape != shape:
-            rows.append(Row(name, part(name), "fresh", f"shape {shape} here, {value.shape} in the source"))
+            rows.append(FitRow(name, part(name), "fresh", f"shape {shape} here, {value.shape} in the source"))
             continue
         chosen[name] = value
-        rows.append(Row(name, part(name), outcome, reason))
+        rows.append(FitRow(name, part(name), outcome, reason))
     for name in source.arrays:
         if name not in shapes:
-            rows.append(Row(name, part(name), "skipped", "this network has no such variable"))
-    rows += [Row(name, "", "skipped", reason) for name, reason in source.unused.items()]
+            rows.append(FitRow(name, part(name), "skipped", "this network has no such variable"))
+    rows += [FitRow(name, "", "skipped", reason) for name, reason in source.unused.items()]
     return chosen, rows
 
 
@@ -97,7 +97,7 @@ def part(name: str) -> str:
     return next((title for title, pattern in _PARTS if re.match(pattern, name)), "other")
 
 
-def start_from(network: Network, source: Pretrained, strict: bool = False) -> list[Row]:
+def start_from(network: Network, source: Pretrained, strict: bool = False) -> list[FitRow]:
     """Load whatever fits into a network.
 
     Args:
@@ -123,7 +123,7 @@ def start_from(network: Network, source: Pretrained, strict: bool = False) -> li
     return rows
 
 
-def _refuse_leftovers(rows: Sequence[Row], source: Pretrained) -> None:
+def _refuse_leftovers(rows: Sequence[FitRow], source: Pretrained) -> None:
     covered = {part(name) for name in source.arrays}
     left = [row for row in rows if row.outcome == "fresh" and row.part in covered]
     if left:
@@ -134,7 +134,7 @@ def _refuse_leftovers(rows: Sequence[Row], source: Pretrained) -> None:
         )
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[FitRow]) -> str:
     """A table of outcomes by part, and the reasons for what was left out."""
     titles = [title for title, _ in _PARTS if any(row.part == title for row in rows)]
     lines = [f"{'':12} {'variables':>9} {'loaded':>7} {'adapted':>8} {'fresh':>6}"]
@@ -150,7 +150,7 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _reasons(rows: Sequence[Row], outcome: Outcome, wanted: Callable[[Row], bool]) -> list[str]:
+def _reasons(rows: Sequence[FitRow], outcome: Outcome, wanted: Callable[[FitRow], bool]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for row in rows:
         if row.outcome == outcome and wanted(row):
@@ -164,11 +164,11 @@ def _reasons(rows: Sequence[Row], outcome: Outcome, wanted: Callable[[Row], bool
     return lines
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[FitRow]) -> None:
     """Write all rows as CSV, atomically."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(Row._fields)
+        writer.writerow(FitRow._fields)
         writer.writerows(rows)
 
 

@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.config import load_config
 from effdet_tf.errors import UserError
-from effdet_tf.prediction.load import load
-from effdet_tf.runs import MODELS, config_file, find_run, model_names
+from effdet_tf.prediction.load import load, report_score
+from effdet_tf.runs import MODELS, find_run, model_names
 
 
 class Networks:
@@ -36,13 +35,8 @@ class Networks:
             self._sources[name] = source
         self._loaded: dict[str, Any] = {name: load(source)}
         self.names = [name, *(other for other in self._sources if other != name)]
-        self._scores = {other: self._report_score(other) for other in self.names}
-
-    def _report_score(self, name: str) -> float:
-        """The tuned score, read from the configuration where the network is not loaded yet."""
-        if name in self._loaded:
-            return float(self._loaded[name].config.postprocess.report_score)
-        return float(load_config(config_file(self._sources[name])).postprocess.report_score)
+        self._scores = {other: float(report_score(self._sources[other])) for other in self.names[1:]}
+        self._scores[name] = float(self._loaded[name].config.postprocess.report_score)
 
     def score(self, name: str) -> float:
         """The score from which on `predict` reports cells, tuned on the run's validation images."""

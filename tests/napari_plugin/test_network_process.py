@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.network_process import NetworkProcess, serve
+from effdet_tf.napari_plugin.network_process import NetworkProcess, last_change, serve
 from effdet_tf.prediction import load as predictors
 from tests.napari_plugin.stubs import StubNetwork
 
@@ -105,3 +105,12 @@ def test_a_network_is_opened_once(monkeypatch):
 def test_the_stub_has_what_the_process_has():
     public = {name for name in dir(NetworkProcess()) if not name.startswith("_")}
     assert public <= set(dir(StubNetwork()))
+
+
+def test_a_run_that_was_trained_on_is_another_one(tmp_path):
+    file = tmp_path / "best.npz"
+    file.touch()
+    before = last_change(str(tmp_path))
+    os.utime(file, ns=(before + 10**9,) * 2)
+    assert last_change(str(tmp_path)) == before + 10**9
+    assert last_change(str(tmp_path / "gone")) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.pages import frames_of
+from effdet_tf.napari_plugin.pages import pages_of
 
 
 def layer(data, rgb=False, multiscale=False):
@@ -15,14 +15,14 @@ def layer(data, rgb=False, multiscale=False):
 
 def test_an_image_is_read_as_it_is():
     pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    frames = frames_of(layer(pixels))
+    frames = pages_of(layer(pixels))
     assert (len(frames), frames.stack, frames.size) == (1, False, (3, 4))
     assert frames.read(0).dtype == np.uint16 and (frames.read(0) == pixels).all()
 
 
 def test_colours_are_no_frames_and_alpha_is_dropped():
     pixels = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
-    frames = frames_of(layer(pixels, rgb=True))
+    frames = pages_of(layer(pixels, rgb=True))
     assert (len(frames), frames.size) == (1, (3, 4))
     assert (frames.read(0) == pixels[..., :3]).all()
 
@@ -36,25 +36,25 @@ def test_a_stack_is_read_frame_by_frame():
             self.asked.append(number)
             return np.full((3, 4), number, np.uint8)
 
-    frames = frames_of(layer(Lazy()))
+    frames = pages_of(layer(Lazy()))
     assert (len(frames), frames.stack, frames.size) == (7, True, (3, 4))
     assert (frames.read(5) == 5).all() and Lazy.asked == [5]
 
 
 def test_the_full_resolution_of_a_pyramid_is_taken():
-    frames = frames_of(layer([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True))
+    frames = pages_of(layer([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True))
     assert frames.size == (8, 8)
 
 
 @pytest.mark.parametrize(("shape", "rgb"), [((2, 2, 5, 5), False), ((2, 2, 5, 5, 3), True), ((5,), False)])
 def test_what_is_no_image_is_one_clear_line(shape, rgb):
     with pytest.raises(UserError, match=r"^a: has \d axes .*split the others into layers first$"):
-        frames_of(layer(np.zeros(shape), rgb))
+        pages_of(layer(np.zeros(shape), rgb))
 
 
 def test_a_value_that_is_not_finite_is_told_with_its_frame():
     data = np.zeros((2, 4, 4))
     data[1, 0, 0] = np.nan
-    assert frames_of(layer(data)).read(0).shape == (4, 4)
+    assert pages_of(layer(data)).read(0).shape == (4, 4)
     with pytest.raises(UserError, match="^a, frame 1: .*not finite"):
-        frames_of(layer(data)).read(1)
+        pages_of(layer(data)).read(1)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.pages import Frames
+from effdet_tf.napari_plugin.pages import LayerPages
 from effdet_tf.napari_plugin.search import mark, search
 from tests.napari_plugin.stubs import HEIGHT, OWN_SCORE, WIDTH, StubNetwork, found
 
-STACK = Frames("a", np.full((4, HEIGHT, WIDTH), [[[1]], [[2]], [[3]], [[0]]], np.uint8), True)
+STACK = LayerPages("a", np.full((4, HEIGHT, WIDTH), [[[1]], [[2]], [[3]], [[0]]], np.uint8), True)
 
 
 def run(work):

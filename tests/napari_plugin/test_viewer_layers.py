@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from effdet_tf.napari_plugin.marks import join, mark_frame
+from effdet_tf.napari_plugin.marks import join, mark_page
 from effdet_tf.napari_plugin.viewer_layers import is_shown, placement, show
 from tests.napari_plugin.stubs import HEIGHT, WIDTH, found
 
@@ -11,7 +11,7 @@ IMAGE = np.ones((HEIGHT, WIDTH), np.uint8)
 
 
 def marks(frames=None, first=0, **kind):
-    parts = [mark_frame(found(**kind), IMAGE)] * (frames or 1)
+    parts = [mark_page(found(**kind), IMAGE)] * (frames or 1)
     return join(parts, first, frames is not None)
 
 
@@ -53,7 +53,7 @@ def test_the_next_result_replaces_the_former_and_keeps_its_look(viewer):
     show(viewer, "b", marks(), "boxes", placement(other, 0))
     (labels,) = show(viewer, "a", marks(), "none", placement(image, 0))
     labels.opacity, labels.contour = 0.25, 2
-    fewer = join([mark_frame(found().filter(0.5), IMAGE)], 0, False)
+    fewer = join([mark_page(found().filter(0.5), IMAGE)], 0, False)
     again, boxes = show(viewer, "a", fewer, "boxes", placement(image, 0))
     assert again is labels and labels.data.max() == 2 and len(labels.features) == 2
     assert (labels.opacity, labels.contour) == (0.25, 2)
@@ -85,7 +85,7 @@ def test_boxes_are_shown_where_there_are_no_masks(viewer):
 @pytest.mark.parametrize("shapes", ["boxes", "outlines"])
 @pytest.mark.parametrize("stack", [False, True])
 def test_no_cell_gives_empty_layers(viewer, shapes, stack):
-    none = join([mark_frame(found().filter(2), IMAGE)], 0, stack)
+    none = join([mark_page(found().filter(2), IMAGE)], 0, stack)
     image = viewer.add_image(IMAGE[None] if stack else IMAGE, name="a")
     labels, empty = show(viewer, "a", none, shapes, placement(image, 0))
     assert labels.data.max() == 0 and len(empty.data) == 0 and empty.ndim == image.ndim

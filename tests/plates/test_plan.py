@@ -10,16 +10,16 @@ import pytest
 
 from effdet_tf.errors import UserError
 from effdet_tf.plates import storage
-from effdet_tf.plates.plan import Shard, Source, done_file, find_sources, make_shards, missing, update_plan
+from effdet_tf.plates.plan import PlateFile, Shard, done_file, find_sources, make_shards, missing, update_plan
 
 SETTINGS = {"model": "abc", "score": None}
 
 
-def sources(*sizes: int) -> list[Source]:
-    return [Source(f"{k:03d}.png", size, 1) for k, size in enumerate(sizes)]
+def sources(*sizes: int) -> list[PlateFile]:
+    return [PlateFile(f"{k:03d}.png", size, 1) for k, size in enumerate(sizes)]
 
 
-def plan(out: Path, files: list[Source], settings=SETTINGS, most=2) -> tuple[list[Shard], list[str]]:
+def plan(out: Path, files: list[PlateFile], settings=SETTINGS, most=2) -> tuple[list[Shard], list[str]]:
     """The shards, and the files that are gone."""
     gone: list[str] = []
     return update_plan(str(out), files, settings, most, 10**9, gone.append), gone
@@ -74,7 +74,7 @@ def test_what_is_new_comes_as_new_shards_and_what_was_done_stays_done(tmp_path):
     assert missing(str(tmp_path), shards, False) == shards
     for shard in shards:
         mark(tmp_path, shard)
-    more = [Source("000-first.png", 1, 1), *files]
+    more = [PlateFile("000-first.png", 1, 1), *files]
     shards, gone = plan(tmp_path, more)
     assert names(shards) == [["000.png", "001.png"], ["002.png"], ["000-first.png"]] and gone == []
     assert missing(str(tmp_path), shards, False) == shards[2:]
