@@ -198,7 +198,7 @@ def predict(name: str, folder: Path) -> None:
     from effdet_tf.outputs.batch import predict_files
     from effdet_tf.outputs.jobs import find_images
     from effdet_tf.prediction.results import Result
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.run import RunPredictor
     from effdet_tf.presets import preset
 
     image, patches = scene(520, 704, 1500, 0)
@@ -217,7 +217,7 @@ def predict(name: str, folder: Path) -> None:
         class_names=("cell",),
     )
 
-    class Dense(Predictor):
+    class Dense(RunPredictor):
         found: list[int] = []
 
         def predict(self, image: np.ndarray) -> Result:  # type: ignore[override]

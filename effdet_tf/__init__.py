@@ -13,7 +13,7 @@ from effdet_tf._version import __version__
 if TYPE_CHECKING:
     from effdet_tf.config import Config
     from effdet_tf.prediction.load import load
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.predictor import Predictor
 
 __all__ = ["Config", "Predictor", "__version__", "load"]
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Config
     if name == "Predictor":
-        from effdet_tf.prediction.run import Predictor
+        from effdet_tf.prediction.predictor import Predictor
 
         return Predictor
     if name == "load":

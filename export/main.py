@@ -31,7 +31,7 @@ from export.layout import SAVED_MODEL, TFLITE, Staging, size_of, staging
 if TYPE_CHECKING:
     import numpy as np
 
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.run import RunPredictor
     from export.trial_images import TrialImages
 
 PARITY_FILES = ("parity.json", "parity.md")
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 def _export(
     options: argparse.Namespace,
     stage: Staging,
-    predictor: Predictor,
+    predictor: RunPredictor,
     size: tuple[int, int],
     calibration: Sequence[np.ndarray],
 ) -> dict[str, Path]:
@@ -111,7 +111,7 @@ def _make(
     options: argparse.Namespace,
     name: str,
     folder: Path,
-    predictor: Predictor,
+    predictor: RunPredictor,
     size: tuple[int, int],
     calibration: Sequence[np.ndarray],
 ) -> Path:
@@ -134,7 +134,7 @@ def _make(
 def _parity(
     options: argparse.Namespace,
     stage: Staging,
-    predictor: Predictor,
+    predictor: RunPredictor,
     places: dict[str, Path],
     size: tuple[int, int],
     images: TrialImages | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import urllib.parse
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.images.read import encode_png, stretch, to_gray
-from effdet_tf.prediction.exported import ServedPredictor
+from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
 from export.serving_api import serving_api
 
 _MIB = 2**20
@@ -30,13 +31,12 @@ _TYPES: dict[str, Any] = {
 class Connection(Protocol):
     """One model of one server."""
 
-    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
-        """Run a signature on a batch of one string.
+    def ask(self, signature: str, inputs: dict[str, bytes | np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature on a batch of one.
 
         Args:
             signature: its name.
-            name: of its input.
-            value: the string.
+            inputs: strings and arrays by name, without the axis of the batch.
 
         Returns:
             The outputs without the axis of the batch; texts are str.
@@ -47,7 +47,7 @@ class Connection(Protocol):
         ...
 
 
-class RemotePredictor(ServedPredictor):
+class RemotePredictor(ExportedPredictor):
     """Finds cells by asking a server."""
 
     def __init__(self, connection: Connection) -> None:
@@ -57,10 +57,13 @@ class RemotePredictor(ServedPredictor):
             UserError: when it does not answer, or serves a model that is none of ours.
         """
         self._connection = connection
-        super().__init__(str(connection.ask("info", "query", b"").get("metadata", "")), "the served model")
+        super().__init__(str(connection.ask("info", {"query": b""}).get("metadata", "")), "the served model")
 
     def _ask(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return self._connection.ask("serving_default", "image_bytes", self._encode(image))
+        return self._connection.ask("serving_default", {"image_bytes": self._encode(image)})
+
+    def _ask_part(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._connection.ask(PART_SIGNATURE, dict(inputs))
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         """PNG of the very pixels that `effdet_tf predict` would see, whatever file they came from."""
@@ -95,12 +98,13 @@ class RestConnection:
         suffix = "" if version is None else f"/versions/{version}"
         self._target = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{suffix}:predict"
 
-    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
+    def ask(self, signature: str, inputs: dict[str, bytes | np.ndarray]) -> dict[str, np.ndarray]:
         """See `Connection`."""
-        text: Any = {"b64": base64.b64encode(value).decode()}
-        question = {"signature_name": signature, "inputs": {name: [text]}}
+        values = {name: [_to_json(value)] for name, value in inputs.items()}
+        question = json.dumps({"signature_name": signature, "inputs": values}).encode()
+        headers = {"Content-Type": "application/json"}
         try:
-            answer = self._session.post(self._target, json=question, timeout=self._timeout)
+            answer = self._session.post(self._target, question, headers=headers, timeout=self._timeout)
         except self._errors.Timeout:
             raise UserError(_late(self._where, self._timeout)) from None
         except self._errors.ConnectionError:
@@ -113,7 +117,7 @@ class RestConnection:
         except (ValueError, AttributeError):
             content, reason = {}, f"HTTP {answer.status_code} without JSON: is this TensorFlow Serving?"
         if answer.status_code == 413:
-            raise UserError(f"{self._where}: takes no request of {len(value) / _MIB:.1f} MiB ({reason})")
+            raise UserError(f"{self._where}: takes no request of {len(question) / _MIB:.1f} MiB ({reason})")
         if answer.status_code == 404:
             raise UserError(_unknown(self._where, self._model, reason))
         if answer.status_code != 200 or "outputs" not in content:
@@ -157,14 +161,16 @@ class GrpcConnection:
         self._where, self._timeout, self._max_message = f"grpc://{address}", timeout, max_message
         self._model, self._version = model, version
 
-    def ask(self, signature: str, name: str, value: bytes) -> dict[str, np.ndarray]:
+    def ask(self, signature: str, inputs: dict[str, bytes | np.ndarray]) -> dict[str, np.ndarray]:
         """See `Connection`."""
         question = self._request()
         question.model_spec.name = self._model
         question.model_spec.signature_name = signature
         if self._version is not None:
             question.model_spec.version.value = self._version
-        question.inputs[name].CopyFrom(self._tf.make_tensor_proto([value], shape=[1]))
+        for name, value in inputs.items():
+            batch = [value] if isinstance(value, bytes) else value[None]
+            question.inputs[name].CopyFrom(self._tf.make_tensor_proto(batch))
         try:
             answer = self._stub.Predict(question, timeout=self._timeout)
         except self._grpc.RpcError as error:
@@ -209,6 +215,11 @@ def connect(
     if parts.scheme == "grpc" and parts.netloc and parts.path in ("", "/"):
         return GrpcConnection(parts.netloc, model, version, timeout, max_message)
     raise UserError(f"{url}: is no address of a server; give http://host:8501 or grpc://host:8500")
+
+
+def _to_json(value: bytes | np.ndarray) -> Any:
+    """An input as TensorFlow Serving's JSON has it."""
+    return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value.tolist()
 
 
 def _named(model: str, version: int | None) -> str:

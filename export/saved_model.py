@@ -8,6 +8,8 @@ Signatures (N = most cells of an image in the batch; rows from `count` on are 0;
 - label_map: image_bytes string [B] -> labels int32 [B, H, W] of the largest image, 0 outside; count, height,
   width, ok, error (absent without a mask head)
 - tensor: images float32 [B, H, W, C], raw pixels -> boxes, scores, classes, masks, mask_boxes, count
+- part: images as of tensor, parts of larger ones; mean and std float32 [B, 1 or C] of the whole images, in
+  the same units -> as tensor; absent from older exports
 - network: images float32 [B, H, W, C], normalised -> the dense network's raw outputs, for other runtimes
 - info: query string [B], any text -> metadata string [B], the JSON of `effdet_tf.prediction.metadata`
 """
@@ -22,10 +24,11 @@ import tensorflow as tf
 
 from effdet_tf.config import Config
 from effdet_tf.files import atomic_write, write_json
+from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network
-from effdet_tf.model.postprocess import Detections
+from effdet_tf.prediction.exported import PART_SIGNATURE
 from effdet_tf.prediction.metadata import METADATA_FILE, describe
-from effdet_tf.prediction.run import Framing, Predictor, find_cells
+from effdet_tf.prediction.run import Placement, RunPredictor, find_cells
 from effdet_tf.runs import CONFIG_FILE
 from export import warmup
 from export.decode_image import decode, normalize, read_header
@@ -51,6 +54,7 @@ class ServedNetwork:
 
     Attributes:
         functions: tf.function by the name of its signature.
+        description: of the network, ready for JSON.
         module: holds the weights, once: with the Keras model in it they would be stored twice.
     """
 
@@ -63,28 +67,30 @@ class ServedNetwork:
         batch = tf.TensorSpec((None, None, None, config.data.channels), tf.float32)
         files = tf.TensorSpec((None,), tf.string)
 
-        def function(method: Any, spec: tf.TensorSpec) -> Any:
-            return tf.function(method, input_signature=[spec], autograph=False)
+        def function(method: Any, *specs: tf.TensorSpec) -> Any:
+            return tf.function(method, input_signature=specs, autograph=False)
 
         self.network = function(self._dense, batch)
         self.cells = function(self._cells, tf.TensorSpec(batch.shape[1:], tf.float32))
         self.functions = {
             "serving_default": function(self._serving_default, files),
             "tensor": function(self._tensor, batch),
+            PART_SIGNATURE: function(self._part, batch, *2 * [tf.TensorSpec((None, None), tf.float32)]),
             "network": self.network,
             "info": function(self._info, files),
         }
         if self._masked:
             self.functions["label_map"] = function(self._label_map, files)
+        self.description = describe(config, "float32", signatures=list(self.functions))
 
     def _dense(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = self._network.dense(_not_empty(images), training=False)
         return {name: value[: tf.shape(images)[0]] for name, value in outputs.items()}
 
     def _cells(self, image: tf.Tensor) -> Detections:
-        framing = Framing.of(self._config, self._network.stride, tf.shape(image)[:2])
-        outputs = self.network(framing.enter(image)[None])
-        return find_cells(self._network, self._config, outputs, framing)
+        placement = Placement.of(self._config, self._network.stride, tf.shape(image)[:2])
+        outputs = self.network(placement.enter(image)[None])
+        return find_cells(self._network, self._config, outputs, placement)
 
     def _of_file(self, data: tf.Tensor) -> tuple[Detections, dict[str, tf.Tensor]]:
         """Cells of one encoded image, none where it is refused, and what there is to say of it."""
@@ -146,13 +152,23 @@ class ServedNetwork:
         return self._trim(tf.map_fn(one, image_bytes, fn_output_signature=spec, parallel_iterations=1))
 
     def _tensor(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        framing = Framing.of(self._config, self._network.stride, tf.shape(images)[1:3])
         filled = _not_empty(images)
-        inputs = tf.map_fn(lambda image: framing.enter(normalize(image, False, self._config)), filled)
+        normalised = tf.map_fn(lambda image: normalize(image, False, self._config), filled)
+        return self._of_normalised(images, normalised)
+
+    def _part(self, images: tf.Tensor, mean: tf.Tensor, std: tf.Tensor) -> dict[str, tf.Tensor]:
+        filled, mean, std = (_not_empty(part) for part in (images, mean, std))
+        normalised = (filled - mean[:, None, None]) / tf.maximum(std, 1e-30)[:, None, None]
+        return self._of_normalised(images, normalised)
+
+    def _of_normalised(self, images: tf.Tensor, normalised: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Cells of `images`, of which there may be none; `normalised` are they, or one blank image."""
+        placement = Placement.of(self._config, self._network.stride, tf.shape(images)[1:3])
+        inputs = tf.map_fn(placement.enter, normalised)
 
         def one(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             single = {name: value[None] for name, value in outputs.items()}
-            return self._rows(find_cells(self._network, self._config, single, framing))
+            return self._rows(find_cells(self._network, self._config, single, placement))
 
         spec = self._rows_spec()
         batch = tf.map_fn(one, self.network(inputs), fn_output_signature=spec, parallel_iterations=1)
@@ -179,7 +195,7 @@ class ServedNetwork:
         return {name: part[: tf.shape(image_bytes)[0]] for name, part in batch.items()}
 
     def _info(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"metadata": tf.fill(tf.shape(query), json.dumps(describe(self._config, "float32")))}
+        return {"metadata": tf.fill(tf.shape(query), json.dumps(self.description))}
 
 
 def _not_empty(batch: tf.Tensor) -> tf.Tensor:
@@ -208,7 +224,7 @@ def _common_frame(image_bytes: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, t
 
 
 def write_saved_model(
-    predictor: Predictor,
+    predictor: RunPredictor,
     folder: Path,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -233,7 +249,7 @@ def write_saved_model(
     tf.saved_model.save(served.module, str(folder), signatures, options)
     extra = folder / "assets.extra"
     extra.mkdir()
-    write_json(extra / METADATA_FILE, describe(config, "float32"))
+    write_json(extra / METADATA_FILE, served.description)
     config.save(extra / CONFIG_FILE)
     for name, text in (
         (LABELS_FILE, "".join(f"{name}\n" for name in config.class_names)),

@@ -21,12 +21,12 @@ from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.resample import resize
 from effdet_tf.images.prepare import normalize
+from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network
 from effdet_tf.model.postprocess import detect, ranked
-from effdet_tf.prediction.fixed_size import FramedPredictor, fitted_size, framed, zoomed_size
+from effdet_tf.prediction.fixed_size import FixedSizePredictor, fitted_size, padded, zoomed_size
 from effdet_tf.prediction.metadata import METADATA_FILE, describe
-from effdet_tf.prediction.run import Predictor
-from effdet_tf.prediction.tiling import Found
+from effdet_tf.prediction.run import RunPredictor
 from export.flatbuffer_merge import custom_operators, merge
 
 Precision = Literal["float32", "float16", "int8"]
@@ -36,7 +36,7 @@ Tensors = dict[str, Any]
 
 
 def convert(
-    predictor: Predictor,
+    predictor: RunPredictor,
     size: tuple[int, int],
     precision: Precision,
     calibration: Iterable[np.ndarray] = (),
@@ -96,7 +96,7 @@ def convert(
     return _with_metadata(model, config, precision, frame)
 
 
-def input_frame(predictor: Predictor, size: tuple[int, int]) -> tuple[int, int]:
+def input_frame(predictor: RunPredictor, size: tuple[int, int]) -> tuple[int, int]:
     """Height, width of the input for images of a size, px.
 
     Args:
@@ -121,7 +121,7 @@ def input_frame(predictor: Predictor, size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % stride, width + -width % stride
 
 
-def keras_reference(predictor: Predictor, size: tuple[int, int]) -> FramedPredictor:
+def keras_reference(predictor: RunPredictor, size: tuple[int, int]) -> FixedSizePredictor:
     """The Keras network with the input and the tiles of its TFLite file: what that has to equal.
 
     Args:
@@ -142,11 +142,11 @@ def keras_reference(predictor: Predictor, size: tuple[int, int]) -> FramedPredic
     def run(image: tf.Tensor, shown: tf.Tensor) -> Tensors:
         return _cells(predictor, network.dense(image[None], training=False), (height, width), shown)
 
-    def find(image: np.ndarray, shown: tuple[int, int]) -> Found:
-        parts = {name: part.numpy() for name, part in run(image, np.array(shown, np.int32)).items()}
-        return Found(*(parts[n][: parts["count"]] if n in parts else None for n in Found._fields))
+    def find(image: np.ndarray, shown: tuple[int, int]) -> Detections:
+        outputs = run(image, np.array(shown, np.int32))
+        return Detections.from_outputs({name: part.numpy() for name, part in outputs.items()})
 
-    return FramedPredictor(config, (height, width), find)
+    return FixedSizePredictor(config, (height, width), find)
 
 
 def split(
@@ -185,7 +185,7 @@ def split(
     return lambda image: first(image, training=False), finish
 
 
-def _cells(predictor: Predictor, outputs: Tensors, whole: Any, shown: tf.Tensor) -> Tensors:
+def _cells(predictor: RunPredictor, outputs: Tensors, whole: Any, shown: tf.Tensor) -> Tensors:
     """Cells by name, ranked, from the outputs of the dense network for one input."""
     head = predictor.network.mask_head
     found = ranked(detect(predictor.config, head, outputs, tuple(whole), (shown[0], shown[1])))
@@ -200,7 +200,7 @@ def _into_frame(image: np.ndarray, config: Config, frame: tuple[int, int]) -> np
     else:
         values = resize(values, zoomed_size(np.array(values.shape[:2]), config.data.zoom))
     top, left = (max(0, have - room) // 2 for have, room in zip(values.shape, frame, strict=False))
-    return framed(values[top:, left:], frame)[None]
+    return padded(values[top:, left:], frame)[None]
 
 
 class _Part(tf.Module):

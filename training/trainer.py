@@ -17,7 +17,7 @@ from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.metrics.scores import choosing_score, headline, reporting_score
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
-from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
@@ -163,7 +163,7 @@ class Trainer(Run):
         )
         # A second network holds the averaged weights, so that validating never disturbs training.
         self.averaged = build_network(config, backbone=backbone)
-        self.predictor = Predictor(self.averaged, config)
+        self.predictor = RunPredictor(self.averaged, config)
         self.restore()
 
     def run(self) -> None:

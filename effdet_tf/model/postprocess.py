@@ -13,6 +13,7 @@ from keras import ops
 from effdet_tf.config import Config
 from effdet_tf.geometry import boxes as box_ops
 from effdet_tf.model import anchors as anchor_ops
+from effdet_tf.model.detections import Detections
 from effdet_tf.model.mask_head import MaskHead
 
 Tensor = Any
@@ -27,17 +28,6 @@ class Candidates(NamedTuple):
     scores: Tensor  # [k] float32
     classes: Tensor  # [k] int32
     anchors: Tensor  # [k] int32 index of the anchor
-
-
-class Detections(NamedTuple):
-    """The cells of one image, padded to whole chunks; rows from `count` on are padding."""
-
-    boxes: Tensor  # [K, 4] yxyx, input px
-    scores: Tensor  # [K] float32, mask quality included
-    classes: Tensor  # [K] int32
-    masks: Tensor | None  # [K, m, m] probability over mask_boxes: float32, once ranked uint8 times 255
-    mask_boxes: Tensor | None  # [K, 4] yxyx, input px
-    count: Tensor  # int32 scalar
 
 
 def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, frame: Any) -> Candidates:

@@ -5,16 +5,14 @@ Merging follows weighted boxes fusion (Solovyev et al., 2021), with the masks av
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from effdet_tf.images.prepare import Brightness, check_image
-from effdet_tf.images.read import read_image
-from effdet_tf.prediction.predictor import predict_any_size
+from effdet_tf.images.prepare import Brightness
+from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 
 
@@ -75,47 +73,22 @@ def make_views(flips: bool = True, scales: Sequence[float] = (1.0,)) -> list[Vie
     return [View(s, t, y, x) for s in scales for t in choices for y in choices for x in choices]
 
 
-class AugmentedPredictor:
-    """A predictor that looks at every image in several views; it takes as many times as long.
+class AugmentedPredictor(Predictor):
+    """A predictor that looks at every image in several views; it takes as many times as long."""
 
-    Attributes:
-        config: of the predictor, as are class_names, category_ids and per_class.
-    """
+    def __init__(self, predictor: Predictor, views: Sequence[View]) -> None:
+        """Wrap a predictor; `views`, at least one, are of `make_views`."""
+        super().__init__(predictor.config)
+        self._predictor, self._views = predictor, list(views)
 
-    def __init__(self, predictor: Any, views: Sequence[View]) -> None:
-        """Wrap a predictor.
+    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+        height, width = image.shape[:2]
 
-        Args:
-            predictor: has `predict`, `config`, `class_names`, `category_ids` and `per_class`.
-            views: at least one, of `make_views`.
-        """
-        self._predictor = predictor
-        self._views = list(views)
-        self.config = predictor.config
-        self.class_names = predictor.class_names
-        self.category_ids = predictor.category_ids
-        self.per_class = predictor.per_class
+        def find(view: np.ndarray) -> Result:
+            whole = part_of is None  # a magnified view may be large
+            return self._predictor.predict(view) if whole else self._predictor._detect(view, part_of)
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str], whole: Brightness | None = None) -> Result:
-        """Find the cells of one image: a file, or `[H, W]` or `[H, W, C]` pixels.
-
-        Args:
-            image: of any size; a large one goes in tiles, each in all views.
-            whole: of the image that this is a part of.
-
-        Raises:
-            UserError: for an unreadable file or an array that is no image.
-        """
-        pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
-        return predict_any_size(self, pixels, whole, lambda: self._predict(pixels, whole))
-
-    def _predict(self, pixels: np.ndarray, whole: Brightness | None) -> Result:
-        height, width = pixels.shape[:2]
-        part = {} if whole is None else {"whole": whole}
-        found = [
-            view.leave(self._predictor.predict(view.enter(pixels), **part), height, width)
-            for view in self._views
-        ]
+        found = [view.leave(find(view.enter(image)), height, width) for view in self._views]
         return merge(found, self.config.postprocess.nms_iou, self.per_class, self.config.data.max_instances)
 
 

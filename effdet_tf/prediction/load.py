@@ -1,26 +1,26 @@
-"""One way to open whatever finds cells: a run, a SavedModel or a TFLite file."""
+"""Open a trained network, whatever it is: a run, a SavedModel or a TFLite file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from effdet_tf.config import load_config
 from effdet_tf.errors import UserError
 from effdet_tf.runs import CONFIG_FILE, PARTIAL_FILE, config_file, find_run, weights_file
 
 if TYPE_CHECKING:
-    from effdet_tf.prediction.run import Predictor
-    from effdet_tf.prediction.saved_model import SavedModelPredictor
-    from effdet_tf.prediction.tflite import TFLitePredictor
+    import keras
+
+    from effdet_tf.prediction.predictor import Predictor
 
 
 def load(
-    source: str | os.PathLike[str], backbone: Any = None, settings: Iterable[str] = ()
-) -> Predictor | SavedModelPredictor | TFLitePredictor:
-    """Open a trained network; all of them have `predict(image) -> Result`.
+    source: str | os.PathLike[str], backbone: keras.Model | None = None, settings: Iterable[str] = ()
+) -> Predictor:
+    """Open a trained network.
 
     Args:
         source: the name of a trained network that comes with the package, "cells"; the run folder that

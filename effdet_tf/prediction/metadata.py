@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from effdet_tf._version import __version__
@@ -14,13 +15,16 @@ METADATA_FILE = "effdet_tf.json"
 FORMAT = 1
 
 
-def describe(config: Config, precision: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def describe(
+    config: Config, precision: str, size: tuple[int, int] | None = None, signatures: Sequence[str] = ()
+) -> dict[str, Any]:
     """Describe an exported network, ready for JSON.
 
     Args:
         config: what it was exported with.
         precision: of its weights: float32, float16 or int8.
         size: height, width of the input in pixels; None where it takes any.
+        signatures: of a SavedModel.
 
     Returns:
         What a program needs to feed the network and to name what it finds, and the whole configuration.
@@ -30,6 +34,7 @@ def describe(config: Config, precision: str, size: tuple[int, int] | None = None
         "format": FORMAT,
         "effdet_tf": __version__,
         "precision": precision,
+        "signatures": sorted(signatures),
         "input": {
             "height": size[0] if size else None,
             "width": size[1] if size else None,

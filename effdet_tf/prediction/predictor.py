@@ -1,4 +1,4 @@
-"""Images of any size through any predictor: in tiles, with the brightness of the whole image.
+"""What every trained network shares: images of any size in, their cells out, in tiles where they are large.
 
 Memory beside the image itself and its cells is that of one tile. A network sees a tile as it would see that
 part of the whole image: tiles start where its coarsest grid does, and are normalised as the whole image is.
@@ -9,105 +9,102 @@ predicted again in smaller tiles, so that dense images lose none.
 
 from __future__ import annotations
 
+import abc
 import math
-from collections.abc import Callable
+import os
 from fractions import Fraction
-from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from effdet_tf.config import Config
 from effdet_tf.images.prepare import Brightness, brightness, check_image
+from effdet_tf.images.read import read_image
+from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.results import Result
-from effdet_tf.prediction.tiling import Found, Merger, make_tiles
+from effdet_tf.prediction.tiling import find_in_tiles
 
 LARGE = 2048 * 2048  # pixels from which an image is predicted in tiles
 TILE, OVERLAP = 896, 192  # px, side of a tile and what tiles share: cells up to this size come whole
 DENSE_TILE, DENSE_OVERLAP = 512, 128  # likewise where there are more cells than the network reports at once
 
 
-class PartPredictor(Protocol):
-    """What predicts a part of an image as that part of the whole.
+class Predictor(abc.ABC):
+    """A trained network with everything that turns images into cells.
+
+    A subclass knows one kind of network (a run, a SavedModel, a TFLite file, a server) and finds the cells of
+    one array, in one piece.
 
     Attributes:
         config: of the network.
         class_names: by class id.
+        category_ids: COCO ids by class id.
+        per_class: whether NMS and merging keep classes apart.
     """
 
-    config: Config
-    class_names: Any
+    def __init__(self, config: Config) -> None:
+        """Take the classes from a configuration."""
+        self.config = config
+        self.class_names = config.class_names
+        self.category_ids = config.category_ids
+        self.per_class = not config.postprocess.class_agnostic
 
-    def predict(self, image: np.ndarray, whole: Brightness | None = None) -> Result:
-        """Find the cells of a part `[H, W, C]` of an image of this brightness."""
-        ...
+    @abc.abstractmethod
+    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+        """Find the cells of an image that `check_image` passed, in one piece.
 
+        Args:
+            image: `[H, W]` or `[H, W, C]`.
+            part_of: of the larger image that this is a part of, which it is normalised by; None for a whole.
+        """
 
-def predict_any_size(
-    predictor: PartPredictor, image: np.ndarray, part_of: Brightness | None, once: Callable[[], Result]
-) -> Result:
-    """Find the cells of an image, in tiles where it is large or holds more cells than the network reports.
+    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
+        """Find the cells of one image.
 
-    Networks for which images are scaled to their input take any whole.
+        Args:
+            image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float; one in a file
+                (numpy.memmap) is read part by part.
 
-    Args:
-        predictor: of the parts.
-        image: `[H, W]` or `[H, W, C]`; one in a file (numpy.memmap) is read part by part.
-        part_of: brightness of the image that this is a tile of, which is predicted as it is; else None.
-        once: predicts the image in one piece.
+        Returns:
+            All cells whose class score reaches `postprocess.score_threshold`, best first; the score given is
+            that times the quality of the mask, so it may be lower. It is truncated where one of the smallest
+            tiles had as many cells as the network reports.
 
-    Raises:
-        UserError: for an array that is no image.
-    """
-    if part_of is not None or image.ndim < 2 or predictor.config.data.resize == "fit":
-        return once()
-    if image.shape[0] * image.shape[1] <= LARGE:
-        result = once()
-        if not (result.truncated and max(image.shape[:2]) > TILE):
-            return result
-    return predict_in_tiles(predictor, image)
+        Raises:
+            UserError: for an unreadable file, an array that is no image, or one that the network refuses.
+        """
+        pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
+        one_piece = self.config.data.resize == "fit"
+        if one_piece or pixels.shape[0] * pixels.shape[1] <= LARGE:
+            result = self._detect(pixels, None)
+            if one_piece or not result.truncated or max(pixels.shape[:2]) <= TILE:
+                return result
+        return self._predict_in_tiles(pixels)
 
+    def _predict_in_tiles(self, image: np.ndarray) -> Result:
+        """The cells of all tiles; a bar on stderr shows the tiles where that is a terminal."""
+        whole = brightness(image)
+        found, truncated = self._tiled(image, whole, TILE, OVERLAP, show=True)
+        return self._result(found, image, truncated)
 
-def predict_in_tiles(predictor: PartPredictor, image: np.ndarray) -> Result:
-    """Find the cells of a large image; a bar on stderr shows the tiles where that is a terminal.
+    def _tiled(
+        self, image: np.ndarray, whole: Brightness, side: int, overlap: int, show: bool = False
+    ) -> tuple[Detections, bool]:
+        """Cells of an image or a part of it, and whether some are missing."""
 
-    Args:
-        predictor: of the parts.
-        image: as `predict_any_size` takes it.
+        def find(part: np.ndarray) -> tuple[Detections, bool]:
+            result = self._detect(np.ascontiguousarray(part), whole)
+            if result.truncated and max(part.shape[:2]) > DENSE_TILE:
+                return self._tiled(part, whole, DENSE_TILE, DENSE_OVERLAP)
+            return result.detections, result.truncated
 
-    Returns:
-        The cells of all tiles, best first; truncated where one of the smallest tiles had as many as the
-        network reports.
+        return find_in_tiles(
+            image, (side, side), tile_unit(self.config), overlap, self.config, find, show=show
+        )
 
-    Raises:
-        UserError: for an array that is no image.
-    """
-    image = check_image(image)
-    found, truncated = _tiled(predictor, image, brightness(image), TILE, OVERLAP, show=True)
-    size = (image.shape[0], image.shape[1])
-    return Result(*found, *size, class_names=tuple(predictor.class_names), truncated=truncated)
-
-
-def _tiled(
-    predictor: PartPredictor, image: np.ndarray, whole: Brightness, side: int, overlap: int, show: bool
-) -> tuple[Found, bool]:
-    """Cells of an image or a part of it, and whether some are missing."""
-    frame = (side, side)
-    tiles = make_tiles((image.shape[0], image.shape[1]), frame, tile_unit(predictor.config), overlap)
-    merger, truncated = Merger(tiles, frame, predictor.config, None), False
-    hidden = None if show else True  # None: no bar in a log file
-    for number, tile in enumerate(tqdm(tiles, "tiles", unit="tile", leave=False, disable=hidden)):
-        y, x = tile.start
-        part = np.ascontiguousarray(image[y : y + side, x : x + side])
-        result = predictor.predict(part, whole)
-        if result.truncated and max(part.shape[:2]) > DENSE_TILE:
-            found, full = _tiled(predictor, part, whole, DENSE_TILE, DENSE_OVERLAP, show=False)
-        else:
-            found = Found(result.boxes, result.scores, result.classes, result.masks, result.mask_boxes)
-            full = result.truncated
-        truncated |= full
-        merger.add(number, found)
-    return merger.merged(), truncated
+    def _result(self, found: Detections, image: np.ndarray, truncated: bool) -> Result:
+        """The cells of an image, in its pixels."""
+        height, width = image.shape[:2]
+        return Result(*found[:5], height, width, self.class_names, truncated)
 
 
 def tile_unit(config: Config) -> int:

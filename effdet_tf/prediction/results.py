@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import Patch, paste_bitmap, patch_to_rle, resolve_overlaps
+from effdet_tf.model.detections import Detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,11 @@ class Result:
         """Number of cells."""
         return len(self.scores)
 
+    @property
+    def detections(self) -> Detections:
+        """The arrays alone."""
+        return Detections(self.boxes, self.scores, self.classes, self.masks, self.mask_boxes)
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Result:
         """Keep some cells.
 
@@ -80,14 +86,8 @@ class Result:
         index = np.asarray(indices)
         if index.dtype != bool:
             index = index.astype(np.intp)  # an empty list comes as float
-        return replace(
-            self,
-            boxes=self.boxes[index],
-            scores=self.scores[index],
-            classes=self.classes[index],
-            masks=None if self.masks is None else self.masks[index],
-            mask_boxes=None if self.mask_boxes is None else self.mask_boxes[index],
-        )
+        found = self.detections.take(index)[:5]
+        return Result(*found, self.height, self.width, self.class_names, self.truncated)
 
     def filter(self, min_score: float) -> Result:
         """Keep the cells with a score of `min_score` or more."""

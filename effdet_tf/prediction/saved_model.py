@@ -9,10 +9,10 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.images.prepare import to_channels
 from effdet_tf.images.read import encode_png
-from effdet_tf.prediction.exported import ServedPredictor
+from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
 
 
-class SavedModelPredictor(ServedPredictor):
+class SavedModelPredictor(ExportedPredictor):
     """An exported network, fed as a client would feed it: 8 and 16-bit pixels go in as PNG."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -35,11 +35,16 @@ class SavedModelPredictor(ServedPredictor):
         super().__init__(text, os.fspath(folder))
 
     def _ask(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        if image.dtype in (np.uint8, np.uint16):
+            return self._run("serving_default", image_bytes=np.array(encode_png(image), object))
+        return self._run("tensor", images=to_channels(image, self.config))
+
+    def _ask_part(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._run(PART_SIGNATURE, **inputs)
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
-        if image.dtype in (np.uint8, np.uint16):
-            found = self._signatures["serving_default"](image_bytes=tf.constant([encode_png(image)]))
-        else:
-            found = self._signatures["tensor"](images=tf.constant(to_channels(image, self.config)[None]))
-        cells = {name: value.numpy()[0] for name, value in found.items()}
+        batch = {name: tf.constant(value[None]) for name, value in inputs.items()}
+        cells = {name: value.numpy()[0] for name, value in self._signatures[signature](**batch).items()}
         return cells | ({"error": cells["error"].decode()} if "error" in cells else {})

@@ -13,16 +13,16 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
-from effdet_tf.prediction.fixed_size import FramedPredictor
+from effdet_tf.model.detections import Detections
+from effdet_tf.prediction.fixed_size import FixedSizePredictor
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
-from effdet_tf.prediction.tiling import Found
 
 SIGNATURE = "serving_default"
 _IDENTIFIER = b"TFL3"  # at byte 4 of every TFLite file
 _MAX_METADATA = 2**22  # bytes; that of 1,000 classes has 100,000
 
 
-class TFLitePredictor(FramedPredictor):
+class TFLitePredictor(FixedSizePredictor):
     """A TFLite file that `python -m export.main` wrote, with all that turns images of any size into cells.
 
     Attributes:
@@ -43,13 +43,11 @@ class TFLitePredictor(FramedPredictor):
         self.metadata, config = read_description(path)
         self._runner = _open(path, threads or _cores())
         self._lock = threading.Lock()  # an interpreter has one set of tensors
-        super().__init__(config, _frame(self._runner, config, path), self._invoke)
+        super().__init__(config, _input_size(self._runner, config, path), self._invoke)
 
-    def _invoke(self, image: np.ndarray, shown: tuple[int, int]) -> Found:
+    def _invoke(self, image: np.ndarray, shown: tuple[int, int]) -> Detections:
         with self._lock:
-            parts = self._runner(image=image[None], frame=np.array(shown, np.int32))
-        count = int(parts["count"])
-        return Found(*(parts[name][:count] if name in parts else None for name in Found._fields))
+            return Detections.from_outputs(self._runner(image=image[None], frame=np.array(shown, np.int32)))
 
 
 def _cores() -> int:
@@ -105,7 +103,7 @@ def _open(path: Path, threads: int) -> Any:
         raise UserError(f"{path}: is damaged ({reason}); copy it again or export it again") from error
 
 
-def _frame(runner: Any, config: Config, path: Path) -> tuple[int, int]:
+def _input_size(runner: Any, config: Config, path: Path) -> tuple[int, int]:
     """Height, width of the input, px.
 
     Raises:

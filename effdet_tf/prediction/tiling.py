@@ -1,54 +1,25 @@
-"""Overlapping tiles over an image of any size, and their cells merged: no seams, no doubles.
+"""Overlapping tiles over an image of any size, and their cells merged: no seams, no duplicates.
 
 Pure numpy: a network that runs without TensorFlow is served without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from effdet_tf.config import Config
+from effdet_tf.model.detections import Detections
 
-OVERLAP = 128  # px that neighbouring tiles share at least, or a quarter of a small frame
 _TOUCH = 4  # px: the box of a cell that is cut by a tile's border ends this near to it
 _SEEN = 4  # tiles that may see the same cell
 
 
-class Found(NamedTuple):
-    """The cells of one input or image, in its pixels."""
-
-    boxes: np.ndarray  # float32 [N, 4] yxyx
-    scores: np.ndarray  # float32 [N]
-    classes: np.ndarray  # int32 [N]
-    masks: np.ndarray | None  # uint8 [N, m, m] probability times 255 over mask_boxes
-    mask_boxes: np.ndarray | None  # float32 [N, 4] yxyx
-
-    def take(self, index: np.ndarray) -> Found:
-        """The cells at these indices, or where a mask `[N]` is true."""
-        return Found(*(part if part is None else part[index] for part in self))
-
-    def moved(self, start: np.ndarray) -> Found:
-        """The cells with `start [2]`, y x in pixels, added to their places."""
-        shift = np.tile(start, 2).astype(np.float32)
-        mask_boxes = None if self.mask_boxes is None else self.mask_boxes + shift
-        return self._replace(boxes=self.boxes + shift, mask_boxes=mask_boxes)
-
-    def scaled(self, size: np.ndarray, target: np.ndarray) -> Found:
-        """The cells of an image of `size [2]` px, in the pixels of one that is scaled to `target [2]` px."""
-        if (size == target).all():
-            return self
-        whole = np.tile(target, 2).astype(np.float32)
-        factor = whole / np.tile(size, 2).astype(np.float32)
-        boxes = np.minimum(self.boxes * factor, whole)  # rounding may lead beyond the edge
-        mask_boxes = None if self.mask_boxes is None else self.mask_boxes * factor
-        return self._replace(boxes=boxes, mask_boxes=mask_boxes)
-
-
 class Tile(NamedTuple):
-    """A part of an image as large as the frame; the last ones may reach beyond the image."""
+    """A part of an image, all of one size; the last ones may reach beyond the image."""
 
     start: np.ndarray  # int [2] y x of its first pixel
     borders: np.ndarray  # float [low and high, y and x]; infinite where no tile follows
@@ -58,7 +29,7 @@ class Tile(NamedTuple):
 class _Pool(NamedTuple):
     """Cells of all tiles so far."""
 
-    found: Found
+    found: Detections
     tile: np.ndarray  # int [N]
     owned: np.ndarray  # bool [N] its centre lies in the tile's core
     cut: np.ndarray  # bool [N] it ends at a border to another tile
@@ -69,31 +40,69 @@ class _Pool(NamedTuple):
     @classmethod
     def joined(cls, pools: Sequence[_Pool]) -> _Pool:
         parts = zip(*(pool.found for pool in pools), strict=True)
-        found = Found(*(None if part[0] is None else np.concatenate(part) for part in parts))
+        found = Detections(*(None if part[0] is None else np.concatenate(part) for part in parts))
         return cls(found, *(np.concatenate(part) for part in list(zip(*pools, strict=True))[1:]))
+
+
+def find_in_tiles(
+    image: np.ndarray,
+    size: tuple[int, int],
+    unit: int,
+    overlap: int,
+    config: Config,
+    find: Callable[[np.ndarray], tuple[Detections, bool]],
+    limit: int | None = None,
+    show: bool = False,
+) -> tuple[Detections, bool]:
+    """Find the cells of an image tile by tile.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`.
+        size: height, width of a tile, px.
+        unit: tiles start at multiples of it, px, where `size` leaves the choice.
+        overlap: what tiles share, px.
+        config: `postprocess`.
+        find: the cells of a part of the image, in the pixels of the part, and whether some are missing.
+        limit: as `Merger` takes it.
+        show: a bar on stderr, where that is a terminal.
+
+    Returns:
+        The cells, best first, in pixels of the image, and whether some are missing in a tile.
+    """
+    tiles = make_tiles((image.shape[0], image.shape[1]), size, unit, overlap)
+    merger, truncated = Merger(tiles, size, config, limit), False
+    hidden = None if show else True  # None: no bar in a log file
+    for number, tile in enumerate(tqdm(tiles, "tiles", unit="tile", leave=False, disable=hidden)):
+        (y, x), (height, width) = tile.start, size
+        found, missing = find(image[y : y + height, x : x + width])
+        if len(tiles) == 1:
+            return found, missing
+        truncated |= missing
+        merger.add(number, found)
+    return merger.merged(), truncated
 
 
 class Merger:
     """Collects the cells of tiles."""
 
     def __init__(
-        self, tiles: Sequence[Tile], frame: tuple[int, int], config: Config, limit: int | None
+        self, tiles: Sequence[Tile], size: tuple[int, int], config: Config, limit: int | None
     ) -> None:
         """Begin.
 
         Args:
             tiles: of `make_tiles`.
-            frame: height, width of a tile, px.
+            size: height, width of a tile, px.
             config: `postprocess.nms_iou`, `postprocess.class_agnostic`.
             limit: about as many cells are asked for in the end, so weaker ones are forgotten on the way; None
                 for all.
         """
-        self._tiles, self._frame, self._config = tiles, frame, config
+        self._tiles, self._size, self._config = tiles, size, config
         self._limit = None if limit is None else _SEEN * limit  # enough for any result: memory stays bounded
         self._pools: list[_Pool] = []
         self._count = 0
 
-    def add(self, number: int, found: Found) -> None:
+    def add(self, number: int, found: Detections) -> None:
         """Add the cells of the tile of this number, in its own pixels."""
         tile = self._tiles[number]
         pool = _kept(found.moved(tile.start), tile, number)
@@ -104,30 +113,28 @@ class Merger:
             whole = whole.take(np.argsort(-whole.found.scores, kind="stable")[: self._limit])
             self._pools, self._count = [whole], len(whole.tile)
 
-    def merged(self) -> Found:
+    def merged(self) -> Detections:
         """The cells of the image, in its pixels, best first."""
-        return _without_doubles(_Pool.joined(self._pools), self._tiles, self._frame, self._config)
+        return _without_duplicates(_Pool.joined(self._pools), self._tiles, self._size, self._config)
 
 
-def make_tiles(
-    size: tuple[int, int], frame: tuple[int, int], stride: int, overlap: int = OVERLAP
-) -> list[Tile]:
+def make_tiles(size: tuple[int, int], tile_size: tuple[int, int], unit: int, overlap: int) -> list[Tile]:
     """Cover an image with tiles.
 
-    Where the frame leaves the choice, tiles start at multiples of the network's coarsest stride, so that
+    Where their size leaves the choice, tiles start at multiples of the network's coarsest stride, so that
     every location of every level lies where it would lie in the whole image; the last one then reaches up to
     a stride beyond the image, as the whole image would be padded.
 
     Args:
         size: height, width of the image, px.
-        frame: of a tile, px.
-        stride: of the coarsest level, px.
-        overlap: px that neighbouring tiles share at least, or a quarter of a smaller frame.
+        tile_size: of a tile, px.
+        unit: stride of the coarsest level, px.
+        overlap: px that neighbouring tiles share at least, or a quarter of a smaller tile.
 
     Returns:
-        The tiles, row by row; one alone for an image that fits into the frame.
+        The tiles, row by row; one alone for an image that fits into a tile.
     """
-    rows, columns = (_spans(*axis, stride, overlap) for axis in zip(size, frame, strict=True))
+    rows, columns = (_spans(*axis, unit, overlap) for axis in zip(size, tile_size, strict=True))
     return [
         Tile(*(np.stack([row[k], column[k]], axis=-1) for k in range(3)))
         for row in rows
@@ -136,28 +143,28 @@ def make_tiles(
 
 
 def _spans(
-    size: int, frame: int, stride: int, overlap: int
+    size: int, side: int, stride: int, overlap: int
 ) -> list[tuple[int, tuple[float, float], tuple[float, float]]]:
     """Start, borders and core of the tiles along one axis."""
-    step = frame - min(overlap, frame // 4)
-    unit = stride if step >= stride and frame % stride == 0 else 1
+    step = side - min(overlap, side // 4)
+    unit = stride if step >= stride and side % stride == 0 else 1
     step -= step % unit
-    last = max(size + -size % unit - frame, 0)
+    last = max(size + -size % unit - side, 0)
     count = -(-last // step)
     starts = [last // unit * k // count * unit for k in range(count)] + [last]
-    middles = [(start + frame + after) / 2 for start, after in zip(starts, starts[1:], strict=False)]
+    middles = [(start + side + after) / 2 for start, after in zip(starts, starts[1:], strict=False)]
     lows, highs = [-np.inf, *middles], [*middles, np.inf]
     return [
         (
             start,
-            (start if k else -np.inf, start + frame if k < count else np.inf),
+            (start if k else -np.inf, start + side if k < count else np.inf),
             (lows[k], highs[k]),
         )
         for k, start in enumerate(starts)
     ]
 
 
-def _kept(found: Found, tile: Tile, number: int) -> _Pool:
+def _kept(found: Detections, tile: Tile, number: int) -> _Pool:
     """The cells that a tile answers for.
 
     Those are the cells whose centre lies in its core: no cell up to the size of the overlap is cut there. As
@@ -173,28 +180,30 @@ def _kept(found: Found, tile: Tile, number: int) -> _Pool:
     return pool.take(near)
 
 
-def _without_doubles(pool: _Pool, tiles: Sequence[Tile], frame: tuple[int, int], config: Config) -> Found:
+def _without_duplicates(
+    pool: _Pool, tiles: Sequence[Tile], size: tuple[int, int], config: Config
+) -> Detections:
     """The cells, best first, without those that another tile has found too."""
     # A cell that two tiles claim is that of the tile in whose core it lies, else the better one.
     order = np.lexsort((-pool.found.scores, ~pool.owned))
     pool = pool.take(order)
     removed = np.zeros(len(order), bool)
-    doubles = _doubles(pool, tiles, frame, config)
-    for index in sorted(doubles):
+    duplicates = _duplicates(pool, tiles, size, config)
+    for index in sorted(duplicates):
         if not removed[index]:
-            removed[[other for other in doubles[index] if other > index]] = True
+            removed[[other for other in duplicates[index] if other > index]] = True
     found = pool.found.take(~removed)
     return found.take(np.argsort(-found.scores, kind="stable"))
 
 
-def _doubles(
-    pool: _Pool, tiles: Sequence[Tile], frame: tuple[int, int], config: Config
+def _duplicates(
+    pool: _Pool, tiles: Sequence[Tile], size: tuple[int, int], config: Config
 ) -> dict[int, list[int]]:
     """For each cell that has some, the cells of other tiles that are the same one."""
     found: dict[int, list[int]] = {}
     boxes = pool.found.boxes
     for number, tile in enumerate(tiles):
-        inside = (boxes[:, 2:] > tile.start) & (boxes[:, :2] < tile.start + np.array(frame))
+        inside = (boxes[:, 2:] > tile.start) & (boxes[:, :2] < tile.start + np.array(size))
         own = np.flatnonzero(pool.tile == number)
         other = np.flatnonzero((pool.tile < number) & inside.all(1))
         if not len(own) or not len(other):

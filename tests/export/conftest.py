@@ -38,9 +38,9 @@ def lively() -> Callable[[Config], object]:
     from scipy.ndimage import gaussian_filter
 
     from effdet_tf.model.network import build_network
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.run import RunPredictor
 
-    def make(config: Config) -> Predictor:
+    def make(config: Config) -> RunPredictor:
         keras.utils.set_random_seed(3)
         network = build_network(config.override(["model.batch_norm_momentum=0.0", "model.drop_connect=0.0"]))
         noise = np.random.default_rng(1).normal(size=(1, 128, 128, config.data.channels))
@@ -48,7 +48,7 @@ def lively() -> Callable[[Config], object]:
         layer = network.dense.get_layer("class_predict")
         layer.bias.assign(layer.bias * 0 - 2)
         layer.pointwise_kernel.assign(layer.pointwise_kernel * 100)
-        return Predictor(network, config)
+        return RunPredictor(network, config)
 
     return make
 
@@ -59,7 +59,7 @@ def exported(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> E
     import keras
 
     from effdet_tf.model.network import build_network
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.run import RunPredictor
     from export.saved_model import write_saved_model
 
     keras.utils.set_random_seed(0)
@@ -70,7 +70,7 @@ def exported(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> E
             "data.max_instances=60",
         ]
     )
-    predictor = Predictor(build_network(config), config)
+    predictor = RunPredictor(build_network(config), config)
     base = predictor.network.mask_head.base.numpy()
     base[-1] = 5.0  # the bias of the last filter: every mask covers its box
     predictor.network.mask_head.base.assign(base)

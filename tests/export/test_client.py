@@ -21,6 +21,7 @@ import grpc
 
 from effdet_tf import cli
 from effdet_tf.errors import UserError
+from effdet_tf.images.prepare import brightness
 from effdet_tf.prediction.metadata import describe
 from export import client, serving_api
 from export.remote import RemotePredictor, connect
@@ -71,6 +72,16 @@ def test_both_protocols_give_the_same_arrays(served, images, exported):
     np.testing.assert_allclose(
         results[0].scores, exported.predictor.predict(images / "gray.png").scores, atol=1e-5
     )
+
+
+def test_parts_of_a_large_image_have_the_cells_of_the_run(url, exported):
+    remote = RemotePredictor(connect(url, "cells"))
+    image = np.random.default_rng(3).integers(0, 255, (90, 70), np.uint8)
+    image[:40] //= 4
+    whole, part = brightness(image), image[:40]
+    found, own = remote._detect(part, whole), exported.predictor._detect(part, whole)
+    np.testing.assert_allclose(found.scores, own.scores, atol=1e-5)
+    np.testing.assert_allclose(found.boxes, own.boxes, atol=2e-3)
 
 
 def test_floats_are_sent_stretched_over_16_bits(served, images, exported):
@@ -210,7 +221,7 @@ def test_a_network_without_masks(tiny_config):
     config = tiny_config.override(["model.mask.enabled=false"])
 
     class Fake:
-        def ask(self, signature, name, value):
+        def ask(self, signature, inputs):
             if signature == "info":
                 return {"metadata": json.dumps(describe(config, "float32"))}
             return {

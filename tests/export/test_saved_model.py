@@ -9,9 +9,10 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf.errors import UserError
+from effdet_tf.images.prepare import brightness
 from effdet_tf.images.read import encode_png
 from effdet_tf.model.network import build_network
-from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.run import RunPredictor
 from export.saved_model import write_saved_model
 
 PLAIN = [
@@ -36,7 +37,7 @@ def pair(request, tiny_config, tiny_points, tmp_path_factory):
     config = tiny_points if request.param == "points" else tiny_config
     config = config.override(["postprocess.score_threshold=0.0", "data.max_instances=40"])
     config = config.override(PLAIN if request.param == "plain" else [])
-    predictor = Predictor(build_network(config), config)
+    predictor = RunPredictor(build_network(config), config)
     folder = tmp_path_factory.mktemp(request.param) / "saved_model"
     write_saved_model(predictor, folder / "3", max_pixels=100_000, licence="CC BY-NC 4.0")
     return predictor, effdet_tf.load(folder), folder / "3"
@@ -45,6 +46,49 @@ def pair(request, tiny_config, tiny_points, tmp_path_factory):
 def picture(seed, height, width, channels=1, dtype=np.uint8):
     top = np.iinfo(dtype).max
     return np.random.default_rng(seed).integers(0, top, (height, width, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_part_is_normalised_as_the_whole_image_is(pair, dtype, channels):
+    """By the statistics that come with it: those of the dark part alone would give other cells."""
+    predictor, opened, _ = pair
+    image = picture(8, 90, 70, channels)
+    image[:40] //= 4
+    image = image.astype(dtype) * (dtype(200) if dtype == np.uint16 else dtype(1))
+    whole, part = brightness(image), image[:40]
+    ours, served = predictor._detect(part, whole), opened._detect(part, whole)
+    assert len(ours) == len(served) > 0
+    np.testing.assert_allclose(served.boxes, ours.boxes, atol=2e-3)
+    np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
+    if predictor.config.data.normalization == "image":
+        alone = opened._detect(part, None)
+        assert len(alone) == len(ours) and np.abs(alone.boxes - ours.boxes).max() > 1
+
+
+def test_a_large_image_has_the_cells_of_the_run(pair, monkeypatch):
+    predictor, opened, _ = pair
+    if predictor.config.data.resize == "fit":
+        pytest.skip("every image is scaled to the input: none goes in tiles")
+    for name, value in {"LARGE": 1000, "TILE": 64, "OVERLAP": 16, "DENSE_TILE": 64}.items():
+        monkeypatch.setattr(f"effdet_tf.prediction.predictor.{name}", value)
+    image = picture(9, 120, 150)
+    image[:60] //= 4
+    ours, served = predictor.predict(image), opened.predict(image)
+    assert len(ours) == len(served) > 40
+    np.testing.assert_allclose(served.boxes, ours.boxes, atol=2e-3)
+    np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
+
+
+def test_an_older_export_says_once_that_its_tiles_are_normalised_by_themselves(pair, monkeypatch, caplog):
+    _, opened, folder = pair
+    older = effdet_tf.load(folder)
+    monkeypatch.setattr(older, "_takes_parts", False)
+    part = picture(8, 40, 60)
+    whole = brightness(np.concatenate([part, part // 4]))
+    for _ in range(2):
+        np.testing.assert_array_equal(older._detect(part, whole).scores, opened._detect(part, None).scores)
+    assert [record.message.split(": ")[:2] for record in caplog.records] == [[str(folder), "an older export"]]
 
 
 def serve(opened, *files):

@@ -14,7 +14,7 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
-from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.prediction.tflite import TFLitePredictor
 from export import tflite
 from export.flatbuffer_merge import custom_operators, merge
@@ -24,7 +24,7 @@ SIZE = (60, 90)  # becomes 64 x 96
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_config, lively) -> Predictor:
+def predictor(tiny_config, lively) -> RunPredictor:
     return lively(
         tiny_config.override(
             ["class_names=[a, b]", "category_ids=[1, 2]", "postprocess.score_threshold=0.15"]
@@ -69,7 +69,7 @@ def test_the_file_finds_the_cells_of_the_keras_network(
 ):
     found = opened(models[name], tmp_path)
     reference = keras_reference(predictor, SIZE)
-    assert reference.frame == found.frame == (64, 96)
+    assert reference.input_size == found.input_size == (64, 96)
     for image in (images[0], images[1][: SIZE[0], : SIZE[1]], images[1][:9, :12]):
         expected, result = reference.predict(image), found.predict(image)
         assert len(expected) > 20 or image.size < 200
@@ -87,7 +87,7 @@ def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_pa
     predictor = lively(tiny_points.override(["postprocess.score_threshold=0.15", f"postprocess.nms={nms}"]))
     found = opened(convert(predictor, SIZE, "float32"), tmp_path)
     reference = keras_reference(predictor, SIZE)
-    assert reference.frame == found.frame == (96, 136)  # 90 x 135, rounded up to the stride of 8
+    assert reference.input_size == found.input_size == (96, 136)  # 90 x 135, rounded up to the stride of 8
     assert found.metadata["input"]["zoom"] == 1.5
     for image in (images[0], images[1][: SIZE[0], : SIZE[1]]):  # in tiles, and in one piece
         expected, result = reference.predict(image), found.predict(image)

@@ -113,7 +113,7 @@ def no_memory(*args: Any, **options: Any) -> Any:
 
 
 def no_memory_to_predict(folder: Path, patch: MonkeyPatch) -> None:
-    patch.setattr("effdet_tf.prediction.run.Predictor.predict", no_memory)
+    patch.setattr("effdet_tf.prediction.predictor.Predictor.predict", no_memory)
 
 
 def no_memory_to_train(folder: Path, patch: MonkeyPatch) -> None:

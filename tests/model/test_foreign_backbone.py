@@ -16,7 +16,7 @@ from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
-from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training.optimizer import make_optimizer
 from training.trainer import make_step
@@ -165,7 +165,7 @@ def test_a_run_is_loaded_with_its_backbone_and_says_so_without(config, tmp_path,
     config.save(tmp_path / CONFIG_FILE)
     save_arrays(tmp_path / LAST_FILE, to_arrays(network))
     image = np.random.default_rng(0).integers(0, 255, (80, 72), dtype=np.uint8)
-    expected = Predictor(network, config).predict(image)
+    expected = RunPredictor(network, config).predict(image)
     result = effdet_tf.load(tmp_path, backbone=hand_made(seed=9)).predict(image)  # other weights
     assert len(expected) > 0
     np.testing.assert_array_equal(result.boxes, expected.boxes)

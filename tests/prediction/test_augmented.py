@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import types
-
 import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.augmented import AugmentedPredictor, View, _resample, make_views, merge
+from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 
@@ -20,15 +19,13 @@ def result(boxes, scores, classes=None, masks=None, size=(40, 60)):
     return Result(boxes, np.array(scores, np.float32), classes, masks, boxes.copy(), *size, ("a", "b"))
 
 
-class BlobFinder:
+class BlobFinder(Predictor):
     """Finds the bright rectangles of an image; the mask is the brightness inside."""
 
-    class_names, category_ids, per_class = ("cell", "other"), (1, 2), False
-    config = types.SimpleNamespace(
-        postprocess=preset("cells-lite0").postprocess, data=preset("cells-lite0").data
-    )
+    def __init__(self):
+        super().__init__(preset("cells-lite0").override(["class_names=[cell, other]", "category_ids=[1, 2]"]))
 
-    def predict(self, image):
+    def _detect(self, image, part_of):
         import cv2
 
         count, _, stats, _ = cv2.connectedComponentsWithStats((image > 100).astype(np.uint8))

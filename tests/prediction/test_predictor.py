@@ -23,7 +23,8 @@ from effdet_tf.outputs import cells as cells_module
 from effdet_tf.outputs import labels as labels_module
 from effdet_tf.outputs import overlay as overlay_module
 from effdet_tf.prediction import predictor as large_images
-from effdet_tf.prediction.predictor import predict_in_tiles, tile_unit
+from effdet_tf.prediction.predictor import tile_unit
+from effdet_tf.prediction.tiling import make_tiles
 
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -44,7 +45,7 @@ def small_tiles(monkeypatch):
 
 def _seams(size: int, config) -> np.ndarray:
     """Where the answer passes from one tile to the next, along one axis."""
-    tiles = large_images.make_tiles((size, 256), (256, 256), tile_unit(config), 96)
+    tiles = make_tiles((size, 256), (256, 256), tile_unit(config), 96)
     return np.unique([tile.core[0][0] for tile in tiles])[1:]
 
 
@@ -52,7 +53,7 @@ def _seams(size: int, config) -> np.ndarray:
 def test_tiled_equals_whole(predictor, small_tiles, dtype):
     image, _ = render_image(3, 512, 640, 120, "Cluster")
     image = image.astype(dtype) * (dtype(200) if dtype != np.uint8 else 1)
-    whole, tiled = predictor.predict(image), predict_in_tiles(predictor, image)
+    whole, tiled = predictor.predict(image), predictor._predict_in_tiles(image)
     score = predictor.config.postprocess.report_score
     whole, tiled = whole.filter(score), tiled.filter(score)
     assert len(whole) > 60 and abs(len(whole) - len(tiled)) <= 1
@@ -79,7 +80,7 @@ def test_no_cell_is_doubled_or_cut_at_a_seam(predictor, small_tiles):
     image, _ = render_image(4, 640, 640, 260, "Round")
     whole, tiled = (
         found.filter(predictor.config.postprocess.report_score)
-        for found in (predictor.predict(image), predict_in_tiles(predictor, image))
+        for found in (predictor.predict(image), predictor._predict_in_tiles(image))
     )
     pairs = [np.triu(pairwise_iou(found.boxes, found.boxes), 1) for found in (whole, tiled)]
     assert (pairs[1] > 0.5).sum() <= (pairs[0] > 0.5).sum()  # NMS at .5 is over boxes before they are voted
@@ -104,7 +105,7 @@ def test_tiled_equals_whole_on_real_images(real_data, predictor, monkeypatch, pa
     image = read_image(sorted(real_data.glob(pattern))[3])
     score = predictor.config.postprocess.report_score
     whole, tiled = (
-        found.filter(score) for found in (predictor.predict(image), predict_in_tiles(predictor, image))
+        found.filter(score) for found in (predictor.predict(image), predictor._predict_in_tiles(image))
     )
     best = pairwise_iou(whole.boxes, tiled.boxes).max(axis=1)
     assert len(whole) > 30 and (best > 0.9).mean() >= 0.99 and abs(len(whole) - len(tiled)) <= 2
@@ -112,7 +113,7 @@ def test_tiled_equals_whole_on_real_images(real_data, predictor, monkeypatch, pa
 
 def test_large_images_go_in_tiles_by_themselves(predictor, small_tiles, monkeypatch):
     image, _ = render_image(5, 300, 420, 40, "Cluster")
-    expected = predict_in_tiles(predictor, image)
+    expected = predictor._predict_in_tiles(image)
     monkeypatch.setattr(large_images, "LARGE", 300 * 420 - 1)
     np.testing.assert_array_equal(predictor.predict(image).boxes, expected.boxes)
     assert len(expected) > 20
@@ -193,15 +194,14 @@ def test_a_large_page_is_read_through_a_file(monkeypatch, tmp_path):
 
 def test_a_terminal_sees_the_tiles(tmp_path):
     code = (
-        "import numpy as np; from effdet_tf import large_images as l; l.TILE = 64; l.OVERLAP = 16\n"
+        "import numpy as np; from effdet_tf.prediction import predictor as l; l.TILE = 64; l.OVERLAP = 16\n"
         "from effdet_tf.presets import preset; from effdet_tf.prediction.results import Result\n"
-        "class P:\n"
-        "    config = preset('cells-lite0'); class_names = ('cell',)\n"
-        "    def predict(self, image, whole):\n"
+        "class P(l.Predictor):\n"
+        "    def _detect(self, image, part_of):\n"
         "        e = np.zeros((0, 4), np.float32)\n"
         "        masks, size = np.zeros((0, 4, 4), np.uint8), image.shape[:2]\n"
         "        return Result(e, e[:, 0], e[:, 0].astype(int), masks, e, *size, ('cell',))\n"
-        "l.predict_in_tiles(P(), np.zeros((300, 300), np.uint8))"
+        "P(preset('cells-lite0'))._predict_in_tiles(np.zeros((300, 300), np.uint8))"
     )
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))

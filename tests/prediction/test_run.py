@@ -14,7 +14,7 @@ from effdet_tf.model.anchors import grid
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
 from effdet_tf.prediction.load import load
-from effdet_tf.prediction.run import Predictor
+from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, LAST_FILE
 
 
@@ -42,7 +42,7 @@ def network(config):
 
 @pytest.fixture(scope="module")
 def predictor(network, config):
-    return Predictor(network, config)
+    return RunPredictor(network, config)
 
 
 def picture(height=96, width=80, seed=0):
@@ -128,7 +128,9 @@ def test_a_flat_image_is_no_crash(predictor):
 
 
 def test_nothing_found_is_an_empty_result(tiny_config):
-    quiet = Predictor(build_network(tiny_config), tiny_config.override(["postprocess.score_threshold=0.99"]))
+    quiet = RunPredictor(
+        build_network(tiny_config), tiny_config.override(["postprocess.score_threshold=0.99"])
+    )
     result = quiet.predict(picture())
     assert len(result) == 0
     assert result.boxes.shape == result.mask_boxes.shape == (0, 4)
@@ -139,7 +141,7 @@ def test_nothing_found_is_an_empty_result(tiny_config):
 
 def test_a_network_without_masks_gives_boxes_only(config):
     config = config.override(["model.mask.enabled=false"])
-    result = Predictor(talkative(config), config).predict(picture())
+    result = RunPredictor(talkative(config), config).predict(picture())
     assert len(result) > 3
     assert result.masks is None and result.mask_boxes is None
     with pytest.raises(UserError):
@@ -217,7 +219,7 @@ def test_fixed_statistics_are_of_pixels_0_to_255(tiny_config):
     np.testing.assert_allclose(normalize(image / 100 + 3, fixed), expected, atol=1e-4)
     assert np.isfinite(normalize(np.full((2, 2), 0.3), fixed)).all()
     with pytest.raises(UserError, match="data.mean has 3 values, data.channels is 1"):
-        Predictor(build_network(tiny_config), fixed.override(["data.channels=1"]))
+        RunPredictor(build_network(tiny_config), fixed.override(["data.channels=1"]))
 
 
 class OneAnchor:
@@ -251,7 +253,7 @@ def test_a_fitted_image_gives_boxes_in_its_own_pixels(tiny_config):
     )
     assert anchors[beside, 1] > 48 > anchors[across, 1]
     dense = OneAnchor((inside, across, beside), (64, 64))
-    predictor = Predictor(Network(dense, None), config)
+    predictor = RunPredictor(Network(dense, None), config)
     image = np.random.default_rng(0).integers(0, 255, (128, 96), dtype=np.uint8)  # 64 x 48 fits
     result = predictor.predict(image)
     assert (result.height, result.width) == (128, 96)
@@ -270,7 +272,7 @@ def test_a_zoomed_image_gives_boxes_in_its_own_pixels(tiny_config, zoom):
     )
     dense = OneAnchor((inside, across), (64, 48), len(anchors))
     image = np.random.default_rng(0).integers(0, 255, (round(64 / zoom), round(48 / zoom)), dtype=np.uint8)
-    result = Predictor(Network(dense, None), config).predict(image)
+    result = RunPredictor(Network(dense, None), config).predict(image)
     assert (result.height, result.width) == image.shape
     assert len(result) == 2
     expected = anchors[[inside, across]] / zoom
@@ -280,11 +282,11 @@ def test_a_zoomed_image_gives_boxes_in_its_own_pixels(tiny_config, zoom):
 
 def test_zoom_is_a_larger_image(network, config):
     image = picture(64, 64)
-    zoomed = Predictor(network, config.override(["data.zoom=2"])).predict(image)
+    zoomed = RunPredictor(network, config.override(["data.zoom=2"])).predict(image)
     bilinear = tf.image.resize(image[..., None].astype(np.float32), (128, 128)).numpy()[..., 0]
     # Each image is normalised by its own deviation, which the resized one has a little less of.
     scale = image.std() / bilinear.std()
-    large = Predictor(network, config).predict((bilinear - bilinear.mean()) * scale + bilinear.mean())
+    large = RunPredictor(network, config).predict((bilinear - bilinear.mean()) * scale + bilinear.mean())
     assert len(zoomed) > 3 and 0.8 < len(zoomed) / len(large) < 1.25
     distance = np.abs(zoomed.boxes[:, None] * 2 - large.boxes[None]).max(-1).min(1)
     assert np.median(distance) < 0.5
@@ -295,8 +297,8 @@ def test_zoom_is_a_larger_image(network, config):
 def test_a_network_with_masks_takes_fitted_images(network, config):
     fitted = config.override(["data.resize=fit", "data.crop_size=[96, 96]"])
     image = picture(288, 240)
-    result = Predictor(network, fitted).predict(image)
-    small = Predictor(network, config).predict(cv2.resize(image, (80, 96), interpolation=cv2.INTER_AREA))
+    result = RunPredictor(network, fitted).predict(image)
+    small = RunPredictor(network, config).predict(cv2.resize(image, (80, 96), interpolation=cv2.INTER_AREA))
     assert len(result) > 3 and 0.5 < len(result) / len(small) < 2
     assert result.boxes[:, 2].max() > 150
     h = result.boxes[:, 2] - result.boxes[:, 0]
@@ -304,7 +306,7 @@ def test_a_network_with_masks_takes_fitted_images(network, config):
 
 
 def test_prediction_follows_the_weights(network, config):
-    predictor = Predictor(network, config)
+    predictor = RunPredictor(network, config)
     bias = network.dense.get_layer("class_predict").bias
     before = predictor.predict(picture())
     start = bias.numpy()

@@ -47,7 +47,7 @@ def reference(tiny_config):
     import keras
 
     from effdet_tf.model.network import build_network
-    from effdet_tf.prediction.run import Predictor
+    from effdet_tf.prediction.run import RunPredictor
 
     keras.utils.set_random_seed(0)
     config = tiny_config.override(["postprocess.score_threshold=0.3", "postprocess.report_score=0.35"])
@@ -59,7 +59,7 @@ def reference(tiny_config):
     layer.pointwise_kernel.assign(layer.pointwise_kernel * 100)
     base = network.mask_head.base
     base.assign(np.r_[base.numpy()[:-1], 5.0])  # the bias of the last filter: every mask covers its box
-    predictor = Predictor(network, config)
+    predictor = RunPredictor(network, config)
     return predictor
 
 
@@ -92,7 +92,7 @@ def described(model: Path, **changes) -> bytes:
 def test_load_opens_it(model, reference, image):
     predictor = effdet_tf.load(model)
     assert isinstance(predictor, TFLitePredictor)
-    assert predictor.frame == (64, 64)
+    assert predictor.input_size == (64, 64)
     assert predictor.class_names == reference.class_names
     assert predictor.category_ids == reference.category_ids
     assert predictor.per_class == reference.per_class

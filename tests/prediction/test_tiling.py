@@ -6,13 +6,15 @@ from scipy import ndimage
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.resample import resize
-from effdet_tf.prediction.fixed_size import FramedPredictor, fitted_size, framed, zoomed_size
-from effdet_tf.prediction.tiling import OVERLAP, Found, make_tiles
+from effdet_tf.model.detections import Detections
+from effdet_tf.prediction.fixed_size import FixedSizePredictor, fitted_size, padded, zoomed_size
+from effdet_tf.prediction.predictor import DENSE_OVERLAP as OVERLAP
+from effdet_tf.prediction.tiling import make_tiles
 
 LEVEL = 0.5  # of a normalised pixel above which it belongs to a blob
 
 
-def blobs(image: np.ndarray, shown: tuple[int, int]) -> Found:
+def blobs(image: np.ndarray, shown: tuple[int, int]) -> Detections:
     """A network that finds bright blobs exactly; the score falls with the place inside the blob's own row."""
     bright = image[: shown[0], : shown[1]].mean(-1) > LEVEL
     assert not image[shown[0] :].any() and not image[:, shown[1] :].any()
@@ -23,7 +25,7 @@ def blobs(image: np.ndarray, shown: tuple[int, int]) -> Found:
     scores = (size / (size + 100)).astype(np.float32)
     order = np.argsort(-scores, kind="stable")
     masks = np.stack([np.full((4, 4), 255, np.uint8)] * count) if count else np.zeros((0, 4, 4), np.uint8)
-    return Found(boxes, scores, np.zeros(count, np.int32), masks, boxes.copy()).take(order)
+    return Detections(boxes, scores, np.zeros(count, np.int32), masks, boxes.copy()).take(order)
 
 
 def picture(
@@ -68,7 +70,7 @@ FRAME = (96, 128)  # tiles share 24 and 32 px at least
 @pytest.mark.parametrize("size", [(300, 401), (97, 128), (96, 129), (500, 60)])
 def test_tiles_find_every_cell_once(config, size, seed):
     boxes = scattered(*size, 60, 24, seed)
-    result = FramedPredictor(config, FRAME, blobs).predict(picture(*size, boxes))
+    result = FixedSizePredictor(config, FRAME, blobs).predict(picture(*size, boxes))
     assert rows(result.boxes) == rows(boxes)
     assert (np.diff(result.scores) <= 0).all()
     assert (result.height, result.width, result.truncated) == (*size, False)
@@ -77,8 +79,8 @@ def test_tiles_find_every_cell_once(config, size, seed):
 
 def test_tiled_equals_whole(config):
     image = picture(300, 401, scattered(300, 401, 80, 24))
-    tiled = FramedPredictor(config, FRAME, blobs).predict(image)
-    whole = FramedPredictor(config, (304, 408), blobs).predict(image)
+    tiled = FixedSizePredictor(config, FRAME, blobs).predict(image)
+    whole = FixedSizePredictor(config, (304, 408), blobs).predict(image)
     assert rows(tiled.boxes) == rows(whole.boxes)
     np.testing.assert_array_equal(tiled.scores, whole.scores)
 
@@ -86,7 +88,7 @@ def test_tiled_equals_whole(config):
 @pytest.mark.parametrize("shift", range(-2, 3))
 def test_two_tiles_may_see_a_cell_a_little_differently(config, shift):
     """The middle of the overlap runs through the cell; each tile pulls it to its side, or away from it."""
-    first, second = make_tiles((96, 200), FRAME, 8)
+    first, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
     middle = int(first.core[1, 1])
     box = np.float32([[40, middle - 8, 56, middle + 8]])
 
@@ -94,44 +96,44 @@ def test_two_tiles_may_see_a_cell_a_little_differently(config, shift):
         left = shown[1] == FRAME[1] and image[0, 0, 0] > 0
         moved = box + np.float32([0, 1, 0, 1]) * (shift if left else -shift - second.start[1])
         one = np.ones(1, np.float32)
-        return Found(moved, one * (0.9 if left else 0.8), np.zeros(1, np.int32), None, None)
+        return Detections(moved, one * (0.9 if left else 0.8), np.zeros(1, np.int32), None, None)
 
     image = np.zeros((96, 200), np.uint8)
     image[0, 0] = 255  # tells the tiles apart
-    result = FramedPredictor(config, FRAME, run).predict(image)
+    result = FixedSizePredictor(config, FRAME, run).predict(image)
     assert len(result) == 1
     assert abs(result.boxes[0] - box[0]).max() <= 3
 
 
 def test_the_tile_in_whose_core_a_cell_lies_has_it(config):
     """The other one gives it a higher score, but sees it nearer to its edge."""
-    first, second = make_tiles((96, 200), FRAME, 8)
+    first, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
     middle = int(first.core[1, 1])
     box = np.float32([[40, middle - 7, 56, middle + 9]])
 
     def run(image, shown):
         left = image[0, 0, 0] > 0
         seen = box + np.float32([0, 1, 0, 1]) * (1 if left else -second.start[1])
-        return Found(seen, np.float32([0.9 if left else 0.5]), np.zeros(1, np.int32), None, None)
+        return Detections(seen, np.float32([0.9 if left else 0.5]), np.zeros(1, np.int32), None, None)
 
     image = np.zeros((96, 200), np.uint8)
     image[0, 0] = 255
-    assert rows(FramedPredictor(config, FRAME, run).predict(image).boxes) == rows(box)
+    assert rows(FixedSizePredictor(config, FRAME, run).predict(image).boxes) == rows(box)
 
 
 def test_the_corner_of_a_cell_is_no_cell(config):
     """Four tiles see parts of it; the first one sees less than half."""
     boxes = [(64, 90, 112, 146)]
-    assert len(make_tiles((144, 200), FRAME, 8)) == 4
-    result = FramedPredictor(config, FRAME, blobs).predict(picture(144, 200, boxes))
+    assert len(make_tiles((144, 200), FRAME, 8, OVERLAP)) == 4
+    result = FixedSizePredictor(config, FRAME, blobs).predict(picture(144, 200, boxes))
     assert rows(result.boxes) == boxes
 
 
 def test_a_cell_larger_than_the_overlap_is_one_cell(config):
     image = picture(96, 200, [(20, 40, 60, 160)])
-    first, second = make_tiles((96, 200), FRAME, 8)
+    first, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
     assert first.start[1] + FRAME[1] - second.start[1] < 60
-    assert len(FramedPredictor(config, FRAME, blobs).predict(image)) == 1
+    assert len(FixedSizePredictor(config, FRAME, blobs).predict(image)) == 1
 
 
 def test_cells_that_overlap_stay(config):
@@ -141,12 +143,12 @@ def test_cells_that_overlap_stay(config):
     def run(image, shown):
         offset = 0 if image[0, 0, 0] > 0 else second.start[1]
         boxes = found - np.float32([0, 1, 0, 1]) * offset
-        return Found(boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32), None, None)
+        return Detections(boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32), None, None)
 
-    _, second = make_tiles((96, 200), FRAME, 8)
+    _, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
     image = np.zeros((96, 200), np.uint8)
     image[0, 0] = 255
-    assert rows(FramedPredictor(config, FRAME, run).predict(image).boxes) == rows(found)
+    assert rows(FixedSizePredictor(config, FRAME, run).predict(image).boxes) == rows(found)
 
 
 @pytest.mark.parametrize(("agnostic", "count"), [(True, 1), (False, 2)])
@@ -158,18 +160,18 @@ def test_doubles_are_sought_within_a_class_where_classes_are_told_apart(config, 
             "category_ids=[1, 2]",
         ]
     )
-    first, second = make_tiles((96, 200), FRAME, 8)
+    first, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
     middle = int(first.core[1, 1])
 
     def run(image, shown):
         left = image[0, 0, 0] > 0
         box = np.float32([[40, middle - 8, 56, middle + 8]])
         box = box if left else box - np.float32([0, 1, 0, 1]) * second.start[1]
-        return Found(box, np.ones(1, np.float32), np.int32([0 if left else 1]), None, None)
+        return Detections(box, np.ones(1, np.float32), np.int32([0 if left else 1]), None, None)
 
     image = np.zeros((96, 200), np.uint8)
     image[0, 0] = 255
-    assert len(FramedPredictor(config, FRAME, run).predict(image)) == count
+    assert len(FixedSizePredictor(config, FRAME, run).predict(image)) == count
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 128), (50, 70), FRAME])
@@ -181,7 +183,7 @@ def test_what_fits_is_predicted_in_one_piece(config, size):
         return blobs(image, shown)
 
     image = picture(*size, [(0, 0, size[0], size[1] // 2 + 1)])
-    result = FramedPredictor(config, FRAME, run).predict(image)
+    result = FixedSizePredictor(config, FRAME, run).predict(image)
     assert len(calls) == 1
     shape, shown, seen = calls[0]
     assert (shape, shown) == ((*FRAME, 1), size)
@@ -203,16 +205,16 @@ def test_16_bit_and_colour(tiny_config):
             seen.append(part.max())
             return blobs(part, shown)
 
-        assert rows(FramedPredictor(config, FRAME, run).predict(image).boxes) == rows(boxes)
+        assert rows(FixedSizePredictor(config, FRAME, run).predict(image).boxes) == rows(boxes)
         assert np.ptp(seen) == 0
 
 
 def test_a_cut_is_told(config):
     boxes = scattered(300, 401, 80, 24)
     image = picture(300, 401, boxes)
-    best = FramedPredictor(config, FRAME, blobs).predict(image)
+    best = FixedSizePredictor(config, FRAME, blobs).predict(image)
     limit = 20
-    few = FramedPredictor(config.override([f"data.max_instances={limit}"]), FRAME, blobs).predict(image)
+    few = FixedSizePredictor(config.override([f"data.max_instances={limit}"]), FRAME, blobs).predict(image)
     assert few.truncated and len(few) == limit
     np.testing.assert_array_equal(few.scores, best.scores[:limit])
 
@@ -224,11 +226,11 @@ def test_a_tile_that_was_cut_is_told(config):
     def run(image, shown):
         box = np.float32([[40, 100, 50, 110], [41, 101, 51, 111], [42, 102, 52, 112]])
         keep = slice(None) if image[0, 0, 0] > 0 else slice(0)
-        return Found(box, np.ones(3, np.float32), np.zeros(3, np.int32), None, None).take(keep)
+        return Detections(box, np.ones(3, np.float32), np.zeros(3, np.int32), None, None).take(keep)
 
     image = np.zeros((96, 200), np.uint8)
     image[0, 0] = 255
-    result = FramedPredictor(config, FRAME, run).predict(image)
+    result = FixedSizePredictor(config, FRAME, run).predict(image)
     assert len(result) < 3 and result.truncated
 
 
@@ -242,7 +244,7 @@ def test_memory_is_bounded(config, monkeypatch):
         tiling.Merger, "add", lambda merger, *tile: (add(merger, *tile), sizes.append(merger._count))
     )
     boxes = scattered(600, 800, 400, 12)
-    assert len(FramedPredictor(config, FRAME, blobs).predict(picture(600, 800, boxes))) == 10
+    assert len(FixedSizePredictor(config, FRAME, blobs).predict(picture(600, 800, boxes))) == 10
     assert len(sizes) > 20 and max(sizes) <= 40
 
 
@@ -255,7 +257,7 @@ def test_fitted_images_are_scaled_and_results_scaled_back(config):
         calls.append(shown)
         return blobs(image, shown)
 
-    result = FramedPredictor(config, FRAME, run).predict(picture(288, 480, boxes))
+    result = FixedSizePredictor(config, FRAME, run).predict(picture(288, 480, boxes))
     assert calls == [(77, 128)]
     assert len(result) == 2
     np.testing.assert_allclose(result.boxes[np.argsort(result.boxes[:, 0])], boxes, atol=4)
@@ -273,8 +275,8 @@ def test_zoomed_images_are_tiled_and_results_scaled_back(config, zoom):
         return blobs(image, shown)
 
     config = config.override([f"data.zoom={zoom}"])
-    result = FramedPredictor(config, FRAME, run).predict(picture(150, 240, boxes))
-    assert len(calls) == (1 if zoom == 0.5 else len(make_tiles((300, 480), FRAME, 8)))
+    result = FixedSizePredictor(config, FRAME, run).predict(picture(150, 240, boxes))
+    assert len(calls) == (1 if zoom == 0.5 else len(make_tiles((300, 480), FRAME, 8, OVERLAP)))
     assert (result.height, result.width) == (150, 240)
     np.testing.assert_allclose(result.boxes[np.argsort(result.boxes[:, 0])], boxes, atol=1.0)
     np.testing.assert_array_equal(result.boxes, result.mask_boxes)
@@ -293,7 +295,7 @@ def test_zoomed_size_is_tensorflows(size, zoom):
 def test_rounding_leads_no_fitted_box_beyond_the_image(config):
     config = config.override(["data.resize=fit", "data.crop_size=[96, 128]"])
     image = picture(230, 384, [(0, 0, 230, 384)])  # 77 x (230 / 77) is more than 230 in float32
-    assert rows(FramedPredictor(config, FRAME, blobs).predict(image).boxes) == [(0, 0, 230, 384)]
+    assert rows(FixedSizePredictor(config, FRAME, blobs).predict(image).boxes) == [(0, 0, 230, 384)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (288, 480), (520, 704), (77, 33), (3, 4)])
@@ -318,7 +320,7 @@ def test_fitted_size_is_tensorflows(size):
 def test_tiles_cover_the_image(size, frame, stride):
     covered = np.zeros(size, int)
     owners = np.zeros(size, int)
-    tiles = make_tiles(size, frame, stride)
+    tiles = make_tiles(size, frame, stride, OVERLAP)
     y, x = np.indices(size) + 0.25  # nowhere on the middle of an overlap
     for tile in tiles:
         top, left = tile.start
@@ -334,9 +336,9 @@ def test_tiles_cover_the_image(size, frame, stride):
     assert (owners == 1).all()
 
 
-def test_framed_cuts_and_pads():
+def test_padded_cuts_and_pads():
     image = np.ones((5, 2, 1), np.float32)
-    result = framed(image, (3, 4))
+    result = padded(image, (3, 4))
     assert result.shape == (3, 4, 1)
     assert result.sum() == 6
     np.testing.assert_array_equal(result[:, 2:], 0)
@@ -345,4 +347,4 @@ def test_framed_cuts_and_pads():
 
 def test_a_wrong_array_is_the_users_error(config):
     with pytest.raises(UserError, match="an image is"):
-        FramedPredictor(config, FRAME, blobs).predict(np.zeros((2, 2, 2, 2)))
+        FixedSizePredictor(config, FRAME, blobs).predict(np.zeros((2, 2, 2, 2)))
