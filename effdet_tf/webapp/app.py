@@ -34,7 +34,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.outputs.jobs import OWN_PICTURES
 from effdet_tf.webapp.downloads import FORMATS, everything, one_file
-from effdet_tf.webapp.drawing import OUTLINES, PREVIEW, SCORES, THUMBNAIL
+from effdet_tf.webapp.drawing import DRAWINGS
 from effdet_tf.webapp.guard import DATA, Guard
 from effdet_tf.webapp.names import clean_name
 from effdet_tf.webapp.session import Full, Gone, Session
@@ -76,10 +76,7 @@ def make_app(
             Route(f"{DATA}images", _clear, methods=["DELETE"]),
             Route(f"{DATA}network", _choose, methods=["POST"]),
             Route(f"{DATA}images/{{key}}", _remove, methods=["DELETE"]),
-            *(
-                Route(f"{DATA}images/{{key}}/{name}", _picture)
-                for name in (PREVIEW, THUMBNAIL, OUTLINES, SCORES)
-            ),
+            *(Route(f"{DATA}images/{{key}}/{name}", _drawing) for name in DRAWINGS),
             *(Route(f"{DATA}images/{{key}}/files/{suffix[1:]}", _file) for suffix in FORMATS),
             Route(f"{DATA}all.zip", _all),
         ],
@@ -97,8 +94,7 @@ def _static_routes() -> list[Route]:
     def serve(path: Path) -> Callable[[Request], Response]:
         return lambda request: FileResponse(path, media_type=_TYPES[path.suffix])
 
-    files = sorted(STATIC.iterdir())
-    routes = [Route(f"/{path.name}", serve(path)) for path in files]
+    routes = [Route(f"/{path.name}", serve(path)) for path in sorted(STATIC.iterdir())]
     return [Route("/", serve(STATIC / "index.html")), *routes]
 
 
@@ -108,16 +104,14 @@ def _session(request: Request) -> Session:
 
 def _start(request: Request) -> Response:
     session = _session(request)
-    limits = session.limits
-    return JSONResponse(
-        {
-            "version": __version__,
-            "networks": [{"name": n, "score": session.networks.score(n)} for n in session.networks.names],
-            "limits": {"file_bytes": limits.file_bytes, "pixels": limits.pixels, "images": limits.images},
-            "suffixes": IMAGE_SUFFIXES,
-            "own_outputs": OWN_PICTURES,
-        }
-    )
+    answer = {
+        "version": __version__,
+        "networks": [{"name": n, "score": session.networks.scores[n]} for n in session.networks.names],
+        "limits": {name: getattr(session.limits, name) for name in ("file_bytes", "pixels", "images")},
+        "suffixes": IMAGE_SUFFIXES,
+        "own_outputs": OWN_PICTURES,
+    }
+    return JSONResponse(answer)
 
 
 def _state(request: Request) -> Response:
@@ -165,7 +159,7 @@ def _remove(request: Request) -> Response:
     return Response(status_code=204)
 
 
-def _picture(request: Request) -> Response:
+def _drawing(request: Request) -> Response:
     name = request.url.path.rsplit("/", 1)[1]
     try:
         content = (_session(request).get(request.path_params["key"]).folder / name).read_bytes()
@@ -187,13 +181,10 @@ def _all(request: Request) -> Response:
 
 def _score(request: Request) -> float:
     text = request.query_params.get("score", "")
-    try:
-        score = float(text)
-    except ValueError:
-        score = -1.0
-    if not 0 <= score <= 1:
-        raise UserError(f"score {text!r}: give a number from 0 to 1")
-    return score
+    with contextlib.suppress(ValueError):
+        if 0 <= (score := float(text)) <= 1:
+            return score
+    raise UserError(f"score {text!r}: give a number from 0 to 1")
 
 
 def _attachment(name: str) -> dict[str, str]:

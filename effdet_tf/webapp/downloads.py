@@ -14,9 +14,8 @@ from effdet_tf.errors import UserError
 from effdet_tf.outputs.batch import SUMMARY, WELLS
 from effdet_tf.outputs.page import SUFFIXES
 from effdet_tf.outputs.wells import write_wells
-from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.names import names_of_outputs
-from effdet_tf.webapp.session import TEMPORARY, Entry, Gone, Session
+from effdet_tf.webapp.session import TEMPORARY, Entry, Gone, Predicted, Session
 
 FORMATS = {  # suffix of a file -> name of the format, media type
     SUFFIXES[name]: (name, media_type)
@@ -31,7 +30,6 @@ FORMATS = {  # suffix of a file -> name of the format, media type
 }
 _ONE_AT_A_TIME = threading.Lock()  # the memory of one image, however many downloads are asked for
 _STEM = "image"
-_Predicted = tuple[Result, outputs.ImageInfo]
 
 
 def one_file(session: Session, key: str, suffix: str, score: float) -> tuple[str, bytes]:
@@ -53,8 +51,7 @@ def one_file(session: Session, key: str, suffix: str, score: float) -> tuple[str
     entry = session.get(key)
     if entry.predicted is None:
         raise Gone(f"{entry.name}: has no result yet")
-    entries = session.entries()
-    names = dict(zip(entries, names_of_outputs([(e.name, e.rooted) for e in entries]), strict=True))
+    names = _names(session.entries())
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         base = Path(folder) / _STEM
         _write(session, entry, entry.predicted, score, [FORMATS[suffix][0]], base)
@@ -87,17 +84,18 @@ def everything(session: Session, score: float) -> Iterator[bytes]:
 
 def _zip(
     session: Session,
-    entries: Sequence[tuple[Entry, _Predicted | None]],
+    entries: Sequence[tuple[Entry, Predicted | None]],
     class_names: Sequence[str],
     score: float,
 ) -> Iterator[bytes]:
-    names = names_of_outputs([(entry.name, entry.rooted) for entry, _ in entries])
+    names = _names([entry for entry, _ in entries])
     sink = _Sink()
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         tables = Path(folder) / SUMMARY, Path(folder) / WELLS
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
             with outputs.open_csv(tables[0], outputs.summary_columns(class_names)) as add_rows:
-                for (entry, found), name in zip(entries, names, strict=True):
+                for entry, found in entries:
+                    name = names[entry]
                     part = Path(tempfile.mkdtemp(dir=folder))
                     try:
                         if found is None:
@@ -118,8 +116,12 @@ def _zip(
         yield sink.take()
 
 
+def _names(entries: Sequence[Entry]) -> dict[Entry, str]:
+    return dict(zip(entries, names_of_outputs([(e.name, e.rooted) for e in entries]), strict=True))
+
+
 def _write(
-    session: Session, entry: Entry, predicted: _Predicted, score: float, formats: Collection[str], base: Path
+    session: Session, entry: Entry, predicted: Predicted, score: float, formats: Collection[str], base: Path
 ) -> tuple[outputs.Page, outputs.ImageInfo]:
     """Write the files of an image under `base`, a path without suffix; returns what the summary takes."""
     with _ONE_AT_A_TIME:

@@ -8,7 +8,6 @@ it be dropped. So the browser hides cells by their score alone, and shows what `
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +16,13 @@ from effdet_tf.geometry.masks import patch_to_polygons
 from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
 from effdet_tf.outputs import NumberedCells
 
-PREVIEW, THUMBNAIL, OUTLINES, SCORES = "preview.png", "thumbnail.png", "outlines.json", "scores.json"
-_PREVIEW_SIDE, _THUMBNAIL_SIDE = 4096, 160  # px; browsers draw no picture of any size
+DRAWINGS = PREVIEW, THUMBNAIL, OUTLINES, SCORES = (
+    "preview.png",
+    "thumbnail.png",
+    "outlines.json",
+    "scores.json",
+)
+_LONGEST_SIDES = {PREVIEW: 4096, THUMBNAIL: 160}  # px; browsers draw no picture of any size
 
 
 def picture_files(image: np.ndarray) -> dict[str, bytes]:
@@ -31,45 +35,27 @@ def picture_files(image: np.ndarray) -> dict[str, bytes]:
         `PREVIEW` and `THUMBNAIL`, PNG.
     """
     gray = stretch_contrast(to_gray(image))
-    return {
-        PREVIEW: encode_png(_fit(gray, _PREVIEW_SIDE)),
-        THUMBNAIL: encode_png(_fit(gray, _THUMBNAIL_SIDE)),
-    }
-
-
-def _fit(gray: np.ndarray, side: int) -> np.ndarray:
-    """Shrink `gray [H, W]` so that no side is longer than `side` pixels."""
     height, width = gray.shape
-    scale = side / max(height, width)
-    if scale >= 1:
-        return gray
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    files = {}
+    for name, side in _LONGEST_SIDES.items():
+        scale = side / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        shown = gray if scale >= 1 else cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+        files[name] = encode_png(shown)
+    return files
 
 
 def outline_files(cells: NumberedCells) -> dict[str, bytes]:
-    """The outlines, and the scores alone, by which the browser counts.
+    """The cells for the browser to draw, and the scores alone, by which it counts.
 
     Args:
         cells: all cells of the image, numbered.
 
     Returns:
-        `OUTLINES` and `SCORES`, JSON.
-    """
-    documents = {OUTLINES: outlines(cells), SCORES: cells.result.scores.tolist()}
-    return {name: json.dumps(value, separators=(",", ":")).encode() for name, value in documents.items()}
-
-
-def outlines(cells: NumberedCells) -> dict[str, Any]:
-    """The cells for the browser.
-
-    Args:
-        cells: all cells of the image, numbered.
-
-    Returns:
-        height and width in pixels, names of the classes, whether there are `masks`, and by cell: scores
-        (float32, falling), index of the class, area in pixels of the label image (0 without masks), and
-        polygons `[x, y, x, y, ...]` along pixel edges (the box without masks).
+        `OUTLINES` and `SCORES`, JSON. The outlines have height and width in pixels, names of the classes,
+        whether there are `masks`, and by cell: scores (float32, falling), index of the class, area in pixels
+        of the label image (0 without masks), and polygons `[x, y, x, y, ...]` along pixel edges (the box
+        without masks).
     """
     result = cells.result
     areas, polygons = [0] * len(result), []
@@ -79,13 +65,16 @@ def outlines(cells: NumberedCells) -> dict[str, Any]:
         for number, patch in cells.patches():
             areas[number - 1] = int(np.count_nonzero(patch.mask))
             polygons.append([[int(v) for v in points] for points in patch_to_polygons(patch)])
-    return {
+    scores = result.scores.tolist()
+    outlines = {
         "height": result.height,
         "width": result.width,
         "classes": list(result.class_names),
         "masks": cells.labels is not None,
-        "scores": result.scores.tolist(),
+        "scores": scores,
         "class": result.classes.tolist(),
         "area": areas,
         "polygons": polygons,
     }
+    documents = {OUTLINES: outlines, SCORES: scores}
+    return {name: json.dumps(value, separators=(",", ":")).encode() for name, value in documents.items()}

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -56,9 +57,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         reason = self._refusal(scope)
@@ -74,23 +73,18 @@ class Guard:
         changes = scope["method"] not in ("GET", "HEAD")
         site = headers.get("sec-fetch-site", "same-origin")
         origin = headers.get("origin")
-        if changes and origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            return "refused: this request comes from another web site"
-        if (changes or scope["path"].startswith(DATA)) and site not in ("same-origin", "none"):
-            return "refused: this request comes from another web site"
-        return ""
+        foreign = changes and origin is not None and origin.partition("://")[2].casefold() != host.casefold()
+        if changes or scope["path"].startswith(DATA):
+            foreign |= site not in ("same-origin", "none")
+        return "refused: this request comes from another web site" if foreign else ""
 
     def _is_own(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
         if match is None:
             return False
         name = match[1].casefold().strip("[]")
-        return name in self._hosts or self._any_address and _is_address(name)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+        if self._any_address:
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(name)
+                return True
+        return name in self._hosts

@@ -23,8 +23,7 @@ def clean_name(text: str) -> PurePosixPath:
         At least one part; no part is empty, `.` or `..`, or holds a separator, a control character, or one
         that some file system forbids.
     """
-    parts = [_clean_part(part) for part in re.split(r"[/\\]", text)]
-    parts = [part for part in parts if part]
+    parts = list(filter(None, map(_clean_part, re.split(r"[/\\]", text))))
     return PurePosixPath(*(parts[-_DEEPEST:] or ["image"]))
 
 
@@ -45,8 +44,5 @@ def names_of_outputs(images: Sequence[tuple[PurePosixPath, bool]]) -> list[str]:
     Args:
         images: for each the cleaned name, and whether that begins with a folder that was chosen.
     """
-    pairs = []
-    for name, rooted in images:
-        below = PurePosixPath(*name.parts[1:]) if rooted and len(name.parts) > 1 else PurePosixPath(name.name)
-        pairs.append((name.parent.name, below))
-    return output_names(pairs)
+    below = [PurePosixPath(*(rooted and name.parts[1:] or name.parts[-1:])) for name, rooted in images]
+    return output_names([(name.parent.name, path) for (name, _), path in zip(images, below, strict=True)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from effdet_tf.errors import UserError
@@ -16,6 +15,7 @@ class Networks:
 
     Attributes:
         names: the one that the web app starts with comes first.
+        scores: by name, the score that `predict` reports cells from, tuned on the run's validation images.
     """
 
     def __init__(self, run: str | os.PathLike[str]) -> None:
@@ -27,30 +27,24 @@ class Networks:
         Raises:
             UserError: when it cannot be loaded.
         """
-        self._sources = {name: MODELS / name for name in model_names()}
-        source = find_run(run)
-        name = str(run)
-        if source != self._sources.get(name):  # a folder of the user's own
-            name = f"./{name}" if name in self._sources else name
-            self._sources[name] = source
+        packaged = {name: MODELS / name for name in model_names()}
+        source, name = find_run(run), str(run)
+        if name in packaged and source != packaged[name]:  # a folder of the user's own
+            name = f"./{name}"
+        self._sources = {name: source} | {other: path for other, path in packaged.items() if other != name}
+        self.names = list(self._sources)
         self._loaded: dict[str, Any] = {name: load(source)}
-        self.names = [name, *(other for other in self._sources if other != name)]
-        self._scores = {other: float(report_score(self._sources[other])) for other in self.names[1:]}
-        self._scores[name] = float(self._loaded[name].config.postprocess.report_score)
+        self.scores = {other: float(report_score(self._sources[other])) for other in self.names[1:]}
+        self.scores[name] = float(self._loaded[name].config.postprocess.report_score)
 
-    def score(self, name: str) -> float:
-        """The score from which on `predict` reports cells, tuned on the run's validation images."""
-        return self._scores[name]
-
-    def check(self, name: str) -> str:
-        """The name itself.
+    def check(self, name: str) -> None:
+        """Refuse what is no network.
 
         Raises:
             UserError: when there is no such network.
         """
         if name not in self._sources:
             raise UserError(f"there is no network {name!r}; choose one of {', '.join(self.names)}")
-        return name
 
     def predictor(self, name: str) -> Any:
         """The network, loaded; to be called by one thread alone.
@@ -59,5 +53,5 @@ class Networks:
             UserError: when it cannot be loaded.
         """
         if name not in self._loaded:
-            self._loaded[name] = load(Path(self._sources[name]))
+            self._loaded[name] = load(self._sources[name])
         return self._loaded[name]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from effdet_tf.webapp.networks import Networks
 TEMPORARY = "effdet_tf-webapp-"  # how names of temporary folders begin
 IMAGE = "image"  # the upload, in a folder of its own; its real name is only told
 _TOLD = 5  # names of dropped images that the browser is told
+Predicted = tuple[Result, ImageInfo]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Entry:
     state: str = "waiting"
     error: str = ""
     shown: bool = False
-    predicted: tuple[Result, ImageInfo] | None = None
+    predicted: Predicted | None = None
     revision: int = 0
     ticket: object = None
 
@@ -219,12 +221,10 @@ class Session:
         path = entry.folder / IMAGE
         try:
             with Stack(path, self.limits.pixels) as stack:
-                if stack.pages > 1:
-                    raise UserError(
-                        f"{path}: is a stack of {stack.pages} pages; save the page to be used, or use "
-                        "`effdet_tf predict`"
-                    )
-                return stack.read(), stack
+                if stack.pages == 1:
+                    return stack.read(), stack
+                advice = "save the page to be used, or use `effdet_tf predict`"
+                raise UserError(f"{path}: is a stack of {stack.pages} pages; {advice}")
         except UserError as error:
             raise UserError(str(error).replace(str(path), str(entry.name))) from error
 
@@ -259,7 +259,9 @@ class Session:
         except UserError as error:
             self._mark(entry, ticket, state="failed", error=str(error))
         except Exception as error:  # a fault of the program or the memory: told, and the next image goes on
-            if self._mark(entry, ticket, state="failed", error=f"unexpected: {_one_line(error)}"):
+            text = str(error).strip().split(os.linesep, 1)[0][:300]
+            reason = f"unexpected: {type(error).__name__}{f': {text}' if text else ''}"
+            if self._mark(entry, ticket, state="failed", error=reason):
                 traceback.print_exc(file=sys.stderr)
         finally:
             self.at_work = False
@@ -271,7 +273,9 @@ class Session:
         predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
         result = predictor.predict(image)
         outlines = outline_files(number_cells(result))
-        size = entry.upload + sum(map(len, [*pictures.values(), *outlines.values()])) + _bytes(result)
+        arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
+        size = entry.upload + sum(array.nbytes for array in arrays if array is not None)
+        size += sum(map(len, [*pictures.values(), *outlines.values()]))
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
         info = ImageInfo(entry.name.name, *classes, axis=file.axis, um_per_px=file.um_per_px)
@@ -281,26 +285,14 @@ class Session:
             self._mark(entry, ticket, outlines, **changes, revision=entry.revision + 1)
 
     def _mark(
-        self, entry: Entry, ticket: object, files: Mapping[str, bytes] | None = None, **changes: Any
+        self, entry: Entry, ticket: object, files: Mapping[str, bytes] = MappingProxyType({}), **changes: Any
     ) -> bool:
         """Change an entry, and write files beside it, if this work is still wanted; says whether it is."""
         with self._lock:
             if entry.ticket is not ticket:
                 return False
-            for name, content in (files or {}).items():
+            for name, content in files.items():
                 with atomic_write(entry.folder / name) as temporary:
                     temporary.write_bytes(content)
-            for name, value in changes.items():
-                setattr(entry, name, value)
+            vars(entry).update(changes)
             return True
-
-
-def _bytes(result: Result) -> int:
-    """Size of the arrays."""
-    arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
-    return sum(array.nbytes for array in arrays if array is not None)
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().split(os.linesep, 1)[0]
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

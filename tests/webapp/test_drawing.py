@@ -10,7 +10,7 @@ import pytest
 
 from effdet_tf import outputs
 from effdet_tf.geometry.masks import Patch, patch_to_polygons
-from effdet_tf.webapp.drawing import PREVIEW, SCORES, THUMBNAIL, outline_files, outlines, picture_files
+from effdet_tf.webapp.drawing import OUTLINES, PREVIEW, SCORES, THUMBNAIL, outline_files, picture_files
 from tests.webapp.discs import make_result
 
 
@@ -33,7 +33,8 @@ def test_all_cells_cut_at_a_score_are_the_cells_at_that_score(seed: int) -> None
 def test_outlines_are_those_of_the_label_image() -> None:
     image = np.random.default_rng(1).integers(0, 255, (50, 60)).astype(np.uint8)
     cells = outputs.number_cells(make_result(3, 50, 60))
-    document = json.loads(json.dumps(outlines(cells)))
+    files = {name: json.loads(content) for name, content in outline_files(cells).items()}
+    document = files[OUTLINES]
     table = outputs.cell_table(cells, image)
     assert document["area"] == table["area"].tolist()
     assert [document["classes"][k] for k in document["class"]] == table["class"].tolist()
@@ -50,11 +51,12 @@ def test_outlines_are_those_of_the_label_image() -> None:
             and (inside == mask).all()
             or polygons == patch_to_polygons(Patch(0, 0, mask))
         )
-    assert json.loads(outline_files(cells)[SCORES]) == document["scores"]
+    assert files[SCORES] == document["scores"]
 
 
 def test_a_network_without_masks_gives_boxes() -> None:
-    document = outlines(outputs.number_cells(make_result(3, 50, 60, masks=False)))
+    cells = outputs.number_cells(make_result(3, 50, 60, masks=False))
+    document = json.loads(outline_files(cells)[OUTLINES])
     assert document["masks"] is False and len(document["polygons"]) == 60
     assert all(len(polygons) == 1 and len(polygons[0]) == 8 for polygons in document["polygons"])
 
