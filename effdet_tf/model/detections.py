@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,12 @@ class Detections(NamedTuple):
         """The real rows of a graph's outputs by name, as numpy arrays."""
         count = int(outputs["count"])
         return cls(*(outputs[name][:count] if name in outputs else None for name in cls._fields[:5]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Detections]) -> Detections:
+        """The cells of all parts, in their order."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
     def take(self, index: np.ndarray) -> Detections:
         """The cells at these indices, or where a bool mask `[N]` is true."""

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from effdet_tf.images.prepare import Brightness
+from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 
@@ -100,24 +101,59 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
 
     Args:
         found: of each view, in the pixels of the image.
-        iou: least IoU of two boxes of the same cell.
+        iou: minimum IoU of two boxes of the same cell.
         per_class: whether cells of different classes stay apart.
-        limit: most cells of the result.
+        limit: maximum number of cells.
 
     Returns:
         The cells, best first.
     """
     first = found[0]
-    boxes = np.concatenate([one.boxes for one in found])
-    scores = np.concatenate([one.scores for one in found])
-    classes = np.concatenate([one.classes for one in found])
     view = np.repeat(np.arange(len(found)), [len(one) for one in found])
-    order = np.argsort(-scores, kind="stable")
-    boxes, scores, classes, view = boxes[order], scores[order], classes[order], view[order]
+    cells = Detections.joined([one.detections for one in found])
+    order = np.argsort(-cells.scores, kind="stable")
+    cells, view = cells.take(order), view[order]
+    groups = _same_cells(cells, view, iou, per_class)
+    total = np.array([cells.scores[group].sum() / len(found) for group in groups], np.float32)
+    best = np.argsort(-total, kind="stable")[:limit]
+    groups = [groups[k] for k in best]
+    weights = [cells.scores[group] / max(float(cells.scores[group].sum()), 1e-9) for group in groups]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        rows = [weight @ values[group] for group, weight in zip(groups, weights, strict=True)]
+        return np.array(rows, np.float32).reshape(-1, 4)
+
+    masks = mask_boxes = None
+    if cells.masks is not None:
+        mask_boxes = mean(cells.mask_boxes)
+        masks = np.zeros((0, *cells.masks.shape[1:]), np.uint8)
+        if groups:
+            counts = [len(group) for group in groups]
+            members = cells.take(np.concatenate(groups))
+            placed = _resample(members.masks, members.mask_boxes, mask_boxes.repeat(counts, axis=0))
+            placed *= np.concatenate(weights)[:, None, None].astype(np.float32)
+            starts = np.cumsum([0, *counts[:-1]])
+            masks = np.rint(np.add.reduceat(placed, starts, axis=0)).astype(np.uint8)
+    return Result(
+        mean(cells.boxes),
+        total[best],
+        np.array([cells.classes[group[0]] for group in groups], np.int32),
+        masks,
+        mask_boxes,
+        first.height,
+        first.width,
+        first.class_names,
+        any(one.truncated for one in found) or len(total) > limit,
+    )
+
+
+def _same_cells(cells: Detections, view: np.ndarray, iou: float, per_class: bool) -> list[np.ndarray]:
+    """Indices of the detections of each cell, its best first; `cells` fall in score."""
+    boxes, classes = cells.boxes, cells.classes
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    free = np.ones(len(order), bool)
+    free = np.ones(len(boxes), bool)
     groups = []
-    for head in range(len(order)):
+    for head in range(len(boxes)):
         if not free[head]:
             continue
         low = np.maximum(boxes[head, :2], boxes[head:, :2])
@@ -133,39 +169,7 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
         _, one = np.unique(view[near], return_index=True)
         members = near[np.sort(one)]
         groups.append(np.array([head, *members[view[members] != view[head]]]))
-    total = np.array([scores[group].sum() / len(found) for group in groups], np.float32)
-    best = np.argsort(-total, kind="stable")[:limit]
-    groups = [groups[k] for k in best]
-    weights = [scores[group] / max(float(scores[group].sum()), 1e-9) for group in groups]
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        rows = [weight @ values[group] for group, weight in zip(groups, weights, strict=True)]
-        return np.array(rows, np.float32).reshape(-1, 4)
-
-    masks = mask_boxes = None
-    if first.masks is not None:
-        bitmaps = np.concatenate([one.masks for one in found if one.masks is not None])[order]
-        places = np.concatenate([one.mask_boxes for one in found if one.mask_boxes is not None])[order]
-        mask_boxes = mean(places)
-        masks = np.zeros((0, *bitmaps.shape[1:]), np.uint8)
-        if groups:
-            counts = [len(group) for group in groups]
-            members = np.concatenate(groups)
-            placed = _resample(bitmaps[members], places[members], mask_boxes.repeat(counts, axis=0))
-            placed *= np.concatenate(weights)[:, None, None].astype(np.float32)
-            starts = np.cumsum([0, *counts[:-1]])
-            masks = np.rint(np.add.reduceat(placed, starts, axis=0)).astype(np.uint8)
-    return Result(
-        mean(boxes),
-        total[best],
-        np.array([classes[group[0]] for group in groups], np.int32),
-        masks,
-        mask_boxes,
-        first.height,
-        first.width,
-        first.class_names,
-        any(one.truncated for one in found) or len(total) > limit,
-    )
+    return groups
 
 
 def _resample(bitmaps: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -39,8 +39,7 @@ class _Pool(NamedTuple):
 
     @classmethod
     def joined(cls, pools: Sequence[_Pool]) -> _Pool:
-        parts = zip(*(pool.found for pool in pools), strict=True)
-        found = Detections(*(None if part[0] is None else np.concatenate(part) for part in parts))
+        found = Detections.joined([pool.found for pool in pools])
         return cls(found, *(np.concatenate(part) for part in list(zip(*pools, strict=True))[1:]))
 
 
