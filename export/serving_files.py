@@ -79,7 +79,7 @@ python -m export.client --url grpc://localhost:8500 IMAGES --out DIR
 |---|---|---|
 | `serving_default` | `image_bytes` string [B]: PNG (8 or 16 bit) or JPEG files | {outputs}`count`, {about} |
 {label_row}| `tensor` | `images` float32 [B, H, W, {channels}], raw pixels | {outputs}`count` |
-| `part` | `images` as of `tensor`; `mean`, `std` [B, 1 or {channels}] of the images they are cut from | as `tensor` |
+| `part` | as `tensor`, with `mean` and `std` [B, 1 or {channels}] of the whole image | as `tensor` |
 | `network` | `images`, normalised, sides multiples of the stride | the network's raw outputs |
 | `info` | `query` string [B], any text | `metadata` string [B]: JSON with classes, scores, normalisation |
 
