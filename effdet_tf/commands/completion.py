@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from effdet_tf.commands.parser import Parser, walk
+from effdet_tf.commands.parser import walk
 
 SHELLS = ("bash", "zsh", "tcsh")
 # What stands for files and folders in help texts, where the type of an option does not say so: patterns,
@@ -35,19 +35,9 @@ def run(args: argparse.Namespace) -> int:
     import shtab
 
     parser = args.build_parser()
-    complete_paths(parser, shtab.FILE)
-    print(shtab.complete(parser, args.shell))
-    return 0
-
-
-def complete_paths(parser: Parser, kind: dict[str, str]) -> None:
-    """Let every option and argument that takes a path be completed by files and folders.
-
-    Args:
-        parser: of all verbs; its actions are marked as `shtab` wants them.
-        kind: `shtab.FILE`.
-    """
     for verb in walk(parser):
         for action in verb._actions:
             if action.type is Path or action.metavar in _PATHS:
-                action.complete = kind  # type: ignore[attr-defined]
+                action.complete = shtab.FILE
+    print(shtab.complete(parser, args.shell))
+    return 0

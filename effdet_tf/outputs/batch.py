@@ -67,9 +67,7 @@ class PredictReport:
     @property
     def exit_code(self) -> int:
         """0 when all images are done, 3 when some failed, 1 when all did."""
-        if not self.failed:
-            return 0
-        return 3 if self.done else 1
+        return 0 if not self.failed else 3 if self.done else 1
 
 
 def predict_files(

@@ -26,21 +26,6 @@ class NumberedCells:
     result: Result
     labels: np.ndarray | None
 
-    def patches(self) -> Iterator[tuple[int, Patch]]:
-        """Number and visible part of each cell: the pixels that it has in the label image.
-
-        Each is looked for in the box of its mask: the whole label image is never searched.
-        """
-        if self.labels is None or self.result.mask_boxes is None:
-            return
-        corners = self.result.mask_boxes
-        boxes = np.concatenate([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])], axis=1)
-        boxes = np.clip(boxes, 0, self.labels.shape * 2).astype(int)
-        for number, (y0, x0, y1, x1) in enumerate(boxes.tolist(), start=1):
-            patch = mask_to_patch(self.labels[y0:y1, x0:x1] == number, y0, x0)
-            if patch is not None:
-                yield number, patch
-
 
 def number_cells(result: Result, min_visible: float = 0.5) -> NumberedCells:
     """Give each cell its number, best score first.
@@ -66,12 +51,17 @@ def number_cells(result: Result, min_visible: float = 0.5) -> NumberedCells:
 
 def visible_shapes(cells: NumberedCells) -> Iterator[tuple[int, Patch]]:
     """Number and pixels of each cell: as in the label image, or its box's for a network without masks."""
-    if cells.labels is not None:
-        yield from cells.patches()
-        return
-    size = np.array([cells.result.height, cells.result.width])
-    edges = np.round(cells.result.boxes).astype(int)
-    low = np.clip(edges[:, :2], 0, size - 1)
-    high = np.clip(edges[:, 2:], low + 1, size)
+    labels, result = cells.labels, cells.result
+    size = np.array([result.height, result.width])
+    if labels is None or result.mask_boxes is None:
+        edges = np.round(result.boxes).astype(int)
+        low = np.clip(edges[:, :2], 0, size - 1)
+        high = np.clip(edges[:, 2:], low + 1, size)
+    else:
+        low = np.clip(np.floor(result.mask_boxes[:, :2]), 0, size).astype(int)
+        high = np.clip(np.ceil(result.mask_boxes[:, 2:]), 0, size).astype(int)
     for number, (y0, x0, y1, x1) in enumerate(np.concatenate([low, high], axis=1).tolist(), start=1):
-        yield number, Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool))
+        if labels is None:
+            yield number, Patch(y0, x0, np.ones((y1 - y0, x1 - x0), bool))
+        elif (patch := mask_to_patch(labels[y0:y1, x0:x1] == number, y0, x0)) is not None:
+            yield number, patch  # looked for in the box of its mask: the whole label image is never searched

@@ -11,7 +11,7 @@ import tifffile
 
 from effdet_tf.files import atomic_write
 from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
-from effdet_tf.outputs.cells import NumberedCells
+from effdet_tf.outputs.cells import NumberedCells, visible_shapes
 from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES, AddPage, ImageInfo, Page
 
 _SIDE = 1400  # smaller images are enlarged to about this, so that outlines stay thin beside tiny cells
@@ -91,7 +91,7 @@ def _outlines(cells: NumberedCells) -> Iterator[tuple[int, np.ndarray]]:
         for number, (y0, x0, y1, x1) in enumerate(cells.result.boxes.astype(np.float64), start=1):
             yield number, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]) - 0.5
         return
-    for number, patch in cells.patches():
+    for number, patch in visible_shapes(cells):
         contours, _ = cv2.findContours(
             patch.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(patch.x, patch.y)
         )

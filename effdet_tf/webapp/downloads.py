@@ -133,22 +133,16 @@ def _write(
         return page, info
 
 
-class _Sink:
+class _Sink(bytearray):
     """A file that zipfile writes into and that forgets what was taken."""
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
     def write(self, data: bytes) -> int:
-        """Keep the bytes."""
-        self._parts.append(bytes(data))
+        self.extend(data)
         return len(data)
 
-    def flush(self) -> None:
-        """Nothing waits."""
+    def flush(self) -> None: ...
 
     def take(self) -> bytes:
-        """What was written since the last time."""
-        taken = b"".join(self._parts)
-        self._parts.clear()
+        taken = bytes(self)
+        self.clear()
         return taken

@@ -14,7 +14,7 @@ import numpy as np
 
 from effdet_tf.geometry.masks import patch_to_polygons
 from effdet_tf.images.read import encode_png, stretch_contrast, to_gray
-from effdet_tf.outputs import NumberedCells
+from effdet_tf.outputs import NumberedCells, visible_shapes
 
 DRAWINGS = PREVIEW, THUMBNAIL, OUTLINES, SCORES = (
     "preview.png",
@@ -62,7 +62,7 @@ def outline_files(cells: NumberedCells) -> dict[str, bytes]:
     if cells.labels is None:
         polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for y0, x0, y1, x1 in result.boxes.tolist()]
     else:
-        for number, patch in cells.patches():
+        for number, patch in visible_shapes(cells):
             areas[number - 1] = int(np.count_nonzero(patch.mask))
             polygons.append([[int(v) for v in points] for points in patch_to_polygons(patch)])
     scores = result.scores.tolist()

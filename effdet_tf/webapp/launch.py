@@ -9,7 +9,6 @@ import socket
 import sys
 import threading
 import webbrowser
-from typing import Any
 
 import uvicorn
 
@@ -75,24 +74,20 @@ def serve(session: Session, listening: socket.socket, host: str, open_browser: b
     Raises:
         KeyboardInterrupt: at the end, by Ctrl-C.
     """
-    url = address(listening, host)
-    beyond = not is_loopback(listening)
-    hosts = {*LOOPBACK, host, *((socket.gethostname(), socket.getfqdn()) if beyond else ())}
+    url, beyond, hosts = address(listening, host), not is_loopback(listening), {*LOOPBACK, host}
     if beyond:
+        hosts |= {socket.gethostname(), socket.getfqdn()}
         print(
             f"warning: {host} is reached from other computers: whoever can reach it sees the images given to "
             "the web app and uses this computer's time; no password is asked for",
             file=sys.stderr,
         )
     print(f"{url} (Ctrl-C ends)", flush=True)
-
-    def start() -> None:
-        if open_browser:
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-
-    app: Any = make_app(session, hosts, any_address=beyond, on_start=start)
+    opening = threading.Thread(target=webbrowser.open, args=(url,), daemon=True)
     config = uvicorn.Config(
-        app,
+        make_app(
+            session, hosts, any_address=beyond, on_start=opening.start if open_browser else lambda: None
+        ),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -119,7 +119,6 @@ class Session:
         self._folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)  # for this user alone
         self._entries: dict[str, Entry] = {}
         self._dropped: list[str] = []
-        self._dropped_count = 0
         self._lock = threading.RLock()
         # One thread: a network asked twice at a time takes twice the memory and is no faster.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="network")
@@ -161,8 +160,7 @@ class Session:
             done = [entry for entry in self._entries.values() if entry.state in ("done", "failed")]
             if not done:
                 return False
-            self._dropped = [*self._dropped, str(done[0].name)][-_TOLD:]
-            self._dropped_count += 1
+            self._dropped.append(str(done[0].name))
             self.remove(done[0].key)
         return True
 
@@ -210,7 +208,7 @@ class Session:
         with self._lock:
             for key in list(self._entries):
                 self.remove(key)
-            self._dropped, self._dropped_count = [], 0
+            self._dropped.clear()
 
     def read(self, entry: Entry) -> tuple[np.ndarray, Stack]:
         """Pixels `[H, W, C]` of an image, as `predict` reads them, and the file that they are from, closed.
@@ -234,7 +232,7 @@ class Session:
             return {
                 "network": self.network,
                 "images": [entry.listed() for entry in self._entries.values()],
-                "dropped": {"count": self._dropped_count, "names": list(self._dropped)},
+                "dropped": {"count": len(self._dropped), "names": self._dropped[-_TOLD:]},
             }
 
     def close(self) -> None:
