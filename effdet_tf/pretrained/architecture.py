@@ -4,34 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
-from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.backbone import SCALES, build_plan
 from effdet_tf.presets import REFERENCE_PRESETS, preset
-
-
-class Backbone(NamedTuple):
-    """What tells one EfficientNet from another."""
-
-    stem: int  # channels of the first convolution
-    blocks: int
-    last: int  # channels of the last block
-    squeeze: bool  # squeeze-and-excitation; the Lite variants have none
-
-
-class Detector(NamedTuple):
-    """What tells one EfficientDet from another."""
-
-    backbone: str
-    channels: int  # of the BiFPN
-    repeats: int
-    head_repeats: int
-    max_level: int
-    weighted: bool  # "fast" fusion has weights, "sum" has none
 
 
 def recognise_backbone(arrays: Mapping[str, np.ndarray], where: str) -> str:
@@ -44,22 +22,19 @@ def recognise_backbone(arrays: Mapping[str, np.ndarray], where: str) -> str:
     Raises:
         UserError: when it is none that we know.
     """
-    blocks = {int(m[1]) for name in arrays if (m := re.match(r"block(\d+)_", name))}
-    stem, last = (
-        arrays.get("stem_conv/kernel"),
-        arrays.get(f"block{max(blocks, default=0)}_project_conv/kernel"),
-    )
+    blocks = _count(arrays, r"block(\d+)_")
+    stem, last = arrays.get("stem_conv/kernel"), arrays.get(f"block{max(blocks - 1, 0)}_project_conv/kernel")
     if stem is None or last is None:
         raise UserError(f"{where}: holds no EfficientNet (no first convolution or no last block)")
-    found = Backbone(stem.shape[-1], max(blocks) + 1, last.shape[-1], "block0_se_reduce/kernel" in arrays)
+    squeezes = "block0_se_reduce/kernel" in arrays  # the Lite variants have no squeeze-and-excitation
     for name in SCALES:
         plan = build_plan(name)
-        blocks_of = sum(count for _, count in plan.stages)
-        if found == (plan.stem, blocks_of, plan.stages[-1][0].filters, "lite" not in name):
+        shape = plan.stem, sum(count for _, count in plan.stages), plan.stages[-1][0].filters
+        if shape == (stem.shape[-1], blocks, last.shape[-1]) and squeezes == ("lite" not in name):
             return name
     raise UserError(
-        f"{where}: an EfficientNet of {found.blocks} blocks, {found.stem} channels at the start and "
-        f"{found.last} at the end is none that we know: {', '.join(SCALES)}"
+        f"{where}: an EfficientNet of {blocks} blocks, {stem.shape[-1]} channels at the start and "
+        f"{last.shape[-1]} at the end is none that we know: {', '.join(SCALES)}"
     )
 
 
@@ -82,35 +57,24 @@ def recognise_detector(arrays: Mapping[str, np.ndarray], where: str, hint: str =
     fpn = arrays.get("fpn0_td3_conv/pointwise_kernel")
     if fpn is None:
         raise UserError(f"{where}: holds {backbone} but no BiFPN")
-    found = Detector(
-        backbone,
-        fpn.shape[-1],
-        _count(arrays, r"fpn(\d+)_"),
-        _count(arrays, r"class_conv(\d+)/"),
-        _count(arrays, r"class_bn0_level(\d+)/") - 1,
-        any(name.startswith("fpn0_td3_fuse/") for name in arrays),
-    )
-    fitting = [name for name in REFERENCE_PRESETS if _signature(preset(name)) == found]
+    channels, repeats = fpn.shape[-1], _count(arrays, r"fpn(\d+)_")
+    heads, levels = _count(arrays, r"class_conv(\d+)/"), _count(arrays, r"class_bn0_level(\d+)/")
+    fusion = "fast" if any(name.startswith("fpn0_td3_fuse/") for name in arrays) else "sum"
+    fitting = []
+    for name in REFERENCE_PRESETS:
+        model = preset(name).model
+        sizes = model.fpn_channels, model.fpn_repeats, model.head_repeats, model.max_level + 1
+        if (model.backbone, model.fusion, *sizes) == (backbone, fusion, channels, repeats, heads, levels):
+            fitting.append(name)
     if not fitting:
         raise UserError(
-            f"{where}: {backbone} with a BiFPN of {found.channels} channels x {found.repeats} and heads of "
-            f"{found.head_repeats} up to P{found.max_level} is none of {', '.join(REFERENCE_PRESETS)}"
+            f"{where}: {backbone} with a BiFPN of {channels} channels x {repeats} and heads of {heads} up to "
+            f"P{levels - 1} is none of {', '.join(REFERENCE_PRESETS)}"
         )
     named = [name for name in fitting if re.search(rf"(?<![a-z]){name}(?![0-9x])", hint)]
     return (named or fitting)[0]
 
 
-def _signature(config: Config) -> Detector:
-    model = config.model
-    return Detector(
-        model.backbone,
-        model.fpn_channels,
-        model.fpn_repeats,
-        model.head_repeats,
-        model.max_level,
-        model.fusion == "fast",
-    )
-
-
 def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the highest number at the start of a name."""
     return max((int(m[1]) for name in names if (m := re.match(pattern, name))), default=-1) + 1

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.presets import preset
+from effdet_tf.presets import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD, preset
 from effdet_tf.pretrained.architecture import recognise_detector
 from effdet_tf.pretrained.effdet_names import rows
-from effdet_tf.pretrained.source import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LITE_MEAN,
-    LITE_STD,
-    UNIT_RANGE,
-    Pixels,
-    Pretrained,
-)
+from effdet_tf.pretrained.source import UNIT_RANGE, Pixels, Pretrained, list_faults, refuse
 
 OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"  # ends every name of a Keras object graph
 _SLOT = "/.OPTIMIZER_SLOT/"
@@ -83,13 +74,6 @@ _MIN_LEVEL = 3
 _TAPS = 3  # levels of the backbone; those above are made by resampling
 
 
-class _Found(NamedTuple):
-    """What the checkpoint has for one variable of ours."""
-
-    raw: str = ""
-    average: str = ""
-
-
 def from_automl(variables: Mapping[str, np.ndarray], where: str, advprop: bool | None = None) -> Pretrained:
     """Take over a checkpoint of the original EfficientDet.
 
@@ -109,25 +93,30 @@ def from_automl(variables: Mapping[str, np.ndarray], where: str, advprop: bool |
         UserError: when this is no such checkpoint, its architecture is none of ours, a tensor is missing or
             has another shape.
     """
-    translate = _Translator({_variable(name) for name in variables})
-    found: dict[str, _Found] = {}
+    translate = _Translator(map(_variable, variables))
+    found: dict[str, dict[str, str]] = {}  # our name -> slot -> their name
     unused: dict[str, str] = {}
     for name in variables:
         ours, slot = translate(_variable(name)), _slot(name)
-        if ours and slot in ("raw", "average"):
-            found[ours] = _put(found.get(ours, _Found()), slot, name, where)
-        else:
+        if not ours or slot not in ("raw", "average"):
             unused[name] = _why_unused(name, slot)
-    taken = {ours: entry.average or entry.raw for ours, entry in found.items()}
-    unused |= {e.raw: "its moving average is taken" for e in found.values() if e.raw and e.average}
+        elif (before := found.setdefault(ours, {}).setdefault(slot, name)) != name:
+            raise UserError(f"{where}: {before} and {name} are the same variable of EfficientDet")
+    taken = {ours: names.get("average") or names["raw"] for ours, names in found.items()}
+    followed = [names["raw"] for names in found.values() if len(names) == 2]
+    unused |= dict.fromkeys(followed, "its moving average is taken")
     arrays = {ours: np.asarray(variables[name], np.float32) for ours, name in taken.items()}
-    flat = [name for ours, name in taken.items() if ours.endswith("kernel") and arrays[ours].ndim != 4]
-    if flat:
-        raise UserError(f"{where}: {flat[0]} has shape {variables[flat[0]].shape}, no convolution's")
+    for ours, name in taken.items():
+        if ours.endswith("kernel") and arrays[ours].ndim != 4:
+            raise UserError(f"{where}: {name} has shape {variables[name].shape}, no convolution's")
     preset_name = recognise_detector(arrays, where, hint=where)
-    translate.check(preset(preset_name).model.max_level, where)
-    _check(arrays, taken, preset_name, where)
-    averages = sum(bool(entry.average) for entry in found.values())
+    top, nodes = preset(preset_name).model.max_level, translate.nodes
+    if nodes != 2 * (top - _MIN_LEVEL):
+        raise UserError(
+            f"{where}: its pyramid has {nodes} nodes, a BiFPN up to P{top} has {2 * (top - _MIN_LEVEL)}"
+        )
+    refuse(list_faults(arrays, _shapes(preset_name, arrays), taken), f"{where}: {preset_name} is not whole")
+    averages = sum("average" in names for names in found.values())
     names = "Keras object graph" if any(n.endswith(OBJECT) for n in taken.values()) else "TF1 or Keras names"
     preferred = f"moving averages preferred ({averages} tensors)" if averages else "no moving averages"
     mean, std, notes = _pixels(preset_name, where, advprop)
@@ -159,12 +148,6 @@ def _slot(name: str) -> str:
     return "optimizer" if _SLOT in name or _TF1_SLOT.search(name) else "raw"
 
 
-def _put(entry: _Found, field: str, name: str, where: str) -> _Found:
-    if before := getattr(entry, field):
-        raise UserError(f"{where}: {before} and {name} are the same variable of EfficientDet")
-    return entry._replace(**{field: name})
-
-
 def _why_unused(name: str, slot: str) -> str:
     if _BOOKKEEPING.match(name) or slot == "optimizer":
         return "only the original's training reads it"
@@ -172,14 +155,13 @@ def _why_unused(name: str, slot: str) -> str:
 
 
 class _Translator:
-    """Turns their names into ours; some need to know which others there are."""
+    """Turns their names into ours; `nodes` is how many each repeat of the pyramid has."""
 
     def __init__(self, variables: Iterable[str]) -> None:
-        """`variables` are their names, without slots."""
         text = "\n".join(variables)
         self._expanded = set(re.findall(r"^[\w-]+/blocks_(\d+)/conv2d_1/kernel$", text, re.MULTILINE))
         nodes = re.findall(r"^fpn_cells/cells?[_/]\d+/fnodes?/?(\d+)/", text, re.MULTILINE)
-        self._nodes = max(map(int, nodes), default=-1) + 1
+        self.nodes = max(map(int, nodes), default=-1) + 1
 
     def __call__(self, name: str) -> str | None:
         """Return our name, None when there is none."""
@@ -188,14 +170,6 @@ class _Translator:
                 return ours.format(**self._groups(m.groupdict()))
         return None
 
-    def check(self, max_level: int, where: str) -> None:
-        """Refuse a pyramid whose nodes are not those of a BiFPN."""
-        wanted = 2 * (max_level - _MIN_LEVEL)
-        if self._nodes != wanted:
-            raise UserError(
-                f"{where}: its pyramid has {self._nodes} nodes, a BiFPN up to P{max_level} has {wanted}"
-            )
-
     def _groups(self, groups: dict[str, str]) -> dict[str, str]:
         parts = ["expand", "dw", "project"] if groups.get("block") in self._expanded else ["dw", "project"]
         if "conv" in groups:
@@ -203,16 +177,14 @@ class _Translator:
         if "norm" in groups:
             groups["norm"] = _at(parts, groups["norm"])
         if "node" in groups:
-            number, levels = int(groups["node"]), self._nodes // 2
-            top = _MIN_LEVEL + levels
-            down = number < levels
-            groups["node"] = f"td{top - 1 - number}" if down else f"bu{_MIN_LEVEL + 1 + number - levels}"
+            number, levels = int(groups["node"]), self.nodes // 2
+            way, level = ("td", levels - 1 - number) if number < levels else ("bu", 1 + number - levels)
+            groups["node"] = f"{way}{_MIN_LEVEL + level}"
         if "weight" in groups:
             groups["weight"] = groups["weight"] or "0"
-        if "extra" in groups:
-            groups["extra"] = str(_MIN_LEVEL + _TAPS + int(groups["extra"]))
-        if "position" in groups:
-            groups["position"] = str(_MIN_LEVEL + int(groups["position"]))
+        for name, first in (("extra", _MIN_LEVEL + _TAPS), ("position", _MIN_LEVEL)):
+            if name in groups:
+                groups[name] = str(first + int(groups[name]))
         return groups
 
 
@@ -222,27 +194,19 @@ def _at(parts: list[str], counter: str) -> str:
     return parts[number] if number < len(parts) else f"unknown{number}"
 
 
-def _check(arrays: Mapping[str, np.ndarray], taken: Mapping[str, str], name: str, where: str) -> None:
-    """Refuse missing, wrongly shaped and superfluous tensors, by name."""
+def _shapes(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a preset's variables, for as many classes as `arrays` have."""
     anchors = preset(name).anchors.per_location
     classes = len(np.atleast_1d(arrays.get("class_predict/bias", np.zeros(anchors)))) // anchors
     outputs = {"class_predict": classes * anchors, "box_predict": 4 * anchors}
-    shapes = {
+    return {
         row.ours: tuple(outputs[row.ours.split("/")[0]] if n is None else n for n in row.shape)
         for row in rows(preset(name))
     }
-    faults = [f"{ours} is missing" for ours in shapes if ours not in arrays]
-    for ours, array in arrays.items():
-        if ours not in shapes:
-            faults.append(f"{taken[ours]} has no place in it")
-        elif array.shape != shapes[ours]:
-            faults.append(f"{taken[ours]} has shape {array.shape}, not {shapes[ours]}")
-    if faults:
-        raise UserError(f"{where}: {name} is not whole: {'; '.join(faults[:3])} ({len(faults)} in all)")
 
 
 def _pixels(name: str, where: str, advprop: bool | None) -> tuple[Pixels, Pixels, tuple[str, ...]]:
-    """What images were normalised by, and how that is known."""
+    """Mean and deviation that images were normalised by, and notes."""
     if advprop or advprop is None and "advprop" in where.lower():
         why = "as asked for" if advprop else "by the name of the path"
         return UNIT_RANGE, UNIT_RANGE, (f"AdvProp weights, {why}: pixels are taken to -1..1",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +14,20 @@ import numpy as np
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.backbone import Stage, build_plan
-from effdet_tf.presets import preset
+from effdet_tf.presets import IMAGENET_MEAN, IMAGENET_STD, preset
 from effdet_tf.pretrained.architecture import recognise_detector
-from effdet_tf.pretrained.source import IMAGENET_MEAN, IMAGENET_STD, UNIT_RANGE, Pixels, Pretrained
+from effdet_tf.pretrained.source import (
+    BATCH_NORM,
+    COUNTER,
+    DEPTHWISE,
+    UNIT_RANGE,
+    Pixels,
+    Pretrained,
+    refuse,
+    to_keras,
+)
 
 STEM = "backbone.conv_stem.weight"
-BATCH_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
-DEPTHWISE = ("depthwise_kernel", "_dw_conv/kernel")  # how our names of such kernels end
-COUNTER = "num_batches_tracked"  # of every PyTorch batch norm; only its own training reads it
 
 
 class TensorName(NamedTuple):
@@ -75,17 +77,13 @@ def _backbone(config: Config) -> Iterator[TensorName]:
 def _block(theirs: str, ours: str, stage: Stage, channels: int, squeeze: bool) -> Iterator[TensorName]:
     """One bottleneck; without expansion the names of the last convolution and of the norms differ."""
     wide = channels * stage.expand
-    parts = ["expand", "dw", "project"] if stage.expand != 1 else ["dw", "project"]
-    expand, project = ("conv_pw", "conv_pwl") if stage.expand != 1 else ("", "conv_pw")
-    convolutions = {
-        "expand": (expand, (1, 1, channels, wide)),
-        "dw": ("conv_dw", (stage.kernel, stage.kernel, wide, 1)),
-        "project": (project, (1, 1, wide, stage.filters)),
-    }
-    for position, part in enumerate(parts, start=1):
-        name, shape = convolutions[part]
+    parts = [("dw", "conv_dw", (stage.kernel, stage.kernel, wide, 1), wide)]
+    if stage.expand != 1:
+        parts.insert(0, ("expand", "conv_pw", (1, 1, channels, wide), wide))
+    last = "conv_pw" if stage.expand == 1 else "conv_pwl"
+    parts.append(("project", last, (1, 1, wide, stage.filters), stage.filters))
+    for position, (part, name, shape, width) in enumerate(parts, start=1):
         yield TensorName(f"{theirs}.{name}.weight", f"{ours}_{part}_conv/kernel", shape)
-        width = stage.filters if part == "project" else wide
         yield from _norm(f"{theirs}.bn{position}", f"{ours}_{part}_bn", width)
     if squeeze:
         narrow = max(1, channels // 4)
@@ -113,36 +111,26 @@ def _pyramid(config: Config) -> Iterator[TensorName]:
     """Levels above the backbone, then the fusion nodes; effdet numbers nodes and inputs by position."""
     model = config.model
     low, high, channels = model.min_level, model.max_level, model.fpn_channels
-    width = _tap_channels(config)
+    width, last = {}, 1  # channels of the backbone's levels: of the last stage before each halving
+    for stage, _ in build_plan(model.backbone).stages:
+        last += stage.stride - 1
+        width[last] = stage.filters
+    width = {level: width[level] for level in model.backbone_levels}
     last = max(width)
     yield from _resample(f"fpn.resample.{last + 1 - low}", f"p{last + 1}_resample", width[last], channels)
     nodes = [("td", level) for level in range(high - 1, low - 1, -1)]
     nodes += [("bu", level) for level in range(low + 1, high + 1)]
-    for repeat in range(model.fpn_repeats):
-        for number, (way, level) in enumerate(nodes):
-            theirs, ours = f"fpn.cell.{repeat}.fnode.{number}", f"fpn{repeat}_{way}{level}"
-            # Only the first repeat reads the backbone, whose levels are inputs 0, 1, ...
-            into = width.get(level, channels) if repeat == 0 else channels
-            yield from _resample(
-                f"{theirs}.combine.resample.{level - low}", f"{ours}_resample", into, channels
-            )
-            if model.fusion == "fast":
-                for k in range(3 if way == "bu" and level < high else 2):
-                    yield TensorName(
-                        f"{theirs}.combine.edge_weights", f"{ours}_fuse/weight_{k}", (), element=k
-                    )
-            convolution = f"{theirs}.after_combine.conv"
-            yield from _separable(convolution, f"{ours}_conv", channels, channels, redundant=True)
-            yield from _norm(f"{convolution}.bn", f"{ours}_bn", channels)
-
-
-def _tap_channels(config: Config) -> dict[int, int]:
-    """Channels of the backbone's wanted levels: the last stage before each halving, and the last of all."""
-    found, level = {}, 1
-    for stage, _ in build_plan(config.model.backbone).stages:
-        level += stage.stride - 1
-        found[level] = stage.filters
-    return {level: found[level] for level in config.model.backbone_levels}
+    for repeat, (number, (way, level)) in product(range(model.fpn_repeats), enumerate(nodes)):
+        theirs, ours = f"fpn.cell.{repeat}.fnode.{number}", f"fpn{repeat}_{way}{level}"
+        # Only the first repeat reads the backbone, whose levels are inputs 0, 1, ...
+        into = width.get(level, channels) if repeat == 0 else channels
+        yield from _resample(f"{theirs}.combine.resample.{level - low}", f"{ours}_resample", into, channels)
+        inputs = 3 if way == "bu" and level < high else 2
+        for k in range(inputs if model.fusion == "fast" else 0):
+            yield TensorName(f"{theirs}.combine.edge_weights", f"{ours}_fuse/weight_{k}", (), element=k)
+        convolution = f"{theirs}.after_combine.conv"
+        yield from _separable(convolution, f"{ours}_conv", channels, channels, redundant=True)
+        yield from _norm(f"{convolution}.bn", f"{ours}_bn", channels)
 
 
 def _head(head: str, config: Config, level_first: bool) -> Iterator[TensorName]:
@@ -154,17 +142,6 @@ def _head(head: str, config: Config, level_first: bool) -> Iterator[TensorName]:
             norm = f"bn_rep.{position}.{k}" if level_first else f"bn_rep.{k}.{position}.bn"
             yield from _norm(f"{head}_net.{norm}", f"{head}_bn{k}_level{level}", model.fpn_channels)
     yield from _separable(f"{head}_net.predict", f"{head}_predict", model.fpn_channels, None)
-
-
-def to_keras(tensor: np.ndarray, ours: str) -> np.ndarray:
-    """Bring a tensor from PyTorch's layout to that of our variable `ours`.
-
-    A convolution goes from `[out, in, h, w]` to `[h, w, in, out]`, a depthwise one from `[in, 1, h, w]` to
-    `[h, w, in, 1]`; anything else stays.
-    """
-    if tensor.ndim != 4:
-        return tensor
-    return tensor.transpose((2, 3, 0, 1) if ours.endswith(DEPTHWISE) else (2, 3, 1, 0))
 
 
 def from_effdet(state: Mapping[str, np.ndarray], where: str, advprop: bool | None = None) -> Pretrained:
@@ -220,8 +197,7 @@ def from_effdet(state: Mapping[str, np.ndarray], where: str, advprop: bool | Non
 
 def _prefixes(state: Mapping[str, np.ndarray], where: str) -> list[str]:
     """What stands before the names of each copy of the weights; the preferred copy first."""
-    found = [name.removesuffix(STEM) for name in state if name.endswith(STEM)]
-    found = [prefix for prefix in found if not prefix or prefix.endswith(".")]
+    found = [name.removesuffix(STEM) for name in state if f".{name}".endswith(f".{STEM}")]
     if not found:
         raise UserError(f"{where}: no state dict of effdet (it has no tensor {STEM})")
     return sorted(found, key=lambda prefix: (not re.search(r"(^|[_.])ema([_.]|$)", prefix), len(prefix)))
@@ -236,7 +212,7 @@ def _recognise(tensors: Mapping[str, np.ndarray], where: str) -> str:
     blocks = _numbers(tensors, "backbone.blocks.#.#.")
     last = ".".join(map(str, blocks[-1])) if blocks else ""
     node = "fpn.cell.0.fnode.0."
-    sketch = {}
+    few = {}  # arrays that `recognise_detector` looks at, by our names
     for theirs, ours in {
         STEM: "stem_conv/kernel",
         f"backbone.blocks.{last}.conv_pwl.weight": f"block{len(blocks) - 1}_project_conv/kernel",
@@ -246,17 +222,13 @@ def _recognise(tensors: Mapping[str, np.ndarray], where: str) -> str:
         if theirs in tensors:
             if tensors[theirs].ndim != 4:
                 raise UserError(f"{where}: {theirs} has shape {tensors[theirs].shape}, no convolution's")
-            sketch[ours] = to_keras(tensors[theirs], ours)
+            few[ours] = to_keras(tensors[theirs], ours)
     levels = _numbers(tensors, "class_net.bn_rep.#.0." if _level_first(tensors) else "class_net.bn_rep.0.#.")
-    counted: dict[str, list[tuple[int, ...]]] = {
-        "fpn{}_": _numbers(tensors, "fpn.cell.#."),
-        "class_bn0_level{}/": [(3 + k,) for (k,) in levels],
-    }
-    counted["class_conv{}/"] = _numbers(tensors, "class_net.conv_rep.#.")
-    if f"{node}combine.edge_weights" in tensors:
-        counted["fpn0_td3_fuse/weight_{}"] = [(0,)]
-    sketch |= {name.format(*k): np.zeros(0) for name, numbers in counted.items() for k in numbers}
-    name = recognise_detector(sketch, where, hint=where)
+    names = [f"class_bn0_level{3 + k}/" for (k,) in levels]
+    names += [f"fpn{k}_" for (k,) in _numbers(tensors, "fpn.cell.#.")]
+    names += [f"class_conv{k}/" for (k,) in _numbers(tensors, "class_net.conv_rep.#.")]
+    names += ["fpn0_td3_fuse/weight_0"] * (f"{node}combine.edge_weights" in tensors)
+    name = recognise_detector(few | dict.fromkeys(names, np.zeros(0)), where, hint=where)
     nodes, wanted = len(_numbers(tensors, "fpn.cell.0.fnode.#.")), 2 * (len(levels) - 1)
     if nodes != wanted:
         raise UserError(
@@ -275,36 +247,29 @@ def _numbers(tensors: Mapping[str, np.ndarray], pattern: str) -> list[tuple[int,
 def _check(tensors: Mapping[str, np.ndarray], listed: list[TensorName], what: str) -> None:
     """Refuse missing and wrongly shaped tensors, by name."""
     elements = Counter(row.theirs for row in listed)
-    faults = []
+    faults: dict[str, None] = {}  # in order, each once
     for row in listed:
-        shape = (elements[row.theirs],) if row.element is not None else _to_torch(row.shape, row.ours)
+        shape = row.shape
+        if row.element is not None:
+            shape = (elements[row.theirs],)
+        elif len(shape) == 4:  # the layout that `to_keras` brings to ours
+            high, wide, into, out = shape
+            shape = (into, out, high, wide) if row.ours.endswith(DEPTHWISE) else (out, into, high, wide)
         if row.theirs not in tensors:
-            faults.append(f"{row.theirs} is missing")
-        elif len(found := tensors[row.theirs].shape) != len(shape) or any(
-            b is not None and a != b for a, b in zip(found, shape, strict=True)
-        ):
-            faults.append(f"{row.theirs} has shape {found}, not {shape}".replace("None", "any"))
-    faults = list(dict.fromkeys(faults))
-    if faults:
-        raise UserError(f"{what} does not fit: {'; '.join(faults[:3])} ({len(faults)} in all)")
-
-
-def _to_torch(shape: tuple[int | None, ...], ours: str) -> tuple[int | None, ...]:
-    """The shape that `to_keras` brings to `shape`."""
-    if len(shape) != 4:
-        return shape
-    rows, columns, into, out = shape
-    return (into, out, rows, columns) if ours.endswith(DEPTHWISE) else (out, into, rows, columns)
+            faults[f"{row.theirs} is missing"] = None
+            continue
+        found = tensors[row.theirs].shape
+        if len(found) != len(shape) or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
+            faults[f"{row.theirs} has shape {found}, not {shape}".replace("None", "any")] = None
+    refuse(list(faults), f"{what} does not fit")
 
 
 def _pixels(name: str, where: str, advprop: bool | None) -> tuple[Pixels, Pixels, tuple[str, ...]]:
-    """What effdet's own configuration says that the variant's images were normalised by."""
-    if name.startswith("lite"):
-        return UNIT_RANGE, UNIT_RANGE, ()
-    if advprop is None and re.search(r"_ap(?![a-z0-9])", Path(where).name):
-        return UNIT_RANGE, UNIT_RANGE, ("AdvProp weights, by the file's name: pixels are taken to -1..1",)
-    if advprop:
-        return UNIT_RANGE, UNIT_RANGE, ()
+    """Mean and deviation that effdet's configuration normalises the variant's images by, and notes."""
+    named = advprop is None and bool(re.search(r"_ap(?![a-z0-9])", Path(where).name))
+    if name.startswith("lite") or advprop or named:
+        note = "AdvProp weights, by the file's name: pixels are taken to -1..1"
+        return UNIT_RANGE, UNIT_RANGE, (note,) * (named and not name.startswith("lite"))
     return IMAGENET_MEAN, IMAGENET_STD, ()
 
 

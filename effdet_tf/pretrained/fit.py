@@ -1,12 +1,12 @@
-"""Put weights into another network: whatever fits is loaded, and a table says what was not, and why."""
+"""Loads pretrained weights into a network where they fit, and lists the outcome of every variable."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ _SHOWN = 12  # reasons printed; the file has all
 
 
 class FitRow(NamedTuple):
-    """What became of one variable of the network, or of one array of the source that has no place in it."""
+    """Outcome of one variable of the network, or of one array of the source that has no place in it."""
 
     name: str
     part: str
@@ -40,7 +40,7 @@ class FitRow(NamedTuple):
 def plan(
     shapes: Mapping[str, tuple[int, ...]], source: Pretrained
 ) -> tuple[dict[str, np.ndarray], list[FitRow]]:
-    """Decide what goes where.
+    """Decide which array is loaded into which variable.
 
     Args:
         shapes: of the network's variables, by path.
@@ -54,22 +54,23 @@ def plan(
     rows = []
     for name, shape in shapes.items():
         value = source.arrays.get(name)
-        if value is None:
-            rows.append(FitRow(name, part(name), "fresh", "not in the source"))
-            continue
         outcome: Outcome = "loaded"
         reason = ""
-        if name == STEM and value.shape != shape and value.shape[:2] == shape[:2]:
-            value, reason = fold_channels(value, shape[2])
+        if value is None:
+            outcome, reason = "fresh", "not in the source"
+        elif name == STEM and value.shape != shape == (*value.shape[:2], *shape[2:3], *value.shape[3:]):
+            chosen[name], reason = fold_channels(value, shape[2])
             outcome = "adapted"
-        if value.shape != shape:
-            rows.append(FitRow(name, part(name), "fresh", f"shape {shape} here, {value.shape} in the source"))
-            continue
-        chosen[name] = value
+        elif value.shape != shape:
+            outcome, reason = "fresh", f"shape {shape} here, {value.shape} in the source"
+        else:
+            chosen[name] = value
         rows.append(FitRow(name, part(name), outcome, reason))
-    for name in source.arrays:
-        if name not in shapes:
-            rows.append(FitRow(name, part(name), "skipped", "this network has no such variable"))
+    rows += [
+        FitRow(name, part(name), "skipped", "this network has no such variable")
+        for name in source.arrays
+        if name not in shapes
+    ]
     rows += [FitRow(name, "", "skipped", reason) for name, reason in source.unused.items()]
     return chosen, rows
 
@@ -116,52 +117,40 @@ def start_from(network: Network, source: Pretrained, strict: bool = False) -> li
     chosen, rows = plan({name: tuple(v.shape) for name, v in variables.items()}, source)
     if not chosen:
         raise UserError(f"nothing of {source.origin} fits this network; choose another --init or preset")
-    if strict:
-        _refuse_leftovers(rows, source)
-    for name, value in chosen.items():
-        variables[name].assign(value.astype("float32"))
-    return rows
-
-
-def _refuse_leftovers(rows: Sequence[FitRow], source: Pretrained) -> None:
     covered = {part(name) for name in source.arrays}
     left = [row for row in rows if row.outcome == "fresh" and row.part in covered]
-    if left:
+    if strict and left:
         shown = "; ".join(f"{row.name}: {row.reason}" for row in left[:3])
         raise UserError(
             f"strict: {len(left)} variables that {source.origin} should fill stay fresh: {shown}; "
             "drop --strict to load the rest"
         )
+    for name, value in chosen.items():
+        variables[name].assign(value.astype("float32"))
+    return rows
 
 
 def summary(rows: Sequence[FitRow]) -> str:
     """A table of outcomes by part, and the reasons for what was left out."""
-    titles = [title for title, _ in _PARTS if any(row.part == title for row in rows)]
     lines = [f"{'':12} {'variables':>9} {'loaded':>7} {'adapted':>8} {'fresh':>6}"]
-    for title in [*titles, *(["other"] if any(row.part == "other" for row in rows) else [])]:
-        here = [row.outcome for row in rows if row.part == title and row.outcome != "skipped"]
-        counts = [here.count(outcome) for outcome in ("loaded", "adapted", "fresh")]
-        lines.append(f"{title:12} {len(here):9} {counts[0]:7} {counts[1]:8} {counts[2]:6}")
-    lines += _reasons(rows, "adapted", lambda row: True)
+    for title in (*(title for title, _ in _PARTS), "other"):
+        here = [row.outcome for row in rows if row.part == title]
+        if here:
+            counts = [here.count(outcome) for outcome in ("loaded", "adapted", "fresh")]
+            lines.append(f"{title:12} {sum(counts):9} {counts[0]:7} {counts[1]:8} {counts[2]:6}")
     # That a backbone brings no heads needs no line: the table shows it.
     brought = {row.part for row in rows if row.outcome in ("loaded", "adapted")}
-    lines += _reasons(rows, "fresh", lambda row: row.part in brought)
-    lines += _reasons(rows, "skipped", lambda row: True)
+    for outcome in ("adapted", "fresh", "skipped"):
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            if row.outcome == outcome and (outcome != "fresh" or row.part in brought):
+                reasons.setdefault(row.reason, []).append(row.name)
+        for reason, names in list(reasons.items())[:_SHOWN]:
+            few = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+            lines.append(f"{outcome}: {few}: {reason}")
+        if len(reasons) > _SHOWN:
+            lines.append(f"{outcome}: {len(reasons) - _SHOWN} further reasons")
     return "\n".join(lines)
-
-
-def _reasons(rows: Sequence[FitRow], outcome: Outcome, wanted: Callable[[FitRow], bool]) -> list[str]:
-    grouped: dict[str, list[str]] = {}
-    for row in rows:
-        if row.outcome == outcome and wanted(row):
-            grouped.setdefault(row.reason, []).append(row.name)
-    lines = []
-    for reason, names in list(grouped.items())[:_SHOWN]:
-        few = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        lines.append(f"{outcome}: {few}: {reason}")
-    if len(grouped) > _SHOWN:
-        lines.append(f"{outcome}: {len(grouped) - _SHOWN} further reasons")
-    return lines
 
 
 def write_rows(path: Path, rows: Sequence[FitRow]) -> None:
@@ -170,15 +159,3 @@ def write_rows(path: Path, rows: Sequence[FitRow]) -> None:
         writer = csv.writer(file)
         writer.writerow(FitRow._fields)
         writer.writerows(rows)
-
-
-def to_json(source: Pretrained) -> dict[str, Any]:
-    """What is to be remembered of a source beside its arrays."""
-    return {
-        "origin": source.origin,
-        "kind": source.kind,
-        "mean": list(source.mean),
-        "std": list(source.std),
-        "notes": list(source.notes),
-        "unused": source.unused,
-    }

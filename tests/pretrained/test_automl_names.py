@@ -14,10 +14,10 @@ from benchmarks.parity_cases import image, summary
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import assign_arrays, named_variables
-from effdet_tf.presets import preset
+from effdet_tf.presets import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD, preset
 from effdet_tf.pretrained.automl_names import from_automl
 from effdet_tf.pretrained.effdet_names import rows
-from effdet_tf.pretrained.source import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD, UNIT_RANGE
+from effdet_tf.pretrained.source import UNIT_RANGE
 from effdet_tf.pretrained.tensorflow_checkpoint import read_variables
 from tests.pretrained.checkpoints.rebuild import golden, listing, write
 

@@ -11,9 +11,9 @@ import pytest
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables
-from effdet_tf.presets import REFERENCE_PRESETS, preset
+from effdet_tf.presets import IMAGENET_MEAN, IMAGENET_STD, REFERENCE_PRESETS, preset
 from effdet_tf.pretrained.effdet_names import from_effdet, rows
-from effdet_tf.pretrained.source import IMAGENET_MEAN, IMAGENET_STD, UNIT_RANGE
+from effdet_tf.pretrained.source import UNIT_RANGE
 
 LISTING = Path(__file__).parent / "tf_efficientdet_d0.txt"  # by benchmarks/make_parity_goldens.py
 FILE = "tf_efficientdet_d0_34-f153e0cf.pth"
