@@ -16,9 +16,8 @@ from keras import ops
 
 from effdet_tf.config import AnchorConfig, AssignConfig
 from effdet_tf.geometry import boxes as box_ops
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model import anchors as anchor_ops
-
-Tensor = Any
 
 
 class State(enum.IntEnum):

@@ -12,12 +12,11 @@ from keras import ops
 
 from effdet_tf.config import Config
 from effdet_tf.geometry import boxes as box_ops
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model import anchors as anchor_ops
 from effdet_tf.model.mask_head import MaskHead
 from training.assignment import Predictions, State, assign, leave_out
 from training.mask_targets import mask_targets, sample_instances
-
-Tensor = Any
 
 
 def sigmoid_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from effdet_tf.geometry.boxes import Tensor
 from training.assignment import Assignment, State
-
-Tensor = Any
 
 
 def sample_instances(

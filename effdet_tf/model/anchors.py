@@ -9,8 +9,7 @@ import numpy as np
 from keras import ops
 
 from effdet_tf.config import AnchorConfig
-
-Tensor = Any
+from effdet_tf.geometry.boxes import Tensor
 
 
 def shapes(config: AnchorConfig, level: int, min_level: int) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import layers
 
 from effdet_tf.errors import UserError
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model.layers import DepthwiseConv2D, StochasticDepth, activation, batch_norm
-
-Tensor = Any
 
 
 class Stage(NamedTuple):

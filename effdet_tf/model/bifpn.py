@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from keras import layers
 
 from effdet_tf.config import ModelConfig
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model.layers import FastFusion, SeparableConv2D, UpsampleLike, activation, batch_norm
-
-Tensor = Any
 
 
 def _to_channels(x: Tensor, channels: int, name: str, momentum: float) -> Tensor:

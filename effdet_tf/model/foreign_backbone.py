@@ -19,8 +19,7 @@ from typing import Any
 import keras
 
 from effdet_tf.errors import UserError
-
-Tensor = Any
+from effdet_tf.geometry.boxes import Tensor
 
 CUSTOM = "custom"  # what model.backbone says of such a network
 SCOPE = "backbone"  # before the names of its weights

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 from keras import layers
 
 from effdet_tf.config import ModelConfig
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model.layers import SeparableConv2D, activation, batch_norm
-
-Tensor = Any
 
 CLASS_PRIOR = 0.01  # start probability of every class output (Lin et al., RetinaNet)
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-Tensor = Any
+from effdet_tf.geometry.boxes import Tensor
 
 BATCH_NORM_EPSILON = 1e-3  # of EfficientNet and EfficientDet
 

@@ -14,9 +14,8 @@ from keras import layers, ops
 
 from effdet_tf.config import MaskConfig, ModelConfig
 from effdet_tf.geometry import boxes as box_ops
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
-
-Tensor = Any
 
 
 def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], config: ModelConfig) -> Tensor:

@@ -15,8 +15,6 @@ from effdet_tf.model.foreign_backbone import CUSTOM, build_foreign
 from effdet_tf.model.heads import build_predictor, build_tower
 from effdet_tf.model.mask_head import MaskHead, build_mask_feature
 
-Tensor = Any
-
 
 class Network(NamedTuple):
     """The dense part and the per-instance part, with the weights of both.

@@ -12,11 +12,10 @@ from keras import ops
 
 from effdet_tf.config import Config
 from effdet_tf.geometry import boxes as box_ops
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model import anchors as anchor_ops
 from effdet_tf.model.detections import Detections
 from effdet_tf.model.mask_head import MaskHead
-
-Tensor = Any
 
 MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
 
