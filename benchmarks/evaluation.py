@@ -24,9 +24,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from effdet_tf.geometry.masks import mask_to_patch, patch_box, patch_to_rle
-from effdet_tf.metrics.instances import image_case
+from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.protocols import KINDS, PROTOCOLS, evaluate_coco
-from effdet_tf.metrics.scores import Judge
+from effdet_tf.metrics.scores import Evaluator
 
 HEIGHT, WIDTH = 520, 704
 
@@ -126,20 +126,20 @@ def compare(images: int, cells: int, packages: list[str]) -> None:
 
 
 def stream(images: int) -> None:
-    """Judge images one by one, all figures; print time and memory."""
+    """Evaluate images one by one, all metrics; print time and memory."""
     truth, found = make_case(12, 500)
     by_image = [
         [[e for e in entries if e["image_id"] == image["id"]] for entries in (truth["annotations"], found)]
         for image in truth["images"]
     ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    judge, start = Judge(truth["categories"], 0.3), time.perf_counter()
+    evaluator, start = Evaluator(truth["categories"], 0.3), time.perf_counter()
     for number in range(images):
         cells, entries = by_image[number % len(by_image)]
         image = {"id": number + 1, "height": HEIGHT, "width": WIDTH, "cell_type": f"type {number % 8}"}
-        judge.add(image_case(image, cells, entries))
+        evaluator.add(image_instances(image, cells, entries))
     added = time.perf_counter()
-    report = judge.report()
+    report = evaluator.report()
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     total = report["livecell"]["all"]["cells"]

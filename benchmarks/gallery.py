@@ -22,7 +22,7 @@ from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.geometry.masks import Patch, rle_to_patch
 from effdet_tf.metrics.cell_metrics import sartorius
-from effdet_tf.metrics.matching import match_image, tally
+from effdet_tf.metrics.matching import count_matches, match_masks
 
 GREEN, RED, YELLOW = (60, 190, 60), (50, 50, 230), (0, 200, 240)  # BGR
 
@@ -52,14 +52,14 @@ def judge(predictor: effdet_tf.Predictor, record: ImageRecord) -> Judged:
         rows, columns = np.nonzero(labels == number)
         y, x = rows.min(), columns.min()
         found.append(Patch(int(y), int(x), labels[y : rows.max() + 1, x : columns.max() + 1] == number))
-    match = match_image(true, found, result.scores[kept], record.height, record.width)
+    match = match_masks(true, found, result.scores[kept], record.height, record.width)
     pairs = [
         (int(t), int(f))
-        for t, f, iou in zip(match.pair_true, match.pair_found, match.pair_iou, strict=True)
+        for t, f, iou in zip(match.overlap_gt, match.overlap_pred, match.iou, strict=True)
         if iou > 0.5
     ]
     pixels = cv2.normalize(image[..., 0], None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-    metric = sartorius([tally(match, 0.0)])
+    metric = sartorius([count_matches(match, 0.0)])
     return Judged(record.file_name, record.cell_type, metric, pixels, true, found, pairs)
 
 

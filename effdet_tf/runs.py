@@ -14,6 +14,7 @@ LOG_FILE = "log.csv"  # one row for each epoch
 FIGURES_FILE = "metrics.json"  # of the weights in BEST_FILE, on the validation images
 ABOUT_FILE = "about.json"  # when, how and on what it was trained
 REPORT_FILE = "report.html"
+CARD_FILE = "MODEL_CARD.md"  # of a network that is given away
 PARTIAL_FILE = "partial.npz"  # a backbone's weights alone, imported: to start from, not to predict with
 
 MODELS = Path(__file__).resolve().parent / "models"  # a run folder each

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from effdet_tf._version import __version__
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import read_manifest
-from effdet_tf.metrics.evaluation import FoundCells, annotated_images
-from effdet_tf.metrics.instances import image_case
-from effdet_tf.metrics.protocols import KINDS, CocoJudge
+from effdet_tf.metrics.evaluation import CocoPredictions, annotated_images
+from effdet_tf.metrics.instances import image_instances
+from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
 from export.agreement import Agreement
 from export.trial_images import TrialImages
 
@@ -195,17 +195,17 @@ def _score(
 ) -> tuple[str, list[dict[str, Any]]]:
     """The protocol, and {kind: {"AP", "AP50"}} of each network by it."""
     categories = read_manifest(data).categories
-    cells = [FoundCells(network.class_names, categories, data) for network in scored]
+    cells = [CocoPredictions(network.class_names, categories, data) for network in scored]
     # Where the network tells classes apart, so must its figures.
-    protocol = "coco" if scored[0].per_class and not cells[0].strangers else "livecell"
-    judges = [CocoJudge(categories, protocol, by=None) for _ in scored]
+    protocol = "coco" if scored[0].per_class and not cells[0].class_mismatch else "livecell"
+    judges = [CocoEvaluator(categories, protocol, by=None) for _ in scored]
     kinds = KINDS
     for truth in annotated_images(data, number):
         results = predicted(decode_pixels(truth.record))
         for judge, found, network in zip(judges, cells, scored, strict=True):
             entries = found.entries(truth.image["id"], results[id(network)])
-            case = image_case(truth.image, truth.cells, entries)
-            if not found.masks or any(cell.rle is None for cell in case.cells):
+            case = image_instances(truth.image, truth.cells, entries)
+            if not found.masks or any(cell.rle is None for cell in case.ground_truth):
                 kinds = KINDS[:1]
             judge.add(case, kinds)
         bar.update()

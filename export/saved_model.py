@@ -29,14 +29,14 @@ from effdet_tf.model.network import Network
 from effdet_tf.prediction.exported import PART_SIGNATURE
 from effdet_tf.prediction.metadata import METADATA_FILE, describe
 from effdet_tf.prediction.run import Placement, RunPredictor, find_cells
-from effdet_tf.runs import CONFIG_FILE
+from effdet_tf.runs import CARD_FILE, CONFIG_FILE
 from export import warmup
 from export.decode_image import decode, normalize, read_header
 from export.label_map import label_map
 from export.model_card import model_card
 
 MAX_PIXELS = 2048 * 2048
-LABELS_FILE, CARD_FILE = "labels.txt", "MODEL_CARD.md"
+LABELS_FILE = "labels.txt"
 # Label images of one batch are padded to the largest height and width: together at most this many times
 # `max_pixels`, so that a column and a row of pixels cannot ask for a gigantic frame.
 _FRAME = 4

@@ -14,9 +14,9 @@ from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.record import read_manifest
 from effdet_tf.files import write_json
-from effdet_tf.metrics.evaluation import Entries, FoundCells, annotated_images, evaluate_run
-from effdet_tf.metrics.instances import image_case, stranger
-from effdet_tf.metrics.scores import Judge, format_table
+from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
+from effdet_tf.metrics.instances import image_instances, unknown_image
+from effdet_tf.metrics.scores import Evaluator, format_table
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.report.provenance import command_line, describe_work
@@ -43,18 +43,18 @@ def evaluate_file(
         UserError: for a file that is no COCO results list, or does not fit the images.
     """
     predictions = PredictionFile(path)
-    judge = Judge(read_manifest(data_dir).categories, score_threshold, coco=bool(coco))
+    evaluator = Evaluator(read_manifest(data_dir).categories, score_threshold, coco=bool(coco))
     images = 0
     for truth in annotated_images(data_dir, limit):
         images += 1
         found, numbers = predictions.take(truth.image["id"])
-        judge.add(image_case(truth.image, truth.cells, found, numbers))
+        evaluator.add(image_instances(truth.image, truth.cells, found, numbers))
         if keep is not None:
             keep(found)
     left = predictions.left()
     if left is not None and limit is None:
-        raise stranger(*left, images)
-    return judge.report()
+        raise unknown_image(*left, images)
+    return evaluator.report()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,11 +76,11 @@ def _run(options: argparse.Namespace) -> None:
         elif options.score == BEST:
             settings["score_threshold"] = None
         predictor = with_views(predictor, options)
-        strangers = FoundCells(
+        class_mismatch = CocoPredictions(
             predictor.class_names, read_manifest(options.data).categories, options.data
-        ).strangers
-        if strangers and options.coco is None and not predictor.per_class:
-            print(f"warning: {strangers}; all count as one class", file=sys.stderr)
+        ).class_mismatch
+        if class_mismatch and options.coco is None and not predictor.per_class:
+            print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
     else:
         settings["score_threshold"] = None if options.score == BEST else options.score
     out = options.out

@@ -25,11 +25,10 @@ from effdet_tf.data.record import read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.weights import read_arrays, save_arrays
-from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
+from effdet_tf.runs import BEST_FILE, CARD_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
 from training import main as training_main
 from training.steps import run_step
 
-CARD_FILE = "MODEL_CARD.md"
 # What the shipped network was trained with beside its preset.
 TRAINING = ("--preset", "cells-lite0", "--batch", "4", "--devices", "1")
 TRAINING += ("--set", "train.evaluate_every=1000000")

@@ -15,20 +15,20 @@ from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry
 from effdet_tf.data.manifest import refuse_pseudo
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.instances import image_case
-from effdet_tf.metrics.scores import Judge
+from effdet_tf.metrics.instances import image_instances
+from effdet_tf.metrics.scores import Evaluator
 from effdet_tf.prediction.results import Result
 
 Entries = list[dict[str, Any]]
 
 
-class FoundCells:
+class CocoPredictions:
     """What one network finds, as COCO predictions on one annotated data set.
 
     Attributes:
         left_out: cells of classes that the data do not have: they cannot be judged.
         masks: whether every result had masks.
-        strangers: why classes cannot be compared, or "": no class name is among those of the data. Every
+        class_mismatch: why classes cannot be compared, or "": no class name is among those of the data. Every
             prediction gets the first category then: the figures without classes stay valid.
     """
 
@@ -44,9 +44,9 @@ class FoundCells:
         """
         category_ids = match_classes(class_names, categories)
         known = np.array([identity is not None for identity in category_ids])
-        self.strangers = ""
+        self.class_mismatch = ""
         if not known.any():
-            self.strangers = (
+            self.class_mismatch = (
                 f"the network knows the classes {', '.join(class_names)}, {data_dir} has "
                 f"{', '.join(str(c['name']) for c in categories)}: they cannot be scored class by class"
             )
@@ -64,7 +64,7 @@ class FoundCells:
         return result.to_coco(image_id, self._ids)
 
 
-class Truth(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """One annotated image.
 
     Attributes:
@@ -78,7 +78,7 @@ class Truth(NamedTuple):
     cells: Entries
 
 
-def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[Truth]:
+def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[AnnotatedImage]:
     """The images of a converted data set, one by one.
 
     Args:
@@ -100,7 +100,7 @@ def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator
                 "convert the data again with distinct ids"
             )
         seen[entry["id"]] = record.file_name
-        yield Truth(record, entry, cell_entries(record, ids))
+        yield AnnotatedImage(record, entry, cell_entries(record, ids))
     if not seen:
         raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
 
@@ -127,31 +127,32 @@ def evaluate_run(
         keep: is given the COCO results of each image.
 
     Returns:
-        The report of `Judge.report` with "left_out". Predictions of classes that the data do not have cannot
-        be judged: they are left out, and left_out counts them. When no class name is among those of the data,
-        every prediction gets the first category: the figures without classes stay valid, and there is no
-        confusion of classes.
+        The report of `Evaluator.report` with "left_out", how many predictions of classes that the data do not
+        have were left out. When no class name is among those of the data, every prediction gets the first
+        category: the metrics without classes stay valid, and there is no confusion matrix.
 
     Raises:
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
     """
     manifest = read_manifest(data_dir)
-    cells = FoundCells(predictor.class_names, manifest.categories, data_dir)
-    if cells.strangers:
+    cells = CocoPredictions(predictor.class_names, manifest.categories, data_dir)
+    if cells.class_mismatch:
         if coco:
-            raise UserError(cells.strangers)
+            raise UserError(cells.class_mismatch)
         if coco is None and predictor.per_class:
-            print(f"no figures by COCO's protocol: {cells.strangers}", file=sys.stderr)
+            print(f"no figures by COCO's protocol: {cells.class_mismatch}", file=sys.stderr)
         coco = False
-    judge = Judge(manifest.categories, score_threshold, coco=predictor.per_class if coco is None else coco)
+    evaluator = Evaluator(
+        manifest.categories, score_threshold, coco=predictor.per_class if coco is None else coco
+    )
     images = manifest.images if limit is None else min(limit, manifest.images)
     truths = annotated_images(data_dir, limit)
     for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):
         found = cells.entries(truth.image["id"], predictor.predict(decode_pixels(truth.record)))
-        judge.add(image_case(truth.image, truth.cells, found))
+        evaluator.add(image_instances(truth.image, truth.cells, found))
         if keep is not None:
             keep(found)
-    report = judge.report(cells.masks)
-    if cells.strangers:
+    report = evaluator.report(cells.masks)
+    if cells.class_mismatch:
         report["confusion"] = None
     return {**report, "left_out": cells.left_out}

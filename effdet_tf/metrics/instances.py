@@ -13,13 +13,11 @@ from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import polygons_to_rle
 
 ANY_CLASS = 1
-
-
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 class ImageGroups:
-    """The images that were judged, and how a field of theirs splits them."""
+    """The ids of the evaluated images, split by a field of theirs."""
 
     def __init__(self, by: str | None) -> None:
         """`by` names the field; None for no split."""
@@ -56,65 +54,52 @@ def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[st
     return {"size": list(rle["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
-def has_masks(ground_truth: dict[str, Any]) -> bool:
-    """Whether every annotation has a mask."""
-    return all(cell.get("segmentation") for cell in ground_truth["annotations"])
-
-
-class Cell(NamedTuple):
-    """An annotated cell.
+class Instance(NamedTuple):
+    """An annotated or a predicted cell.
 
     Attributes:
         category_id: its class.
-        crowd: whether it is a region that is not judged.
-        box: x, y, w, h, px.
-        area: of the mask, or of the box where there is no mask, px^2.
-        rle: compressed, with counts as bytes; None where only the box is annotated.
+        box: x, y, w, h, px; None for a prediction without a box.
+        area: of the mask, px^2; without a mask that of the annotated box, None for a prediction.
+        rle: compressed, with counts as bytes; None without a mask.
+        crowd: whether it is an annotated region that is not evaluated.
+        score: of a prediction.
     """
 
     category_id: int
-    crowd: bool
-    box: list[float]
-    area: float
-    rle: dict[str, Any] | None
-
-
-class Found(NamedTuple):
-    """A detection; `box` as of `Cell`, `rle` and the `area` of its mask None without a mask."""
-
-    category_id: int
-    score: float
     box: list[float] | None
     area: float | None
     rle: dict[str, Any] | None
+    crowd: bool = False
+    score: float = 0.0
 
 
-class ImageCase(NamedTuple):
-    """One image with its cells and the detections on it, checked, with masks as compressed RLE.
+class ImageInstances(NamedTuple):
+    """The ground truth and the predictions of one image, checked.
 
     Attributes:
         image: `id`, `height`, `width`, and fields to group by.
-        cells: annotated.
-        found: detected.
-        numbers: of the detections in the list that they came from, for messages.
+        ground_truth: annotated cells.
+        predictions: predicted cells.
+        numbers: of the predictions in the list that they came from, for messages.
     """
 
     image: dict[str, Any]
-    cells: list[Cell]
-    found: list[Found]
+    ground_truth: list[Instance]
+    predictions: list[Instance]
     numbers: Sequence[int]
 
-    def what(self, index: int) -> str:
-        """Names a detection, for messages."""
+    def name(self, index: int) -> str:
+        """Names a prediction, for messages."""
         return f"prediction {self.numbers[index]}"
 
 
-def image_case(
+def image_instances(
     image: dict[str, Any],
     annotations: Iterable[dict[str, Any]],
     predictions: Sequence[dict[str, Any]],
     numbers: Sequence[int] | None = None,
-) -> ImageCase:
+) -> ImageInstances:
     """Prepare one image.
 
     Args:
@@ -124,69 +109,68 @@ def image_case(
         numbers: of the predictions, for messages; None counts from 0.
 
     Raises:
-        UserError: for a detection without a finite score, or whose mask is not of the image's size.
+        UserError: for a prediction without a finite score, or whose mask is not of the image's size.
     """
     height, width = image["height"], image["width"]
     numbers = range(len(predictions)) if numbers is None else numbers
-    cells = []
-    for cell in annotations:
-        kind, crowd = cell["category_id"], bool(cell.get("iscrowd", 0))
-        if cell.get("segmentation"):
-            rle = compress_segmentation(cell["segmentation"], height, width)
-            box = [float(v) for v in cell.get("bbox") or coco_mask.toBbox(rle)]
-            cells.append(Cell(kind, crowd, box, float(coco_mask.area(rle)), rle))
-        else:
-            box = [float(v) for v in cell["bbox"]]
-            cells.append(Cell(kind, crowd, box, box[2] * box[3], None))
-    found = []
+    ground_truth, found = [], []
+    for entry in annotations:
+        box, rle = entry.get("bbox"), None
+        if entry.get("segmentation"):
+            rle = compress_segmentation(entry["segmentation"], height, width)
+            box = box or coco_mask.toBbox(rle)
+        box = [float(v) for v in box]
+        area = box[2] * box[3] if rle is None else float(coco_mask.area(rle))
+        ground_truth.append(Instance(entry["category_id"], box, area, rle, bool(entry.get("iscrowd", 0))))
     for number, entry in zip(numbers, predictions, strict=True):
-        score = entry.get("score")
+        score, mask, box = (entry.get(name) for name in ("score", "segmentation", "bbox"))
+        rle = area = None
         if not isinstance(score, int | float | np.number) or not np.isfinite(score):
-            raise UserError(f"prediction {number}: its score {entry.get('score')!r} is not a finite number")
-        mask, values, outline = entry.get("segmentation"), entry.get("bbox"), None
+            raise UserError(f"prediction {number}: its score {score!r} is not a finite number")
         if mask is not None:
-            outline = compress_segmentation(mask, height, width)
-            if tuple(outline["size"]) != (height, width):
+            rle = compress_segmentation(mask, height, width)
+            if tuple(rle["size"]) != (height, width):
                 raise UserError(
-                    f"prediction {number}: its mask is {outline['size'][0]}x{outline['size'][1]}, image "
+                    f"prediction {number}: its mask is {rle['size'][0]}x{rle['size'][1]}, image "
                     f"{image['id']} is {height}x{width}"
                 )
-            values = coco_mask.toBbox(outline) if values is None else values
-        found_box = None if values is None else [float(v) for v in values]
-        area = None if outline is None else float(coco_mask.area(outline))
-        found.append(Found(entry.get("category_id", ANY_CLASS), float(score), found_box, area, outline))
-    return ImageCase(image, cells, found, numbers)
+            box, area = coco_mask.toBbox(rle) if box is None else box, float(coco_mask.area(rle))
+        box = None if box is None else [float(v) for v in box]
+        found.append(Instance(entry.get("category_id", ANY_CLASS), box, area, rle, score=float(score)))
+    return ImageInstances(image, ground_truth, found, numbers)
 
 
-def image_cases(ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> Iterator[ImageCase]:
+def iterate_instances(
+    ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]
+) -> Iterator[ImageInstances]:
     """Prepare the images of a COCO dict and COCO results one by one.
 
     Raises:
-        UserError: for a detection on an unknown image, and as `image_case` does.
+        UserError: for a prediction on an unknown image, and as `image_instances` does.
     """
-    cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for cell in ground_truth["annotations"]:
-        cells[cell["image_id"]].append(cell)
-    found: dict[Any, list[int]] = {image["id"]: [] for image in ground_truth["images"]}
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in ground_truth["annotations"]:
+        annotations[entry["image_id"]].append(entry)
+    numbers: dict[Any, list[int]] = {image["id"]: [] for image in ground_truth["images"]}
     for number, entry in enumerate(predictions):
-        if entry.get("image_id") not in found:
-            raise stranger(number, entry.get("image_id"), len(found))
-        found[entry["image_id"]].append(number)
+        if entry.get("image_id") not in numbers:
+            raise unknown_image(number, entry.get("image_id"), len(numbers))
+        numbers[entry["image_id"]].append(number)
     for image in ground_truth["images"]:
-        numbers = found[image["id"]]
-        yield image_case(image, cells[image["id"]], [predictions[n] for n in numbers], numbers)
+        own = numbers[image["id"]]
+        yield image_instances(image, annotations[image["id"]], [predictions[n] for n in own], own)
 
 
 def unknown_class(what: str, category_id: object, classes: Iterable[int]) -> UserError:
-    """What to raise for a detection of a class that is not annotated."""
+    """The error for a prediction of a class that is not annotated."""
     return UserError(
         f"{what}: category_id {category_id!r} is not among the annotated classes {sorted(classes)}; score "
         "without classes, or map them"
     )
 
 
-def stranger(number: int, image_id: object, images: int) -> UserError:
-    """What to raise for a detection on none of the annotated images."""
+def unknown_image(number: int, image_id: object, images: int) -> UserError:
+    """The error for a prediction on none of the annotated images."""
     return UserError(
         f"prediction {number}: image_id {image_id!r} is not among the {images} annotated images; predict on "
         "the same images, or keep only theirs"

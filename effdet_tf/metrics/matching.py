@@ -1,6 +1,6 @@
-"""True and found cells of one image, compared once and counted at any score.
+"""`Match` the ground truth and the predictions of one image, by masks or by boxes; count it at any score.
 
-Found cells are made disjoint first: each pixel goes to the highest score. A cell of lower score never
+Predicted masks are made disjoint first: each pixel goes to the highest score. A cell of lower score never
 changes one of higher score, so the cells above any score are a prefix of the list and nothing is compared
 twice.
 """
@@ -13,58 +13,54 @@ from dataclasses import dataclass
 import numpy as np
 
 from effdet_tf.geometry.masks import Patch, resolve_overlaps
-from effdet_tf.metrics.instances import IOU_THRESHOLDS
+from effdet_tf.metrics.instances import IOU_THRESHOLDS, Instance
+from effdet_tf.metrics.precision import assign_predictions, boxes_of
 
 _IGNORED_SHARE = 0.5
 _TIE = 1e-9  # an IoU must be above a threshold, and rounding is not
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class ImageMatch:
-    """What one image's cells and detections have in common.
+class Match:
+    """The ground truth (gt) of one image, its predictions (pred), which of them match and what they share.
 
     Attributes:
-        true_areas: int64 `[G]`, pixels of each true cell; true cells may overlap.
-        found_areas: int64 `[P]`, pixels of each found cell, disjoint.
+        gt_areas: `[G]`, px^2; annotated cells may overlap.
+        pred_areas: `[P]`, px^2; masks are disjoint.
         scores: float64 `[P]`, falling.
-        pair_true: int64 `[K]`, index of the true cell of each pair that shares a pixel.
-        pair_found: int64 `[K]`, index of its found cell.
-        pair_overlap: int64 `[K]`, pixels they share.
-        pair_iou: float64 `[K]`, intersection over union.
-        true_index: int64 `[G]`, place of each true cell among those that were given.
-        found_index: int64 `[P]`, place of each found cell among those that were given.
+        matched_gt: int64 `[P]`, the annotated cell that each prediction matches at IoU .5; -1 for none.
+        gt_index: int64 `[G]`, place of each annotated cell among those that were given.
+        pred_index: int64 `[P]`, place of each prediction among those that were given.
+        overlap_gt: int64 `[K]`, the annotated cell of each pair that overlaps.
+        overlap_pred: int64 `[K]`, its prediction.
+        overlap_area: `[K]`, px^2 that they share.
+        iou: float64 `[K]`, intersection over union.
     """
 
-    true_areas: np.ndarray
-    found_areas: np.ndarray
+    gt_areas: np.ndarray
+    pred_areas: np.ndarray
     scores: np.ndarray
-    pair_true: np.ndarray
-    pair_found: np.ndarray
-    pair_overlap: np.ndarray
-    pair_iou: np.ndarray
-    true_index: np.ndarray
-    found_index: np.ndarray
-
-    def partners(self) -> np.ndarray:
-        """The true cell of each found one, int64 `[P]`: that of the highest IoU above .5; -1 for none."""
-        near = self.pair_iou > IOU_THRESHOLDS[0] + _TIE
-        pair_true, pair_found, iou = self.pair_true[near], self.pair_found[near], self.pair_iou[near]
-        order = np.argsort(iou, kind="stable")
-        partners = np.full(len(self.found_areas), -1, dtype=np.int64)
-        partners[pair_found[order]] = pair_true[order]  # the best is written last
-        return partners
+    matched_gt: np.ndarray
+    gt_index: np.ndarray
+    pred_index: np.ndarray
+    overlap_gt: np.ndarray
+    overlap_pred: np.ndarray
+    overlap_area: np.ndarray
+    iou: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTally:
-    """Counts of one image at one score; everything the figures are made of.
+class MatchCounts:
+    """Counts of one image at one score; the metrics are made of them.
 
     Attributes:
-        true: number of true cells.
-        found: number of found cells.
-        matched: int64 `[10]`, one-to-one matches with an IoU above each of `IOU_THRESHOLDS`.
+        true: number of annotated cells.
+        found: number of predictions.
+        matched: int64 `[10]`, one-to-one matches of masks with an IoU above each of `IOU_THRESHOLDS`; `[1]`
+            of boxes, at .5.
         matched_iou: sum of the IoUs of the matches above .5.
-        seg: sum over true cells of the IoU with the found cell that covers more than half of it.
+        seg: sum over annotated cells of the IoU with the prediction that covers more than half of it.
         aji_overlap: pixels, numerator of the aggregated Jaccard index.
         aji_union: pixels, its denominator.
     """
@@ -72,124 +68,152 @@ class ImageTally:
     true: int
     found: int
     matched: np.ndarray
-    matched_iou: float
-    seg: float
-    aji_overlap: int
-    aji_union: int
+    matched_iou: float = 0.0
+    seg: float = 0.0
+    aji_overlap: int = 0
+    aji_union: int = 0
 
 
-def match_image(
-    true: Sequence[Patch],
-    found: Sequence[Patch],
+def match_masks(
+    ground_truth: Sequence[Patch],
+    predictions: Sequence[Patch],
     scores: Sequence[float] | np.ndarray,
     height: int,
     width: int,
     ignored: Sequence[Patch] = (),
-) -> ImageMatch:
-    """Make the found cells disjoint and compare them with the true cells.
+) -> Match:
+    """Make the predicted cells disjoint and match them with the annotated ones.
 
-    A found cell that lies by more than half in an ignored region, and has no true cell above IoU .5, is
+    A prediction that lies by more than half in an ignored region, and has no annotated cell above IoU .5, is
     left out.
 
     Args:
-        true: G annotated cells, none of them empty.
-        found: detected cells, none of them empty.
-        scores: one per detected cell.
-        height: frame height, pixels.
-        width: frame width, pixels.
-        ignored: regions in which nothing is judged (`iscrowd`).
+        ground_truth: G annotated cells, none of them empty.
+        predictions: predicted cells, none of them empty.
+        scores: one per prediction.
+        height: canvas height, pixels.
+        width: canvas width, pixels.
+        ignored: regions in which nothing is evaluated (`iscrowd`).
     """
     scores = np.asarray(scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
     labels = np.zeros((height, width), dtype=np.int32)
-    kept = order[resolve_overlaps([found[k] for k in order.tolist()], labels)]
+    kept = order[resolve_overlaps([predictions[k] for k in order.tolist()], labels)]
     areas = np.bincount(labels.ravel(), minlength=len(kept) + 1)[1:]
-    true_areas = np.array([np.count_nonzero(cell.mask) for cell in true], dtype=np.int64)
-    pair_true, pair_found, overlap = _overlaps(true, labels)
-    iou = overlap / (true_areas[pair_true] + areas[pair_found] - overlap)
-    judged = np.ones(len(kept), dtype=bool)
+    gt_areas = np.array([np.count_nonzero(cell.mask) for cell in ground_truth], dtype=np.int64)
+    gt, pred, overlap = _overlaps(ground_truth, labels)
+    iou = overlap / (gt_areas[gt] + areas[pred] - overlap)
+    evaluated = np.ones(len(kept), dtype=bool)
     if len(ignored):
         region = np.zeros((height, width), dtype=bool)
         for patch in ignored:
             h, w = patch.mask.shape
             region[patch.y : patch.y + h, patch.x : patch.x + w] |= patch.mask
         inside = np.bincount(labels[region], minlength=len(kept) + 1)[1:]
-        judged = inside <= _IGNORED_SHARE * areas
-        judged[pair_found[iou > IOU_THRESHOLDS[0]]] = True
-    number = np.cumsum(judged) - 1
-    valid = judged[pair_found]
-    return ImageMatch(
-        true_areas=true_areas,
-        found_areas=areas[judged],
-        scores=scores[kept][judged],
-        pair_true=pair_true[valid],
-        pair_found=number[pair_found[valid]],
-        pair_overlap=overlap[valid],
-        pair_iou=iou[valid],
-        true_index=np.arange(len(true)),
-        found_index=np.asarray(kept, dtype=np.int64)[judged],
+        evaluated = inside <= _IGNORED_SHARE * areas
+        evaluated[pred[iou > IOU_THRESHOLDS[0]]] = True
+    valid = evaluated[pred]
+    gt, pred, overlap, iou = gt[valid], (np.cumsum(evaluated) - 1)[pred[valid]], overlap[valid], iou[valid]
+    matched_gt = np.full(np.count_nonzero(evaluated), -1, dtype=np.int64)
+    best_last = np.argsort(iou, kind="stable")
+    best_last = best_last[iou[best_last] > IOU_THRESHOLDS[0] + _TIE]
+    matched_gt[pred[best_last]] = gt[best_last]
+    return Match(
+        gt_areas=gt_areas,
+        pred_areas=areas[evaluated],
+        scores=scores[kept][evaluated],
+        matched_gt=matched_gt,
+        gt_index=np.arange(len(ground_truth)),
+        pred_index=np.asarray(kept, dtype=np.int64)[evaluated],
+        overlap_gt=gt,
+        overlap_pred=pred,
+        overlap_area=overlap,
+        iou=iou,
     )
 
 
-def tally(match: ImageMatch, score: float) -> ImageTally:
-    """Count at a score: only found cells of at least this score exist.
+def match_boxes(
+    ground_truth: Sequence[Instance], predictions: Sequence[Instance], overlaps: bool = False
+) -> Match:
+    """Match boxes at IoU .5 by falling score, as COCO does; crowd regions and what lies on them are left out.
 
-    At an IoU above .5 a true cell has at most one found cell, since those are disjoint. A found cell may
-    have several true cells where the annotation overlaps itself, and is given the best. So the matching is
-    one-to-one and the largest there is, without a search.
+    Args:
+        ground_truth: annotated cells.
+        predictions: predicted cells, each with a box.
+        overlaps: whether to also compare each box with every other, for the pairs that overlap.
+    """
+    order, assigned, ignored, _ = assign_predictions(ground_truth, predictions, "bbox")
+    evaluated = ~ignored[0, 0]
+    pred_index = order[evaluated]
+    gt_index = np.array([k for k, cell in enumerate(ground_truth) if not cell.crowd], np.int64)
+    place = np.full(len(ground_truth) + 1, -1)  # one more: -1, none, is the last, and stays -1
+    place[gt_index] = np.arange(len(gt_index))
+    gt = boxes_of([ground_truth[k] for k in gt_index])
+    pred = boxes_of([predictions[k] for k in pred_index])
+    gt_areas, pred_areas = gt[:, 2:].prod(1), pred[:, 2:].prod(1)
+    overlap_gt = overlap_pred = _NONE
+    shared = iou = np.zeros(0)
+    if overlaps:
+        low = np.maximum(gt[:, None, :2], pred[None, :, :2])
+        high = np.minimum((gt[:, :2] + gt[:, 2:])[:, None], (pred[:, :2] + pred[:, 2:])[None])
+        areas = np.maximum(high - low, 0).prod(-1)
+        overlap_gt, overlap_pred = np.nonzero(areas)
+        shared = areas[overlap_gt, overlap_pred]
+        iou = shared / (gt_areas[overlap_gt] + pred_areas[overlap_pred] - shared)
+    return Match(
+        gt_areas=gt_areas,
+        pred_areas=pred_areas,
+        scores=np.array([predictions[k].score for k in pred_index], np.float64),
+        matched_gt=place[assigned[0, 0][evaluated]],
+        gt_index=gt_index,
+        pred_index=pred_index,
+        overlap_gt=overlap_gt,
+        overlap_pred=overlap_pred,
+        overlap_area=shared,
+        iou=iou,
+    )
+
+
+def count_matches(match: Match, score: float) -> MatchCounts:
+    """Count a match of masks at a score: only predictions of at least this score exist.
+
+    At an IoU above .5 an annotated cell has at most one prediction, since those are disjoint. A prediction
+    may have several annotated cells where the annotation overlaps itself, and is given the best. So the
+    matching is one-to-one and the largest there is, without a search.
     """
     found = int(np.count_nonzero(match.scores >= score))
-    pairs = match.pair_found < found
-    pair_true, pair_found = match.pair_true[pairs], match.pair_found[pairs]
-    overlap, iou = match.pair_overlap[pairs], match.pair_iou[pairs]
+    shown = match.overlap_pred < found
+    gt, pred = match.overlap_gt[shown], match.overlap_pred[shown]
+    overlap, iou = match.overlap_area[shown], match.iou[shown]
     best = np.zeros(found)
-    np.maximum.at(best, pair_found, iou)
-    matched = np.count_nonzero(best[None, :] > IOU_THRESHOLDS[:, None] + _TIE, axis=1)
-    covers = 2 * overlap > match.true_areas[pair_true]
-    aji_overlap, aji_union = _aggregated_jaccard(match, found, pair_true, pair_found, overlap, iou)
-    return ImageTally(
-        true=len(match.true_areas),
+    np.maximum.at(best, pred, iou)
+    covers = 2 * overlap > match.gt_areas[gt]
+    # AJI: each annotated cell takes the prediction of highest IoU, however low; predictions that nobody
+    # takes add to the union.
+    order = np.lexsort((-iou, gt))
+    first = order[np.diff(gt[order], prepend=-1) > 0]
+    unused = np.ones(found, dtype=bool)
+    unused[pred[first]] = False
+    aji_overlap = overlap[first].sum()
+    union = match.gt_areas.sum() + match.pred_areas[pred[first]].sum() - aji_overlap
+    return MatchCounts(
+        true=len(match.gt_areas),
         found=found,
-        matched=matched,
+        matched=np.count_nonzero(best[None, :] > IOU_THRESHOLDS[:, None] + _TIE, axis=1),
         matched_iou=float(best[best > IOU_THRESHOLDS[0]].sum()),
         seg=float(iou[covers].sum()),
-        aji_overlap=aji_overlap,
-        aji_union=aji_union,
+        aji_overlap=int(aji_overlap),
+        aji_union=int(union + match.pred_areas[:found][unused].sum()),
     )
 
 
-def _overlaps(true: Sequence[Patch], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index of the true cell, index of the found cell and shared pixels of each pair that shares any."""
-    pair_true, pair_found, shared = [], [], []
-    for index, (y, x, mask) in enumerate(true):
+def _overlaps(ground_truth: Sequence[Patch], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Annotated cell, prediction and shared pixels of each pair that overlaps, int64 `[K]` each."""
+    gt, pred, shared = [_NONE], [_NONE], [_NONE]
+    for index, (y, x, mask) in enumerate(ground_truth):
         below = labels[y : y + mask.shape[0], x : x + mask.shape[1]][mask]
         values, counts = np.unique(below[below > 0], return_counts=True)
-        pair_true.append(np.full(values.size, index, dtype=np.int64))
-        pair_found.append(values.astype(np.int64) - 1)
+        gt.append(np.full(values.size, index, dtype=np.int64))
+        pred.append(values.astype(np.int64) - 1)
         shared.append(counts.astype(np.int64))
-    if not pair_true:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, empty
-    return np.concatenate(pair_true), np.concatenate(pair_found), np.concatenate(shared)
-
-
-def _aggregated_jaccard(
-    match: ImageMatch,
-    found: int,
-    pair_true: np.ndarray,
-    pair_found: np.ndarray,
-    overlap: np.ndarray,
-    iou: np.ndarray,
-) -> tuple[int, int]:
-    """Numerator and denominator of the index, pixels.
-
-    Each true cell takes the found cell of highest IoU, however low; found cells that nobody takes add to the
-    union.
-    """
-    order = np.lexsort((-iou, pair_true))
-    first = order[np.diff(pair_true[order], prepend=-1) > 0]
-    union = match.true_areas.sum() + match.found_areas[pair_found[first]].sum() - overlap[first].sum()
-    unused = np.ones(found, dtype=bool)
-    unused[pair_found[first]] = False
-    union += match.found_areas[:found][unused].sum()
-    return int(overlap[first].sum()), int(union)
+    return np.concatenate(gt), np.concatenate(pred), np.concatenate(shared)

@@ -1,142 +1,104 @@
-"""COCO's matching and average precision, image by image: what is kept of an image are a few bits a detection.
+"""COCO's matching and average precision, image by image, with a few bits a prediction in memory.
 
-The same figures as pycocotools and faster-coco-eval, to the last digit (tests hold it to both), without all
-annotations and detections in memory, and faster: a detection is compared with the few cells that it overlaps.
+The same results as pycocotools and faster-coco-eval, to the last digit (tests hold it to both), without all
+annotations and predictions in memory, and faster: a prediction is compared with the few cells that it
+overlaps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from effdet_tf.metrics.instances import IOU_THRESHOLDS, Cell, Found
+from effdet_tf.metrics.instances import IOU_THRESHOLDS, Instance
 
 RECALLS = np.linspace(0, 1, 101)
+_ANY_AREA = (0.0, 1e10)
 
 
-class Cells(NamedTuple):
-    """The cells of one image and class.
-
-    Attributes:
-        shapes: float64 `[G, 4]` boxes x, y, w, h, or a list of G RLEs.
-        areas: float64 `[G]`, px^2.
-        crowd: uint8 `[G]`, 1 for a region that is not judged.
-    """
-
-    shapes: Any
-    areas: np.ndarray
-    crowd: np.ndarray
-
-
-class Detections(NamedTuple):
-    """The detections of one image and class; `shapes` and `areas` as of `Cells`, `scores` float64 `[D]`."""
-
-    shapes: Any
-    areas: np.ndarray
-    scores: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class MatchedImage:
-    """What became of the detections of one image and class.
+class PackedMatch(NamedTuple):
+    """What precision and recall need of one image and class.
 
     Attributes:
         scores: float64 `[D]`, falling.
         hits: bool `[A, T, D]`, packed along D: has a cell of its own, in each area range at each IoU.
         ignored: likewise: neither true nor false.
-        cells: int64 `[A]`, cells of each area range.
+        counts: int64 `[A]`, annotated cells of each area range.
     """
 
     scores: np.ndarray
     hits: np.ndarray
     ignored: np.ndarray
-    cells: np.ndarray
+    counts: np.ndarray
 
     def bits(self, name: str, area: int, step: int) -> np.ndarray:
         """Of `hits` or `ignored`: bool `[D]` of one area range and IoU."""
         return np.unpackbits(getattr(self, name)[area, step], count=len(self.scores)).view(bool)
 
 
-class Assigned(NamedTuple):
-    """Which cell each detection was given.
-
-    Attributes:
-        order: int64 `[D]`, the detections, best first; what follows is in this order.
-        hits: bool `[A, T, D]`, whether it has a cell, in each area range at each IoU.
-        ignored: bool `[A, T, D]`, neither true nor false.
-        cells: int32 `[A, T, D]`, the place of its cell; -1 for none.
-        counts: int64 `[A]`, cells of each area range.
-    """
-
-    order: np.ndarray
-    hits: np.ndarray
-    ignored: np.ndarray
-    cells: np.ndarray
-    counts: np.ndarray
+def boxes_of(instances: Sequence[Instance]) -> np.ndarray:
+    """Boxes x, y, w, h, px, float64 `[N, 4]`."""
+    return np.array([instance.box for instance in instances], np.float64).reshape(-1, 4)
 
 
-def box_cells(cells: Sequence[Cell]) -> Cells:
-    """Cells by their boxes; the areas are the masks' where there are masks."""
-    return Cells(_boxes(cells), *_areas_and_crowds(cells))
-
-
-def mask_cells(cells: Sequence[Cell]) -> Cells:
-    """Cells by their masks."""
-    return Cells([cell.rle for cell in cells], *_areas_and_crowds(cells))
-
-
-def box_detections(found: Sequence[Found]) -> Detections:
-    """Detections by their boxes and the areas of those."""
-    boxes = _boxes(found)
-    return Detections(boxes, boxes[:, 2] * boxes[:, 3], _scores(found))
-
-
-def mask_detections(found: Sequence[Found]) -> Detections:
-    """Detections by their masks and the areas of those."""
-    areas = np.array([entry.area for entry in found], np.float64)
-    return Detections([entry.rle for entry in found], areas, _scores(found))
-
-
-def match_detections(
-    cells: Cells, found: Detections, area_ranges: Sequence[Sequence[float]], most: int
-) -> MatchedImage:
-    """What is kept of `assign_detections`, which has the arguments."""
-    given = assign_detections(cells, found, area_ranges, most)
-    return MatchedImage(
-        found.scores[given.order],
-        np.packbits(given.hits, axis=-1),
-        np.packbits(given.ignored, axis=-1),
-        given.counts,
+def match_precision(
+    ground_truth: Sequence[Instance],
+    predictions: Sequence[Instance],
+    kind: str,
+    area_ranges: Sequence[Sequence[float]],
+    maximum: int,
+) -> PackedMatch:
+    """What is kept of `assign_predictions`, which has the arguments."""
+    order, assigned, ignored, counts = assign_predictions(
+        ground_truth, predictions, kind, area_ranges, maximum
     )
+    scores = np.array([predictions[k].score for k in order], np.float64)
+    return PackedMatch(scores, np.packbits(assigned >= 0, axis=-1), np.packbits(ignored, axis=-1), counts)
 
 
-def assign_detections(
-    cells: Cells, found: Detections, area_ranges: Sequence[Sequence[float]], most: int
-) -> Assigned:
-    """Give each detection, best first, the cell of highest IoU that is left: COCO's greedy matching.
+def assign_predictions(
+    ground_truth: Sequence[Instance],
+    predictions: Sequence[Instance],
+    kind: str,
+    area_ranges: Sequence[Sequence[float]] = (_ANY_AREA,),
+    maximum: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Give each prediction, best first, the cell of highest IoU that is left: COCO's greedy matching.
 
     Args:
-        cells: of the image.
-        found: of the image, in any order; among equal scores the first comes first.
-        area_ranges: A pairs, px^2; cells outside are not judged, nor are unmatched detections.
-        most: detections that count, best first.
+        ground_truth: G annotated cells of the image; their areas are the masks' where there are masks.
+        predictions: of the image, in any order; among equal scores the first comes first.
+        kind: what is compared: "bbox" or "segm".
+        area_ranges: A pairs, px^2; cells outside are not evaluated, nor are unmatched predictions.
+        maximum: predictions that count, best first; None for all.
+
+    Returns:
+        order int64 `[D]`, the predictions, best first; place of the cell of each, int32 `[A, T, D]` for each
+        area range and IoU, -1 for none; whether it is ignored, neither true nor false, bool `[A, T, D]`;
+        cells of each area range, int64 `[A]`.
     """
-    order = np.argsort(-found.scores, kind="stable")[:most]
-    shapes = found.shapes[order] if isinstance(found.shapes, np.ndarray) else [found.shapes[k] for k in order]
+    order = np.argsort([-entry.score for entry in predictions], kind="stable")[:maximum]
+    ordered = [predictions[k] for k in order]
+    cell_areas = np.array([cell.area for cell in ground_truth], np.float64)
+    crowd = np.array([cell.crowd for cell in ground_truth], bool)
+    if kind == "bbox":
+        shapes, cell_shapes = boxes_of(ordered), boxes_of(ground_truth)
+        areas = shapes[:, 2] * shapes[:, 3]
+    else:
+        shapes, cell_shapes = [entry.rle for entry in ordered], [cell.rle for cell in ground_truth]
+        areas = np.array([entry.area for entry in ordered], np.float64)
     low, high = np.array(area_ranges, dtype=np.float64).T[:, :, None]
-    crowd = cells.crowd.astype(bool)
-    outside = (cells.areas < low) | (cells.areas > high) | crowd  # [A, G]
-    strange = (found.areas[order] < low) | (found.areas[order] > high)  # [A, D]
+    outside = (cell_areas < low) | (cell_areas > high) | crowd  # [A, G]
+    pred_outside = (areas < low) | (areas > high)  # [A, D]
     steps = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
-    hits = np.zeros((len(low), len(steps), len(order)), bool)
-    ignored = np.zeros_like(hits)
-    given = np.full(hits.shape, -1, np.int32)
+    assigned = np.full((len(low), len(steps), len(order)), -1, np.int32)
+    ignored = np.zeros(assigned.shape, bool)
     if len(order) and len(crowd):
-        overlaps = coco_mask.iou(shapes, cells.shapes, cells.crowd)  # of a crowd region: over the detection
+        # Of a crowd region: the overlap over the area of the prediction.
+        overlaps = coco_mask.iou(shapes, cell_shapes, crowd.astype(np.uint8))
         taken = np.zeros((len(low), len(steps), len(crowd)), bool)
         rows, columns = np.nonzero(overlaps >= steps[0])
         ends = np.searchsorted(rows, np.arange(len(order) + 1))
@@ -144,21 +106,20 @@ def assign_detections(
             near = columns[ends[row] : ends[row + 1]]
             iou = overlaps[row, near]
             free = (~taken[:, :, near] | crowd[near]) & (iou >= steps[:, None])
-            # Cells that are judged come first, then the highest IoU, the last one among equals.
+            # Cells that are evaluated come first, then the highest IoU, the last one among equals.
             rank = np.where(free, iou + 2.0 * ~outside[:, None, near], -1.0)
             choice = len(near) - 1 - rank[:, :, ::-1].argmax(-1)
             area, step = np.nonzero(free.any(-1))
             cell = near[choice[area, step]]
             taken[area, step, cell] = True
-            hits[area, step, row] = True
-            given[area, step, row] = cell
+            assigned[area, step, row] = cell
             ignored[area, step, row] = outside[area, cell]
-    ignored |= ~hits & strange[:, None]
-    return Assigned(order, hits, ignored, given, np.count_nonzero(~outside, axis=1))
+    ignored |= (assigned < 0) & pred_outside[:, None]
+    return order, assigned, ignored, np.count_nonzero(~outside, axis=1)
 
 
 def precision_and_recall(
-    images: Sequence[MatchedImage], area: int, limits: Sequence[int]
+    images: Sequence[PackedMatch], area: int, limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Join images and follow precision over recall.
 
@@ -174,7 +135,7 @@ def precision_and_recall(
     thresholds = len(IOU_THRESHOLDS)
     precision = np.full((thresholds, len(RECALLS)), -1.0)
     recall = np.full((thresholds, len(limits)), -1.0)
-    cells = sum(int(image.cells[area]) for image in images)
+    cells = sum(int(image.counts[area]) for image in images)
     if not cells:
         return precision, recall
     for slot, limit in enumerate(limits):
@@ -194,15 +155,3 @@ def precision_and_recall(
                 places = np.searchsorted(true / cells, RECALLS, side="left")
                 precision[step] = np.append(curve, 0.0)[places]
     return precision, recall
-
-
-def _boxes(entries: Sequence[Cell] | Sequence[Found]) -> np.ndarray:
-    return np.array([entry.box for entry in entries], np.float64).reshape(-1, 4)
-
-
-def _areas_and_crowds(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([c.area for c in cells], np.float64), np.array([c.crowd for c in cells], np.uint8)
-
-
-def _scores(found: Sequence[Found]) -> np.ndarray:
-    return np.array([entry.score for entry in found], np.float64)

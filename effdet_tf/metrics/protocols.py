@@ -16,27 +16,15 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import (
     ANY_CLASS,
-    Cell,
-    Found,
-    ImageCase,
     ImageGroups,
-    has_masks,
-    image_cases,
+    ImageInstances,
+    Instance,
+    iterate_instances,
     unknown_class,
 )
-from effdet_tf.metrics.precision import (
-    MatchedImage,
-    box_cells,
-    box_detections,
-    mask_cells,
-    mask_detections,
-    match_detections,
-    precision_and_recall,
-)
+from effdet_tf.metrics.precision import PackedMatch, match_precision, precision_and_recall
 
 KINDS = ("bbox", "segm")
-_SHAPES = {"box": "bbox", "mask": "segm"}
-_READERS = {"bbox": (box_cells, box_detections), "segm": (mask_cells, mask_detections)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +56,8 @@ PROTOCOLS = {
 }
 
 
-class CocoJudge:
-    """Takes annotated images one by one, and has the average precision in the end."""
+class CocoEvaluator:
+    """Computes average precision of annotated images that are added one by one."""
 
     def __init__(
         self,
@@ -94,51 +82,50 @@ class CocoJudge:
         self.names = dict(sorted(names.items())) if self.rules.per_class else {ANY_CLASS: "cell"}
         self._groups = ImageGroups(by)
         self._counts: dict[int, tuple[int, int, int]] = {}  # by image: cells, predictions, dropped
-        self._matched: dict[tuple[str, int, int], MatchedImage] = {}  # by kind, class and image
+        self._matched: dict[tuple[str, int, int], PackedMatch] = {}  # by kind, class and image
 
-    def add(self, case: ImageCase, kinds: Sequence[str] = KINDS) -> None:
-        """Judge the detections on one image.
+    def add(self, image: ImageInstances, kinds: Sequence[str] = KINDS) -> None:
+        """Evaluate the predictions on one image.
 
         Args:
-            case: the image.
+            image: the image.
             kinds: "bbox", "segm" or both.
 
         Raises:
-            UserError: for a detection of an unknown class (when classes count), or without the box or mask
+            UserError: for a prediction of an unknown class (when classes count), or without the box or mask
                 that is to be scored.
         """
-        identity, per_class = case.image["id"], self.rules.per_class
-        self._groups.add(case.image)
-        found: dict[int, list[Found]] = defaultdict(list)
-        for number, entry in enumerate(case.found):
+        identity, per_class = image.image["id"], self.rules.per_class
+        self._groups.add(image.image)
+        predictions: dict[int, list[Instance]] = defaultdict(list)
+        for number, entry in enumerate(image.predictions):
             category = entry.category_id if per_class else ANY_CLASS
             if category not in self.names:
-                raise unknown_class(case.what(number), category, self.names)
-            for kind, shape in (("box", entry.box), ("mask", entry.rle)):
-                if shape is None and _SHAPES[kind] in kinds:
-                    raise UserError(f"{case.what(number)} has no {kind} to score")
-            found[category].append(entry)
-        cells: dict[int, list[Cell]] = defaultdict(list)
-        for cell in case.cells:
+                raise unknown_class(image.name(number), category, self.names)
+            for kind, name, shape in (("bbox", "box", entry.box), ("segm", "mask", entry.rle)):
+                if shape is None and kind in kinds:
+                    raise UserError(f"{image.name(number)} has no {name} to score")
+            predictions[category].append(entry)
+        cells: dict[int, list[Instance]] = defaultdict(list)
+        for cell in image.ground_truth:
             cells[cell.category_id if per_class else ANY_CLASS].append(cell)
-        most = self.rules.max_detections[-1]
+        maximum = self.rules.max_detections[-1]
         self._counts[identity] = (
-            sum(not cell.crowd for cell in case.cells),
-            len(case.found),
-            sum(max(0, len(entries) - most) for entries in found.values()),
+            sum(not cell.crowd for cell in image.ground_truth),
+            len(image.predictions),
+            sum(max(0, len(entries) - maximum) for entries in predictions.values()),
         )
         for kind in kinds:
-            true_of, found_of = _READERS[kind]
-            for category in {*found, *cells}:
-                self._matched[kind, category, identity] = match_detections(
-                    true_of(cells[category]), found_of(found[category]), self.rules.area_ranges, most
+            for category in {*predictions, *cells}:
+                self._matched[kind, category, identity] = match_precision(
+                    cells[category], predictions[category], kind, self.rules.area_ranges, maximum
                 )
 
     def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
         """The figures; see `evaluate_coco`.
 
         Args:
-            kinds: some of those that were judged.
+            kinds: some of those that were evaluated.
 
         Raises:
             UserError: when there was no image.
@@ -243,12 +230,12 @@ def evaluate_coco(
     """
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"unknown kinds {kinds!r}")
-    judge = CocoJudge(ground_truth["categories"], protocol, by)
-    if "segm" in kinds and not has_masks(ground_truth):
+    evaluator = CocoEvaluator(ground_truth["categories"], protocol, by)
+    if "segm" in kinds and not all(cell.get("segmentation") for cell in ground_truth["annotations"]):
         raise UserError("the annotations have boxes only, so there are no masks to score; score boxes alone")
-    for case in image_cases(ground_truth, predictions):
-        judge.add(case, kinds)
-    return judge.report(kinds)
+    for image in iterate_instances(ground_truth, predictions):
+        evaluator.add(image, kinds)
+    return evaluator.report(kinds)
 
 
 def _curves(precision: np.ndarray) -> dict[str, Any] | None:

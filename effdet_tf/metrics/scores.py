@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.box_metrics import BoxJudge
-from effdet_tf.metrics.cell_metrics import CellJudge
-from effdet_tf.metrics.confusion import OutcomeJudge, mask_outcome
-from effdet_tf.metrics.instances import ImageCase, image_cases
-from effdet_tf.metrics.protocols import KINDS, CocoJudge
+from effdet_tf.metrics.box_metrics import BoxEvaluator
+from effdet_tf.metrics.cell_metrics import CellEvaluator
+from effdet_tf.metrics.confusion import ConfusionMatrix
+from effdet_tf.metrics.instances import ImageInstances, iterate_instances
+from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
 
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
 # The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
@@ -44,7 +44,7 @@ def summarise(
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
-    """Compute every figure of what is in memory; `Judge` takes images one by one.
+    """Compute every figure of what is in memory; `Evaluator` takes images one by one.
 
     Args:
         ground_truth: COCO dict with the truth at full resolution.
@@ -57,18 +57,18 @@ def summarise(
             yes.
 
     Returns:
-        See `Judge.report`.
+        See `Evaluator.report`.
 
     Raises:
         UserError: for predictions that do not fit the images.
     """
-    judge = Judge(ground_truth["categories"], score_threshold, by, coco)
-    for case in image_cases(ground_truth, predictions):
-        judge.add(case)
-    return judge.report(masks)
+    evaluator = Evaluator(ground_truth["categories"], score_threshold, by, coco)
+    for image in iterate_instances(ground_truth, predictions):
+        evaluator.add(image)
+    return evaluator.report(masks)
 
 
-class Judge:
+class Evaluator:
     """Takes annotated images and what was found in them, one by one; it keeps 120 bytes of a detection."""
 
     def __init__(
@@ -80,35 +80,35 @@ class Judge:
     ) -> None:
         """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
         self._protocols = {
-            name: CocoJudge(categories, name, by) for name in ("livecell", *(["coco"] if coco else []))
+            name: CocoEvaluator(categories, name, by) for name in ("livecell", *(["coco"] if coco else []))
         }
-        self._cells = CellJudge(score_threshold, by)
-        self._boxes = BoxJudge(categories, score_threshold, by, coco)
+        self._cells = CellEvaluator(score_threshold, by)
+        self._boxes = BoxEvaluator(categories, score_threshold, by, coco)
         self._images: list[dict[str, Any]] = []
-        self._mask_outcomes, self._box_outcomes = OutcomeJudge(categories), OutcomeJudge(categories)
+        self._mask_matrix, self._box_matrix = ConfusionMatrix(categories), ConfusionMatrix(categories)
         self._boxes_alone = False  # some annotation has no mask
         self._masked = 0  # predictions that have one
         self._unmasked: str | None = None  # the first prediction that has none
 
-    def add(self, case: ImageCase) -> None:
-        """Judge what was found in one image.
+    def add(self, image: ImageInstances) -> None:
+        """Evaluate the predictions on one image.
 
         Raises:
-            UserError: for a detection of an unknown class, when classes count, or without a box.
+            UserError: for a prediction of an unknown class, when classes count, or without a box.
         """
-        self._boxes_alone |= any(cell.rle is None for cell in case.cells)
-        lacking = [number for number, entry in enumerate(case.found) if entry.rle is None]
-        self._masked += len(case.found) - len(lacking)
+        self._boxes_alone |= any(cell.rle is None for cell in image.ground_truth)
+        lacking = [number for number, entry in enumerate(image.predictions) if entry.rle is None]
+        self._masked += len(image.predictions) - len(lacking)
         if lacking and self._unmasked is None:
-            self._unmasked = case.what(lacking[0])
+            self._unmasked = image.name(lacking[0])
         masks = not self._boxes_alone and self._unmasked is None
-        for judge in self._protocols.values():
-            judge.add(case, KINDS if masks else KINDS[:1])
+        for evaluator in self._protocols.values():
+            evaluator.add(image, KINDS if masks else KINDS[:1])
         if masks:
-            self._mask_outcomes.add(mask_outcome(case, self._cells.add(case)))
-        self._box_outcomes.add(self._boxes.add(case))
+            self._mask_matrix.add(image, self._cells.add(image))
+        self._box_matrix.add(image, self._boxes.add(image))
         known = ("id", "file_name", "cell_type")
-        self._images.append({name: case.image[name] for name in known if name in case.image})
+        self._images.append({name: image.image[name] for name in known if name in image.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
         """The figures of all images.
@@ -122,7 +122,7 @@ class Judge:
             says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
             "coco" is None when that is off. "images" has id, file_name, cell_type, true, found, sartorius
             (of masks) and f1 of every image at the score of a cell; "confusion" and "sizes" are those of
-            `OutcomeJudge.report`.
+            `ConfusionMatrix.report`.
 
         Raises:
             UserError: for predictions that do not fit the images.
@@ -134,20 +134,19 @@ class Judge:
         if not boxes_only and self._unmasked is not None:
             raise UserError(f"{self._unmasked} has no mask to score")
         kinds = KINDS[:1] if boxes_only else KINDS
-        figures = {name: judge.report(kinds) for name, judge in self._protocols.items()}
-        judge, outcomes = (
-            (self._boxes, self._box_outcomes) if boxes_only else (self._cells, self._mask_outcomes)
-        )
-        at_score = judge.report()
-        by_image = judge.by_image(at_score["score_threshold"])
+        protocols = {name: evaluator.report(kinds) for name, evaluator in self._protocols.items()}
+        evaluator = self._boxes if boxes_only else self._cells
+        matrix = self._box_matrix if boxes_only else self._mask_matrix
+        at_score = evaluator.report()
+        by_image = evaluator.by_image(at_score["score_threshold"])
         return {
-            "livecell": figures["livecell"],
+            "livecell": protocols["livecell"],
             "cells": None if boxes_only else at_score,
             "boxes": at_score if boxes_only else None,
-            "coco": figures.get("coco"),
+            "coco": protocols.get("coco"),
             "boxes_only": boxes_only,
             "images": [image | by_image[image["id"]] for image in self._images],
-            **outcomes.report(at_score["score_threshold"]),
+            **matrix.report(at_score["score_threshold"]),
         }
 
 

@@ -1,10 +1,9 @@
-"""Pictures of images with the outlines of their cells over them, sorted by what became of each cell."""
+"""Pictures of images with the outlines of their cells over them, by the error type of each cell."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,16 +13,17 @@ from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.geometry.masks import Patch, labels_to_patches, resolve_overlaps, rle_to_patch
 from effdet_tf.images.read import stretch_contrast
 from effdet_tf.metrics.cell_metrics import match_cells
-from effdet_tf.metrics.error_types import FATES, box_overlaps, fates, mask_overlaps
-from effdet_tf.metrics.evaluation import Truth, annotated_images
-from effdet_tf.metrics.instances import ImageCase, image_case
+from effdet_tf.metrics.error_types import ERROR_TYPES, error_types
+from effdet_tf.metrics.evaluation import AnnotatedImage, annotated_images
+from effdet_tf.metrics.instances import Instance, image_instances
+from effdet_tf.metrics.matching import match_boxes
 
 LONGEST_SIDE = 1000  # px; larger images are made smaller
 _QUALITY = 82  # of the JPEG
 _SMOOTH = 0.6  # px that an outline may be off, to be short
 
 
-class Picture(NamedTuple):
+class GalleryPicture(NamedTuple):
     """One image of a gallery.
 
     Attributes:
@@ -31,8 +31,8 @@ class Picture(NamedTuple):
         width: of the image, px.
         height: of the image, px.
         uri: the image as JPEG, contrast stretched, as data URI.
-        paths: SVG path of the outlines by fate, and of all true cells as "true".
-        counts: cells by fate.
+        paths: SVG path of the outlines by error type, and of all annotated cells as "true".
+        counts: cells by error type.
     """
 
     entry: dict[str, Any]
@@ -43,46 +43,50 @@ class Picture(NamedTuple):
     counts: dict[str, int]
 
 
-def make_gallery(examples: dict[str, Any]) -> list[Picture]:
+def make_gallery(examples: dict[str, Any]) -> list[GalleryPicture]:
     """Draw the images of an examples file, in its order; those that their data set lacks are left out.
 
     Args:
         examples: of `examples.read_examples`; the folder that it names must be there.
 
     Raises:
-        UserError: when the data set cannot be read, or what was found does not fit its images.
+        UserError: when the data set cannot be read, or the predictions do not fit its images.
     """
     wanted = {image["id"]: image for image in examples["images"]}
-    drawn: dict[Any, Picture] = {}
-    for truth in annotated_images(examples["data"]):
-        entry = wanted.get(truth.image["id"])
+    drawn: dict[Any, GalleryPicture] = {}
+    for annotated in annotated_images(examples["data"]):
+        entry = wanted.get(annotated.image["id"])
         if entry is not None:
-            drawn[entry["id"]] = draw(truth, entry, examples["masks"])
+            drawn[entry["id"]] = draw(annotated, entry, examples["masks"])
         if len(drawn) == len(wanted):
             break
     return [drawn[identity] for identity in wanted if identity in drawn]
 
 
-def draw(truth: Truth, entry: dict[str, Any], masks: bool) -> Picture:
+def draw(annotated: AnnotatedImage, entry: dict[str, Any], masks: bool) -> GalleryPicture:
     """Draw one image.
 
     Args:
-        truth: the annotated image.
+        annotated: the image.
         entry: its entry in an examples file.
-        masks: whether masks were judged, or boxes alone.
+        masks: whether masks were evaluated, or boxes alone.
     """
-    case = image_case(truth.image, truth.cells, entry["found_cells"])
-    shapes = list(_masks(case) if masks else _boxes(case))
-    counts = dict.fromkeys(FATES, 0)
-    paths = dict.fromkeys(("true", *FATES), "")  # the first lies below the others
-    for is_true, fate, path in shapes:
-        if is_true:
-            paths["true"] += path
-        if not is_true or fate == "missed":  # a true cell that is right shows as the found one
-            counts[fate] += 1
-            paths[fate] += path
-    pixels = decode_pixels(truth.record)
-    return Picture(entry, pixels.shape[1], pixels.shape[0], jpeg_uri(pixels), paths, counts)
+    image = image_instances(annotated.image, annotated.cells, entry["found_cells"])
+    match = match_cells(image) if masks else match_boxes(image.ground_truth, image.predictions, overlaps=True)
+    gt_types, pred_types = error_types(match)
+    gt = [image.ground_truth[k] for k in match.gt_index]
+    pred = [image.predictions[k] for k in match.pred_index]
+    gt_paths = [outline(_patch(cell)) if masks else _box_path(cell) for cell in gt]
+    pred_paths = _visible_outlines(pred, image.image) if masks else [_box_path(entry) for entry in pred]
+    counts = dict.fromkeys(ERROR_TYPES, 0)
+    paths = {"true": "".join(gt_paths)} | dict.fromkeys(ERROR_TYPES, "")  # the first lies below the others
+    # An annotated cell that is right shows as the prediction that matches it.
+    missed = [(kind, path) for kind, path in zip(gt_types, gt_paths, strict=True) if kind == "missed"]
+    for kind, path in [*missed, *zip(pred_types, pred_paths, strict=True)]:
+        counts[kind] += 1
+        paths[kind] += path
+    pixels = decode_pixels(annotated.record)
+    return GalleryPicture(entry, pixels.shape[1], pixels.shape[0], jpeg_uri(pixels), paths, counts)
 
 
 def jpeg_uri(pixels: np.ndarray) -> str:
@@ -97,26 +101,17 @@ def jpeg_uri(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(code.tobytes()).decode('ascii')}"
 
 
-def _masks(case: ImageCase) -> Iterator[tuple[bool, str, str]]:
-    """Of each judged cell: whether it is a true one, its fate and its outline."""
-    match = match_cells(case)
-    of_true, of_found = fates(mask_overlaps(match))
-    for number, fate in zip(match.true_index, of_true, strict=True):
-        yield True, fate, outline(_patch(case.cells[number].rle))
-    # As judged: no pixel in two cells, the best first.
-    labels = np.zeros((case.image["height"], case.image["width"]), np.int32)
-    kept = resolve_overlaps((_patch(case.found[number].rle) for number in match.found_index), labels, 0.0)
+def _visible_outlines(predictions: Sequence[Instance], image: dict[str, Any]) -> list[str]:
+    """Outlines of the predictions, best first, as they were evaluated: no pixel in two cells."""
+    labels = np.zeros((image["height"], image["width"]), np.int32)
+    kept = resolve_overlaps(map(_patch, predictions), labels, 0.0)
     visible = {kept[label - 1]: patch for label, patch in labels_to_patches(labels)}
-    for number, fate in enumerate(of_found):
-        yield False, fate, outline(visible[number])
+    return [outline(visible[k]) for k in range(len(predictions))]
 
 
-def _boxes(case: ImageCase) -> Iterator[tuple[bool, str, str]]:
-    overlaps, true, found = box_overlaps(case)
-    of_true, of_found = fates(overlaps)
-    for is_true, boxes, names in ((True, true, of_true), (False, found, of_found)):
-        for (x, y, width, height), fate in zip(boxes, names, strict=True):
-            yield is_true, fate, f"M{x:.1f} {y:.1f}h{width:.1f}v{height:.1f}h{-width:.1f}z"
+def _box_path(instance: Instance) -> str:
+    x, y, width, height = instance.box or (0.0, 0.0, 0.0, 0.0)
+    return f"M{x:.1f} {y:.1f}h{width:.1f}v{height:.1f}h{-width:.1f}z"
 
 
 def outline(patch: Patch) -> str:
@@ -133,18 +128,8 @@ def _path(points: np.ndarray) -> str:
     return f"M{x + 0.5} {y + 0.5}{'l' + steps if steps else ''}z"
 
 
-def _patch(rle: dict[str, Any] | None) -> Patch:
-    patch = None if rle is None else rle_to_patch(rle)
+def _patch(instance: Instance) -> Patch:
+    patch = None if instance.rle is None else rle_to_patch(instance.rle)
     if patch is None:
-        raise ValueError("a cell that was judged has pixels")
+        raise ValueError("a cell that was evaluated has pixels")
     return patch
-
-
-def example_counts(pictures: Sequence[Picture]) -> dict[str, int]:
-    """Cells by fate, of all pictures together."""
-    return {fate: sum(picture.counts[fate] for picture in pictures) for fate in FATES}
-
-
-def data_is_there(examples: dict[str, Any]) -> bool:
-    """Whether the folder of the converted images is still where it was."""
-    return Path(examples["data"]).is_dir()

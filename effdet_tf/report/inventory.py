@@ -16,9 +16,8 @@ from effdet_tf.errors import UserError
 from effdet_tf.prediction.load import saved_model_version
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
 from effdet_tf.presets import PRESETS
-from effdet_tf.runs import FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
+from effdet_tf.runs import CARD_FILE, FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
 
-CARD_FILE = "MODEL_CARD.md"
 # Names of distributions: one of several for OpenCV, which comes in four.
 PACKAGES = (
     ("tensorflow",),

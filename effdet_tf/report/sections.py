@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
 from effdet_tf.report import charts, tables
 from effdet_tf.report.collect import Material
 from effdet_tf.report.examples import ranking_figure
-from effdet_tf.report.gallery import Picture, data_is_there, example_counts, make_gallery
+from effdet_tf.report.gallery import GalleryPicture, make_gallery
 
 EARLIER = "the evaluation is of an earlier version; evaluate again"
 NOTHING = "Nothing was judged: the training had no validation images (--val)."
@@ -27,14 +28,14 @@ _SHARES = {
     "sartorius": "Sartorius metric",
     "f1": "F1",
 }
-_FATES = (
-    ("true", "true", "as annotated", False),
-    ("right", "right", "found, and matches a true cell with an IoU of .5 or more", True),
-    ("missed", "missed", "true, but no found cell matches it", True),
-    ("false", "false", "found, but matches no true cell", True),
-    ("merged", "merged", "one found cell that covers several true ones, each by more than half", True),
-    ("split", "split", "one of several found cells that lie in one true cell", True),
-)
+_OUTLINES = {
+    "true": "as annotated",
+    "right": "found, and matches a true cell with an IoU of .5 or more",
+    "missed": "true, but no found cell matches it",
+    "false": "found, but matches no true cell",
+    "merged": "one found cell that covers several true ones, each by more than half",
+    "split": "one of several found cells that lie in one true cell",
+}
 
 
 def _svgs(items: Sequence[str]) -> list[Markup]:
@@ -212,7 +213,7 @@ def gallery(material: Material) -> dict[str, Any]:
         none = "what was found in single images was not kept; evaluate again"
         why = none if examples is None else "no image has a true or a found cell"
         return {"missing": f"There are no pictures: {why}."}
-    if not data_is_there(examples):
+    if not Path(examples["data"]).is_dir():
         return {
             "missing": f"There are no pictures: the images were in {examples['data']}, and are not there any "
             "more. `python -m effdet_tf report ... --data FOLDER` names another place."
@@ -221,20 +222,24 @@ def gallery(material: Material) -> dict[str, Any]:
     lacking = len(examples["images"]) - len(pictures)
     figure = {"sartorius": "Sartorius metric", "f1": "F1"}[ranking_figure(examples["images"])]
     shapes = "Outlines" if examples["masks"] else "Boxes"
-    counts = example_counts(pictures)
     return {
         "pictures": [_picture(picture) for picture in pictures],
         "missing": f"{lacking} images are not in {examples['data']} any more." if lacking else "",
         "text": f"By the {figure} of the image. {shapes} of the cells of score {examples['score']:.2f} and "
         "more, whatever their class; a click on a picture makes it large.",
-        "fates": [
-            {"name": name, "label": label, "meaning": meaning, "shown": shown, "count": counts.get(name)}
-            for name, label, meaning, shown in _FATES
+        "outlines": [
+            {
+                "name": name,
+                "meaning": meaning,
+                "shown": name != "true",
+                "count": None if name == "true" else sum(picture.counts[name] for picture in pictures),
+            }
+            for name, meaning in _OUTLINES.items()
         ],
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _picture(picture: GalleryPicture) -> dict[str, Any]:
     entry = picture.entry
     figures = [f"{entry.get('true', 0)} true cells, {entry.get('found', 0)} found"]
     for key, label in (("sartorius", "Sartorius metric"), ("f1", "F1")):
@@ -244,5 +249,5 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {
         **picture._asdict(),
         "title": ", ".join([str(entry.get("file_name", entry["id"])), *kind, *figures]),
-        "counts": ", ".join(f"{count} {fate}" for fate, count in picture.counts.items()),
+        "counts": ", ".join(f"{count} {kind}" for kind, count in picture.counts.items()),
     }

@@ -8,8 +8,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from effdet_tf.errors import UserError
-from effdet_tf.metrics.box_metrics import match_boxes, score_boxes
-from effdet_tf.metrics.instances import image_cases
+from effdet_tf.metrics.box_metrics import match_boxes_by_class, score_boxes
+from effdet_tf.metrics.instances import iterate_instances
 
 
 def truth(*cells, images=(1, 2)):
@@ -98,7 +98,13 @@ def test_matches_are_those_of_cocos_own_evaluator(capsys):
     ]
     ground_truth, predictions = truth(*cells), found(*boxes)
     classes = [category["id"] for category in ground_truth["categories"]]
-    ours = {case.image["id"]: match_boxes(case, classes) for case in image_cases(ground_truth, predictions)}
+    ours = {
+        image.image["id"]: [
+            np.concatenate([getattr(match, name) for match in match_boxes_by_class(image, classes)])
+            for name in ("scores", "matched_gt")
+        ]
+        for image in iterate_instances(ground_truth, predictions)
+    }
     coco = COCO()
     coco.dataset = {
         **ground_truth,
@@ -117,5 +123,6 @@ def test_matches_are_those_of_cocos_own_evaluator(capsys):
         hits = np.concatenate([e["dtMatches"][0] > 0 for e in parts])[~ignored]
         scores = np.concatenate([e["dtScores"] for e in parts])[~ignored]
         assert ignored.any() and hits.any() and not hits.all()
-        assert sorted(scores[hits]) == pytest.approx(sorted(ours[image].scores[ours[image].hits]))
-        assert sorted(scores) == pytest.approx(sorted(ours[image].scores))
+        our_scores, matched_gt = ours[image]
+        assert sorted(scores[hits]) == pytest.approx(sorted(our_scores[matched_gt >= 0]))
+        assert sorted(scores) == pytest.approx(sorted(our_scores))

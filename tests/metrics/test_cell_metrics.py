@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import Patch, patch_to_rle
 from effdet_tf.metrics.cell_metrics import match_cells, score_cells
-from effdet_tf.metrics.instances import image_cases
-from effdet_tf.metrics.matching import tally
+from effdet_tf.metrics.instances import iterate_instances
+from effdet_tf.metrics.matching import count_matches
 
 HEIGHT, WIDTH = 60, 80
 
@@ -123,7 +123,7 @@ def test_counts():
 
 
 def match_images(ground_truth, predictions):
-    return {case.image["id"]: match_cells(case) for case in image_cases(ground_truth, predictions)}
+    return {case.image["id"]: match_cells(case) for case in iterate_instances(ground_truth, predictions)}
 
 
 def test_found_cells_share_no_pixel_and_the_higher_score_wins():
@@ -131,7 +131,7 @@ def test_found_cells_share_no_pixel_and_the_higher_score_wins():
     ground_truth, found = case({1: [high]}, {1: [(low, 0.3), (high, 0.8), (full(0, 6, 10, 10), 0.5)]})
     match = match_images(ground_truth, found)[1]
     # `low` keeps 50 of its 100 pixels, just enough; the third keeps 10 of 100 and goes.
-    assert match.found_areas.tolist() == [100, 50]
+    assert match.pred_areas.tolist() == [100, 50]
     assert match.scores.tolist() == [0.8, 0.3]
 
 
@@ -245,7 +245,7 @@ def test_a_match_is_counted_alike_at_any_score_and_from_scratch():
     for score in (0.2, 0.6):
         only = match_images(ground_truth, [f for f in found if f["score"] >= score])
         for image, match in matches.items():
-            prefix, scratch = tally(match, score), tally(only[image], 0.0)
+            prefix, scratch = count_matches(match, score), count_matches(only[image], 0.0)
             assert (prefix.found, prefix.matched.tolist()) == (scratch.found, scratch.matched.tolist())
             assert (prefix.aji_overlap, prefix.aji_union) == (scratch.aji_overlap, scratch.aji_union)
 

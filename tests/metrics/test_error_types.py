@@ -7,8 +7,9 @@ import pytest
 
 from effdet_tf.geometry.masks import Patch, patch_to_rle
 from effdet_tf.metrics.cell_metrics import match_cells
-from effdet_tf.metrics.error_types import box_overlaps, fates, mask_overlaps
-from effdet_tf.metrics.instances import image_case
+from effdet_tf.metrics.error_types import error_types
+from effdet_tf.metrics.instances import image_instances
+from effdet_tf.metrics.matching import match_boxes
 
 SIDE = 100
 
@@ -36,30 +37,31 @@ OF_TRUE = ["right", "missed", "missed", "missed", "missed"]
 OF_FOUND = ["right", "false", "merged", "split", "split"]
 
 
-def overlaps_of(true, found, masks):
-    case = image_case({"id": 1, "height": SIDE, "width": SIDE}, true, found)
-    return mask_overlaps(match_cells(case)) if masks else box_overlaps(case)[0]
+def types_of(true, found, masks):
+    image = image_instances({"id": 1, "height": SIDE, "width": SIDE}, true, found)
+    match = match_cells(image) if masks else match_boxes(image.ground_truth, image.predictions, overlaps=True)
+    return error_types(match)
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_every_cell_has_its_fate(masks):
-    assert fates(overlaps_of(TRUE, FOUND, masks)) == (OF_TRUE, OF_FOUND)
+def test_every_cell_has_its_error_type(masks):
+    assert types_of(TRUE, FOUND, masks) == (OF_TRUE, OF_FOUND)
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_part_beside_the_right_cell_is_split(masks):
     found = [cell(60, 0, 10, 13, score=0.6), cell(60, 14, 10, 5, score=0.5)]
-    assert fates(overlaps_of(TRUE[-1:], found, masks)) == (["right"], ["right", "split"])
+    assert types_of(TRUE[-1:], found, masks) == (["right"], ["right", "split"])
 
 
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize(("true", "found"), [([], []), (TRUE[:1], []), ([], FOUND[:1])])
 def test_nothing_true_or_nothing_found(masks, true, found):
-    assert fates(overlaps_of(true, found, masks)) == (["missed"] * len(true), ["false"] * len(found))
+    assert types_of(true, found, masks) == (["missed"] * len(true), ["false"] * len(found))
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_crowd_regions_and_what_lies_on_them_are_left_out(masks):
     true = [cell(60, 60, 30, 30, iscrowd=1), *TRUE[:1]]
-    of_true, of_found = fates(overlaps_of(true, FOUND[:2], masks))
+    of_true, of_found = types_of(true, FOUND[:2], masks)
     assert (of_true, of_found) == (["right"], ["right"])

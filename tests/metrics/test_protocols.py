@@ -57,7 +57,7 @@ def random_case(seed=0, cells=40):
 
 
 def indexed(index, ground_truth, predictions, kind):
-    """Truth and detections in the classes of a COCO package."""
+    """AnnotatedImage and detections in the classes of a COCO package."""
     true = index()
     true.dataset = copy.deepcopy(ground_truth)
     for annotation in true.dataset["annotations"]:
