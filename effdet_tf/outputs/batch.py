@@ -6,11 +6,11 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,25 +21,10 @@ from effdet_tf.files import atomic_write
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.jobs import Job
 from effdet_tf.outputs.wells import write_wells
+from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 
 SUMMARY, WELLS = "summary.csv", "wells.csv"
-
-
-class CellPredictor(Protocol):
-    """What `predict_files` needs of a predictor.
-
-    Attributes:
-        class_names: name of each class.
-        category_ids: COCO category id of each class.
-    """
-
-    class_names: Sequence[str]
-    category_ids: Sequence[int]
-
-    def predict(self, image: np.ndarray) -> Result:
-        """Find the cells of an image `[H, W, C]`, uint8, uint16 or float32."""
-        ...
 
 
 @dataclass
@@ -71,7 +56,7 @@ class PredictReport:
 
 
 def predict_files(
-    predictor: CellPredictor,
+    predictor: Predictor,
     images: Sequence[Job],
     out: str | os.PathLike[str],
     *,
@@ -106,44 +91,50 @@ def predict_files(
         UserError: when `out` holds predictions and `overwrite` is False, a file cannot be written, or a
             submission is asked of a network without masks.
     """
-    out = Path(out)
+    report = PredictReport(Path(out))
+    tables = {report.out / SUMMARY: outputs.summary_columns(predictor.class_names)}
+    if sartorius is not None:
+        tables[Path(sartorius)] = ["id", "predicted"]
+    _check_free(report.out, tables, overwrite)
+    batch = _Batch(predictor, report, score, formats, um_per_px, sartorius is not None, progress)
+    stems = Counter(_stem(job) for job in images)
+    with ExitStack() as stack:
+        with _writing(report.out):
+            add_rows, *submit = [stack.enter_context(outputs.open_csv(*table)) for table in tables.items()]
+            if "yolo" in formats:
+                with atomic_write(report.out / "classes.txt") as path:
+                    path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
+        for job in stack.enter_context(tqdm(images, "predict", unit="image", disable=not progress)):
+            # A submission has the file's stem, or the output name where several folders hold that stem.
+            rows, submitted = batch.predict(job, _stem(job) if stems[_stem(job)] == 1 else job.name)
+            with _writing(report.out):  # a row tells of files that are there: it is the last to be written
+                for add in submit:
+                    add(submitted)
+                add_rows(rows)
+    with _writing(report.out):
+        report.wells = write_wells(report.out / SUMMARY, report.out / WELLS)
+    return report
+
+
+def _check_free(out: Path, tables: Iterable[Path], overwrite: bool) -> None:
     if out.is_file():
         raise UserError(f"{out}: is a file, the predictions need a folder; name another one")
-    for target in (out / SUMMARY, *([Path(sartorius)] if sartorius is not None else [])):
-        if target.exists() and not overwrite:
+    for path in tables:
+        if path.exists() and not overwrite:
             raise UserError(
-                f"{target}: exists already; choose another place, or give --overwrite to replace it"
+                f"{path}: exists already; choose another place, or give --overwrite to replace it"
             )
-    batch = _Batch(predictor, PredictReport(out), score, formats, um_per_px, sartorius is not None, progress)
-    stems = [job.name.rsplit("/", 1)[-1] for job in images]
-    counts = Counter(stems)
-    with ExitStack() as stack:
-        with _writing(out):
-            columns = outputs.summary_columns(predictor.class_names)
-            add_rows = stack.enter_context(outputs.open_csv(out / SUMMARY, columns))
-            if sartorius is not None:
-                submit = stack.enter_context(outputs.open_csv(sartorius, ("id", "predicted")))
-            if "yolo" in formats:
-                with atomic_write(out / "classes.txt") as path:
-                    path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
-        bar = stack.enter_context(tqdm(images, desc="predict", unit="image", disable=not progress))
-        for job, stem in zip(bar, stems, strict=True):
-            # A submission has the file's stem, or the output name where several folders hold that stem.
-            rows, submitted = batch.predict(job, stem if counts[stem] == 1 else job.name)
-            with _writing(out):  # a row tells of files that are there: it is the last to be written
-                if sartorius is not None:
-                    submit(submitted)
-                add_rows(rows)
-    with _writing(out):
-        batch.report.wells = write_wells(out / SUMMARY, out / WELLS)
-    return batch.report
+
+
+def _stem(job: Job) -> str:
+    return job.name.rsplit("/", 1)[-1]
 
 
 @dataclass
 class _Batch:
     """Predicts one file after another."""
 
-    predictor: CellPredictor
+    predictor: Predictor
     report: PredictReport
     score: float | None
     formats: Collection[str]
@@ -159,14 +150,9 @@ class _Batch:
                 file = opened.enter_context(Stack(job.path))
             except UserError as error:
                 return [self._failed_row(job, 0, 1, str(error))], []
-            info = outputs.ImageInfo(
-                job.path.name,
-                self.predictor.category_ids,
-                self.predictor.class_names,
-                file.pages,
-                file.axis,
-                self.um_per_px or file.um_per_px,
-            )
+            classes = self.predictor.category_ids, self.predictor.class_names
+            scale = self.um_per_px or file.um_per_px
+            info = outputs.ImageInfo(job.path.name, *classes, file.pages, file.axis, scale)
             files = opened.enter_context(ExitStack())
             add = files.enter_context(outputs.open_image_files(str(out / job.name), info, self.formats))
             for number in range(file.pages):
@@ -215,6 +201,6 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place, reason = error.filename or out, error.strerror or str(error)
-        message = f"{place}: cannot be written ({reason}); make room or choose another folder"
-        raise UserError(message) from error
+        place, reason = error.filename or out, error.strerror or error
+        advice = "make room or choose another folder"
+        raise UserError(f"{place}: cannot be written ({reason}); {advice}") from error

@@ -7,6 +7,8 @@ image of any size takes the same memory. Only what needs a convex hull goes cell
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -163,20 +165,18 @@ def _hull_corners(mask: np.ndarray) -> np.ndarray:
 
 def _border_length(labels: np.ndarray) -> np.ndarray:
     """Length float64 `[H, W]` that each pixel adds to the perimeter of its own cell."""
-    padded = np.pad(labels, 1)
     inner = np.ones(labels.shape, bool)
-    for dy, dx in _SIDES:
-        inner &= _shift(padded, dy, dx) == labels
-    border = np.pad(np.where(inner, 0, labels), 1)
-    here = border[1:-1, 1:-1]
+    for neighbour in _neighbours(labels, _SIDES):
+        inner &= neighbour == labels
+    border = np.where(inner, 0, labels)
     code = np.ones(labels.shape, np.uint8)
     for weight, steps in ((2, _SIDES), (10, _CORNERS)):
-        for dy, dx in steps:
-            code += np.uint8(weight) * (_shift(border, dy, dx) == here)
-    return np.where(here > 0, _BORDER_LENGTH[code], 0.0)
+        for neighbour in _neighbours(border, steps):
+            code += np.uint8(weight) * (neighbour == border)
+    return np.where(border > 0, _BORDER_LENGTH[code], 0.0)
 
 
-def _shift(padded: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The neighbour at (dy, dx) of each pixel, from an array padded by 1."""
-    height, width = padded.shape
-    return padded[1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx]
+def _neighbours(image: np.ndarray, steps: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """The neighbour of each pixel at each of the steps (dy, dx); 0 outside the image."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, 1), (3, 3))
+    return [windows[..., 1 + dy, 1 + dx] for dy, dx in steps]
