@@ -7,9 +7,8 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,24 +22,17 @@ from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
 from export.agreement import Agreement
 from export.trial_images import TrialImages
 
-PASSED, FAILED, NOT_JUDGED = "passed", "FAILED", "not judged"
+PASSED, FAILED, NOT_EVALUATED = "passed", "FAILED", "not judged"
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "numpy")
-_KIND_NAMES = {"segm": "mask", "bbox": "box"}
+KIND_NAMES = {"segm": "mask", "bbox": "box"}
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What an artifact must keep to; None: not asked.
+class Tolerance(NamedTuple):
+    """What an artifact must keep to; None: not asked."""
 
-    Attributes:
-        matched_share: least share of matched cells.
-        score_difference: largest difference of two matched cells' scores.
-        ap_drop: most points of AP that may be lost, of masks where they are scored, else of boxes.
-    """
-
-    matched_share: float | None = None
-    score_difference: float | None = None
-    ap_drop: float | None = None
+    matched_share: float | None = None  # minimum share of matched cells
+    score_difference: float | None = None  # largest difference of two matched cells' scores
+    ap_drop: float | None = None  # most points of AP that may be lost: of masks where they are scored, or boxes
 
 
 TOLERANCES = {
@@ -51,45 +43,36 @@ TOLERANCES = {
 }
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """One exported network.
+class Artifact(NamedTuple):
+    """One exported network."""
 
-    Attributes:
-        name: a key of `TOLERANCES`.
-        path: file or folder, relative to the folder of exports.
-        size: bytes.
-        predictor: the artifact, opened.
-        reference: what its cells are compared with: Keras on images of any size for a SavedModel, Keras with
-            the same padding and tiles for a TFLite file, whose input has one size.
-    """
-
-    name: str
-    path: str
-    size: int
-    predictor: Any
-    reference: Any
+    name: str  # a key of `TOLERANCES`
+    path: str  # file or folder, relative to the folder of exports
+    size: int  # bytes
+    predictor: BasePredictor  # the artifact, opened
+    # What its cells are compared with: Keras on images of any size for a SavedModel, Keras with the same
+    # padding and tiles for a TFLite file, whose input has one size.
+    reference: BasePredictor
 
 
 def compare(
-    keras: Any,
+    keras: BasePredictor,
     artifacts: Sequence[Artifact],
     images: TrialImages,
     allow_drop: float | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Predict every image once with every network, match the cells, and score them where there is a truth.
+    """Predict every image once with every network, match the cells, and score them against ground truth.
 
     Args:
-        keras: the run itself; its AP is the one before the export. All networks have `predict`,
-            `class_names`, `per_class` and `config`.
-        artifacts: to judge.
+        keras: the run itself; its AP is the one before the export.
+        artifacts: to compare.
         images: annotated ones give AP.
         allow_drop: points of AP that int8 may lose, in place of its tolerance.
         progress: whether to draw a progress bar on stderr.
 
     Returns:
-        `{"images", "protocol", "keras": {"AP"}, "artifacts": {name: figures of `Agreement` with "path",
+        `{"images", "protocol", "keras": {"AP"}, "artifacts": {name: metrics of `Agreement` with "path",
         "bytes", "AP", "tolerance", "verdict", "why"}, "passed"}`, ready for JSON. "AP" is {kind: {"AP",
         "AP50"}} in fractions, None without annotated images.
 
@@ -98,25 +81,23 @@ def compare(
     """
     agreements = [Agreement(keras.config) for _ in artifacts]
     # Keras itself is asked for its AP, even where nothing is compared with it.
-    networks = [artifact.predictor for artifact in artifacts] + [artifact.reference for artifact in artifacts]
-    networks = list({id(network): network for network in (keras, *networks)}.values())
+    scored = [keras, *(artifact.predictor for artifact in artifacts)]
+    networks = {id(network): network for network in (*scored, *(one.reference for one in artifacts))}
 
-    def predicted(image: np.ndarray) -> dict[int, Any]:
-        results = {id(network): network.predict(image) for network in networks}
+    def predict(image: np.ndarray) -> dict[int, Result]:
+        results = {key: network.predict(image) for key, network in networks.items()}
         for agreement, artifact in zip(agreements, artifacts, strict=True):
             agreement.add(results[id(artifact.reference)], results[id(artifact.predictor)])
+        bar.update()
         return results
 
-    bar = tqdm(total=len(images), desc="parity", unit="image", file=sys.stderr, disable=not progress)
-    scored = [keras, *(artifact.predictor for artifact in artifacts)]
     protocol, precisions = None, [None] * len(scored)
-    with bar:
-        if images.data is None:
-            for image in images.pixels():
-                predicted(image)
-                bar.update()
+    with tqdm(total=len(images), desc="parity", unit="image", file=sys.stderr, disable=not progress) as bar:
+        if images.data is not None:
+            protocol, precisions = _score(scored, predict, images.data, len(images))
         else:
-            protocol, precisions = _score(scored, predicted, images.data, len(images), bar)
+            for image in images.pixels():
+                predict(image)
     report: dict[str, Any] = {
         "images": {"number": len(images), "what": images.where, "annotated": images.data is not None},
         "protocol": protocol,
@@ -124,54 +105,53 @@ def compare(
         "artifacts": {},
     }
     for artifact, agreement, precision in zip(artifacts, agreements, precisions[1:], strict=True):
-        figures = {
+        report["artifacts"][artifact.name] = metrics = {
             "path": artifact.path,
             "bytes": artifact.size,
             "compared_with": "keras" if artifact.reference is keras else "keras, padded and tiled alike",
-            **agreement.figures(),
+            **agreement.metrics(),
             "AP": precision,
         }
         tolerance = TOLERANCES[artifact.name]
         if tolerance.ap_drop is not None and allow_drop is not None:
             tolerance = Tolerance(ap_drop=allow_drop)
-        verdict, why = judge(figures, precisions[0], tolerance)
-        figures |= {"tolerance": asdict(tolerance), "verdict": verdict, "why": why}
-        report["artifacts"][artifact.name] = figures
-    report["passed"] = all(figures["verdict"] != FAILED for figures in report["artifacts"].values())
+        verdict, why = check(metrics, precisions[0], tolerance)
+        metrics |= {"tolerance": tolerance._asdict(), "verdict": verdict, "why": why}
+    report["passed"] = all(metrics["verdict"] != FAILED for metrics in report["artifacts"].values())
     return report
 
 
-def judge(
-    figures: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: Tolerance
+def check(
+    metrics: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: Tolerance
 ) -> tuple[str, str]:
-    """Hold the figures of one artifact against its tolerance.
+    """Compare the metrics of one artifact with its tolerance.
 
     Args:
-        figures: of `Agreement`, with "AP".
+        metrics: of `Agreement`, with "AP".
         before: AP of the run itself, {kind: {"AP", "AP50"}}, or None.
         tolerance: what to keep to.
 
     Returns:
-        `PASSED`, `FAILED` or `NOT_JUDGED`, and why where it is not the first.
+        `PASSED`, `FAILED` or `NOT_EVALUATED`, and why where it is not the first.
     """
     faults = []
     if tolerance.ap_drop is not None:
         kind = "segm" if before and "segm" in before else "bbox"
         was = before[kind]["AP"] if before else None
-        if was is None or figures["AP"] is None:
-            return NOT_JUDGED, "no annotated images: give --data"
-        lost = round(100 * (was - (figures["AP"].get(kind, {}).get("AP") or 0.0)), 3)
+        if was is None or metrics["AP"] is None:
+            return NOT_EVALUATED, "no annotated images: give --data"
+        lost = round(100 * (was - (metrics["AP"].get(kind, {}).get("AP") or 0.0)), 3)
         if lost > tolerance.ap_drop:
             faults.append(
-                f"lost {lost:.1f} points of {_KIND_NAMES[kind]} AP, {tolerance.ap_drop:g} are allowed"
+                f"lost {lost:.1f} points of {KIND_NAMES[kind]} AP, {tolerance.ap_drop:g} are allowed"
             )
-    elif figures["matched_share"] is None:
-        return NOT_JUDGED, "no cells found in these images: give others with --data or --images"
+    elif metrics["matched_share"] is None:
+        return NOT_EVALUATED, "no cells found in these images: give others with --data or --images"
     else:
-        share, least = figures["matched_share"], tolerance.matched_share
-        if least is not None and share < least:
-            faults.append(f"{100 * share:.2f} % of the cells matched, {100 * least:g} % are asked")
-        worst, most = figures["largest_score_difference"], tolerance.score_difference
+        share, minimum = metrics["matched_share"], tolerance.matched_share
+        if minimum is not None and share < minimum:
+            faults.append(f"{100 * share:.2f} % of the cells matched, {100 * minimum:g} % are asked")
+        worst, most = metrics["largest_score_difference"], tolerance.score_difference
         if most is not None and worst is not None and worst > most:
             faults.append(f"scores differ by up to {worst:.4f}, {most:g} is allowed")
     return (FAILED, "; ".join(faults)) if faults else (PASSED, "")

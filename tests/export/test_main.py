@@ -343,7 +343,7 @@ def test_int8_beyond_its_tolerance_fails_unless_allowed(run, parts, tmp_path, ca
 
     monkeypatch.setattr(parity, "_score", score)
     monkeypatch.setattr(
-        images, "labelled", lambda data, limit: images.Images("annotated", ((64, 64),), data=Path("x"))
+        images, "labelled", lambda data, limit: images.TrialImages("annotated", ((64, 64),), data=Path("x"))
     )
     arguments = ("--formats", "tflite-int8", "--data", "x")
     assert export(run, tmp_path / "out", *arguments) == 1

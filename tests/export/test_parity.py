@@ -42,7 +42,7 @@ def agreement(*pairs, config=CONFIG):
     found = Agreement(config)
     for reference, candidate in pairs:
         found.add(reference, candidate)
-    return found.figures()
+    return found.metrics()
 
 
 def test_equal_results_agree_wholly():

@@ -57,4 +57,4 @@ def test_exports_agree_on_photographs(
     assert whole.height == tiled.height == 1040 and len(whole) > 100
     agreement = Agreement(config)
     agreement.add(whole, tiled)
-    assert agreement.matched > 50 and agreement.figures()["matched_share"] > 0.99
+    assert agreement.metrics()["matched"] > 50 and agreement.metrics()["matched_share"] > 0.99
