@@ -35,30 +35,36 @@ if TYPE_CHECKING:
     from export.trial_images import TrialImages
 
 PARITY_FILES = ("parity.json", "parity.md")
-_SIZE = (512, 512)  # where no image tells
+_SIZE = (512, 512)  # without images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up chatter
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up messages
     options = build_parser(__doc__).parse_args(arguments)
     with _terminated_as_interrupted():
         return exit_code(lambda: _run(options), on_os_error="; free space or choose another --out")
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    """Check everything that can be wrong, then export and compare."""
+    changes = {"data.max_instances": options.max_instances, "model.mask.size": options.mask_size}
+    settings = [f"{key}={value}" for key, value in changes.items() if value is not None]
     config = load_config(config_file(options.run)).override(settings)
     weights_file(options.run)  # missing weights must be told before images are read
     images = _images(options)
-    size = _size(options, config, images)
-    if options.formats is None:
-        options.formats = _possible_formats(options, images)
-    if set(options.formats) - {SAVED_MODEL} and not options.no_parity:
-        _check_runtime()
+    options.size = _size(options, config, images)
+    options.formats = options.formats or _possible_formats(options, images)
+    tflite = set(options.formats) - {SAVED_MODEL}
+    if tflite and not options.no_parity and importlib.util.find_spec("ai_edge_litert") is None:
+        raise UserError(
+            "comparing TFLite files with the run needs their runtime: pip install ai-edge-litert, or give "
+            "--no-parity"
+        )
     calibration, calibrated_on = _calibration(options, images)
-    if set(options.formats) - {SAVED_MODEL}:
-        print(f"TFLite files for images of {size[0]}x{size[1]}; larger ones are predicted in tiles")
+    if tflite:
+        height, width = options.size
+        print(f"TFLite files for images of {height}x{width}; larger ones are predicted in tiles")
     if calibration:
         print(f"int8 is calibrated on {calibrated_on}", flush=True)
     finished: list[Path] = []
@@ -68,32 +74,39 @@ def _run(options: argparse.Namespace) -> int:
             from effdet_tf.prediction.run import load_run
 
             predictor = load_run(options.run, settings=settings)
-            places = _export(options, stage, predictor, size, calibration)
+            places = _export(options, stage, predictor, calibration)
             if options.no_parity:
                 return 0
-            report = _parity(options, stage, predictor, places, size, images, calibrated_on)
+            report = _compare(options, stage, predictor, places, images, calibrated_on)
     except (UserError, OSError, KeyboardInterrupt):
         if finished:
             print(f"finished before, and kept: {', '.join(map(str, finished))}", file=sys.stderr)
         raise
-    return _verdict(report)
+    return _exit_code(report)
 
 
 def _export(
-    options: argparse.Namespace,
-    stage: Staging,
-    predictor: RunPredictor,
-    size: tuple[int, int],
-    calibration: Sequence[np.ndarray],
+    options: argparse.Namespace, stage: Staging, predictor: RunPredictor, calibration: Sequence[np.ndarray]
 ) -> dict[str, Path]:
     """Make every artifact and move it to its place; returns the places by the names of `TOLERANCES`."""
     places: dict[str, Path] = {}
     for form in options.formats:
         name, start = FORMATS[form], time.monotonic()
+        made = stage.folder / (name if name == SAVED_MODEL else f"{name}.tflite")
         with _failures_told(form, stage.folder):
-            made = _make(options, name, stage.folder, predictor, size, calibration)
+            if name == SAVED_MODEL:
+                from export.saved_model import write_saved_model
+
+                write_saved_model(
+                    predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
+                )
+            else:
+                from export.tflite import convert
+
+                float_heads = options.float_heads
+                made.write_bytes(convert(predictor, options.size, name, calibration, float_heads=float_heads))
         if not places:
-            for old in PARITY_FILES:  # the proof of earlier exports is none of these
+            for old in PARITY_FILES:  # of earlier exports
                 (options.out / old).unlink(missing_ok=True)
         if name == SAVED_MODEL:
             from export.serving_files import write
@@ -107,86 +120,54 @@ def _export(
     return places
 
 
-def _make(
-    options: argparse.Namespace,
-    name: str,
-    folder: Path,
-    predictor: RunPredictor,
-    size: tuple[int, int],
-    calibration: Sequence[np.ndarray],
-) -> Path:
-    """Make one artifact inside the temporary folder; returns its file or folder."""
-    if name == SAVED_MODEL:
-        from export.saved_model import write_saved_model
-
-        made = folder / name
-        write_saved_model(
-            predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
-        )
-        return made
-    from export.tflite import convert
-
-    made = folder / f"{name}.tflite"
-    made.write_bytes(convert(predictor, size, name, calibration, float_heads=options.float_heads))
-    return made
-
-
-def _parity(
+def _compare(
     options: argparse.Namespace,
     stage: Staging,
     predictor: RunPredictor,
     places: dict[str, Path],
-    size: tuple[int, int],
     images: TrialImages | None,
     calibrated_on: str,
 ) -> dict[str, Any]:
-    """Compare the artifacts with the run, write and print the figures; returns them."""
+    """Compare the artifacts with the run, write and print the results; returns them."""
     from effdet_tf.prediction.load import load
     from export.parity import Artifact, circumstances, compare
     from export.parity_table import format_parity
     from export.tflite import keras_reference
     from export.trial_images import synthetic
 
-    framed = keras_reference(predictor, size) if set(places) - {SAVED_MODEL} else None
+    references = dict.fromkeys(places, predictor)
+    if set(places) - {SAVED_MODEL}:
+        padded = keras_reference(predictor, options.size)
+        references = {name: predictor if name == SAVED_MODEL else padded for name in places}
     artifacts = [
         Artifact(
-            name,
-            place.relative_to(options.out).as_posix(),
-            size_of(place),
-            load(place),
-            predictor if name == SAVED_MODEL else framed,
+            name, place.relative_to(options.out).as_posix(), size_of(place), load(place), references[name]
         )
         for name, place in places.items()
     ]
-    report = compare(predictor, artifacts, images or synthetic(size, options.limit), options.allow_drop)
+    images = images or synthetic(options.size, options.limit)
     about = {"calibration": calibrated_on or None, "float_heads": options.float_heads}
-    report = circumstances(options.run, size, **about) | report
+    report = circumstances(options.run, options.size, **about)
+    report |= compare(predictor, artifacts, images, options.allow_drop)
     table = format_parity(report)
     write_json(stage.folder / PARITY_FILES[0], report)
     (stage.folder / PARITY_FILES[1]).write_text(table + "\n", encoding="utf-8")
-    for name in PARITY_FILES:
-        stage.put(stage.folder / name, name)
-    print(f"\n{table}\n\nwritten: {', '.join(str(options.out / name) for name in PARITY_FILES)}")
+    written = [str(stage.put(stage.folder / name, name)) for name in PARITY_FILES]
+    print(f"\n{table}\n\nwritten: {', '.join(written)}")
     return report
 
 
-def _verdict(report: dict[str, Any]) -> int:
+def _exit_code(report: dict[str, Any]) -> int:
     """Say on stderr what does not keep to its tolerance; returns the exit code."""
     from export.parity import FAILED
 
-    for name, figures in report["artifacts"].items():
-        if figures["verdict"] == FAILED:
+    for name, metrics in report["artifacts"].items():
+        if metrics["verdict"] == FAILED:
             advice = ""
             if name == "int8":
                 advice = "; keep the heads in float with --float-heads, or accept it with --allow-drop"
-            print(f"error: {figures['path']}: {figures['why']}{advice}", file=sys.stderr)
+            print(f"error: {metrics['path']}: {metrics['why']}{advice}", file=sys.stderr)
     return 0 if report["passed"] else 1
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    """The run's settings that the options change."""
-    changes = {"data.max_instances": options.max_instances, "model.mask.size": options.mask_size}
-    return [f"{key}={value}" for key, value in changes.items() if value is not None]
 
 
 def _images(options: argparse.Namespace) -> TrialImages | None:
@@ -221,15 +202,6 @@ def _possible_formats(options: argparse.Namespace, images: TrialImages | None) -
     return [name for name in FORMATS if name != "tflite-int8"]
 
 
-def _check_runtime() -> None:
-    """Tell at the start that TFLite files cannot be compared here, not when they are made."""
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise UserError(
-            "comparing TFLite files with the run needs their runtime: pip install ai-edge-litert, or give "
-            "--no-parity"
-        )
-
-
 def _calibration(options: argparse.Namespace, images: TrialImages | None) -> tuple[list[np.ndarray], str]:
     """The images to calibrate int8 on, and what they are; none where int8 is not asked for."""
     if "tflite-int8" not in options.formats:
@@ -239,8 +211,8 @@ def _calibration(options: argparse.Namespace, images: TrialImages | None) -> tup
     pixels, where = calibration(options.calibration or (), images)
     if not options.calibration and not options.no_parity:
         print(
-            "int8 is calibrated and judged on the same images, which flatters it a little: give training "
-            "images with --calibration",
+            "int8 is calibrated and evaluated on the same images, its results are a little too good: give "
+            "training images with --calibration",
             file=sys.stderr,
         )
     return pixels, where
@@ -262,12 +234,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_told(what: str, folder: Path) -> Iterator[None]:
-    """Name what could not be made, and turn TensorFlow's own errors of a full disk into a user's error.
-
-    Args:
-        what: was being made.
-        folder: in which it was, and which is gone when the message is read.
-    """
+    """Name what could not be made in `folder`, TensorFlow's own errors of a full disk included."""
     import tensorflow as tf
 
     try:

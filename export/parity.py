@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,9 @@ from effdet_tf.data.record import read_manifest
 from effdet_tf.metrics.evaluation import CocoPredictions, annotated_images
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
+from effdet_tf.prediction.predictor import Predictor
+from effdet_tf.prediction.results import Result
+from effdet_tf.report.inventory import installed
 from export.agreement import Agreement
 from export.trial_images import TrialImages
 
@@ -32,7 +34,7 @@ class Tolerance(NamedTuple):
 
     matched_share: float | None = None  # minimum share of matched cells
     score_difference: float | None = None  # largest difference of two matched cells' scores
-    ap_drop: float | None = None  # most points of AP that may be lost: of masks where they are scored, or boxes
+    ap_drop: float | None = None  # points of AP that may be lost: of masks where they are scored, else boxes
 
 
 TOLERANCES = {
@@ -49,14 +51,14 @@ class Artifact(NamedTuple):
     name: str  # a key of `TOLERANCES`
     path: str  # file or folder, relative to the folder of exports
     size: int  # bytes
-    predictor: BasePredictor  # the artifact, opened
+    predictor: Predictor  # the artifact, opened
     # What its cells are compared with: Keras on images of any size for a SavedModel, Keras with the same
     # padding and tiles for a TFLite file, whose input has one size.
-    reference: BasePredictor
+    reference: Predictor
 
 
 def compare(
-    keras: BasePredictor,
+    keras: Predictor,
     artifacts: Sequence[Artifact],
     images: TrialImages,
     allow_drop: float | None = None,
@@ -72,15 +74,14 @@ def compare(
         progress: whether to draw a progress bar on stderr.
 
     Returns:
-        `{"images", "protocol", "keras": {"AP"}, "artifacts": {name: metrics of `Agreement` with "path",
-        "bytes", "AP", "tolerance", "verdict", "why"}, "passed"}`, ready for JSON. "AP" is {kind: {"AP",
-        "AP50"}} in fractions, None without annotated images.
+        Ready for JSON: {"images", "protocol", "keras": {"AP"}, "artifacts": {name: metrics of `Agreement`,
+        path, bytes, AP, tolerance, verdict, why}, "passed"}. AP is {kind: {"AP", "AP50"}}, None without data.
 
     Raises:
         UserError: for images that cannot be read.
     """
+    tolerances = TOLERANCES if allow_drop is None else TOLERANCES | {"int8": Tolerance(ap_drop=allow_drop)}
     agreements = [Agreement(keras.config) for _ in artifacts]
-    # Keras itself is asked for its AP, even where nothing is compared with it.
     scored = [keras, *(artifact.predictor for artifact in artifacts)]
     networks = {id(network): network for network in (*scored, *(one.reference for one in artifacts))}
 
@@ -112,11 +113,8 @@ def compare(
             **agreement.metrics(),
             "AP": precision,
         }
-        tolerance = TOLERANCES[artifact.name]
-        if tolerance.ap_drop is not None and allow_drop is not None:
-            tolerance = Tolerance(ap_drop=allow_drop)
-        verdict, why = check(metrics, precisions[0], tolerance)
-        metrics |= {"tolerance": tolerance._asdict(), "verdict": verdict, "why": why}
+        verdict, why = check(metrics, precisions[0], tolerances[artifact.name])
+        metrics |= {"tolerance": tolerances[artifact.name]._asdict(), "verdict": verdict, "why": why}
     report["passed"] = all(metrics["verdict"] != FAILED for metrics in report["artifacts"].values())
     return report
 
@@ -164,40 +162,34 @@ def circumstances(run: Path, size: tuple[int, int], **more: Any) -> dict[str, An
         "size": list(size),
         **more,
         "versions": {"effdet_tf": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
+        | {name: installed(name) for name in _PACKAGES},
         "machine": platform.machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 def _score(
-    scored: Sequence[Any], predicted: Any, data: Path, number: int, bar: Any
+    networks: Sequence[Predictor],
+    predict: Callable[[np.ndarray], Mapping[int, Result]],
+    data: Path,
+    number: int,
 ) -> tuple[str, list[dict[str, Any]]]:
     """The protocol, and {kind: {"AP", "AP50"}} of each network by it."""
     categories = read_manifest(data).categories
-    cells = [CocoPredictions(network.class_names, categories, data) for network in scored]
-    # Where the network tells classes apart, so must its figures.
-    protocol = "coco" if scored[0].per_class and not cells[0].class_mismatch else "livecell"
-    judges = [CocoEvaluator(categories, protocol, by=None) for _ in scored]
+    cells = [CocoPredictions(network.class_names, categories, data) for network in networks]
+    # Where the network tells classes apart, so must its metrics.
+    protocol = "coco" if networks[0].per_class and not cells[0].class_mismatch else "livecell"
+    evaluators = [CocoEvaluator(categories, protocol, by=None) for _ in networks]
     kinds = KINDS
     for truth in annotated_images(data, number):
-        results = predicted(decode_pixels(truth.record))
-        for judge, found, network in zip(judges, cells, scored, strict=True):
+        results = predict(decode_pixels(truth.record))
+        for evaluator, found, network in zip(evaluators, cells, networks, strict=True):
             entries = found.entries(truth.image["id"], results[id(network)])
             case = image_instances(truth.image, truth.cells, entries)
             if not found.masks or any(cell.rle is None for cell in case.ground_truth):
                 kinds = KINDS[:1]
-            judge.add(case, kinds)
-        bar.update()
-    precisions = []
-    for judge in judges:
-        everything = judge.report(kinds)["all"]
-        precisions.append({kind: {key: everything[kind][key] for key in ("AP", "AP50")} for kind in kinds})
-    return protocol, precisions
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+            evaluator.add(case, kinds)
+    reports = [evaluator.report(kinds)["all"] for evaluator in evaluators]
+    return protocol, [
+        {kind: {key: whole[kind][key] for key in ("AP", "AP50")} for kind in kinds} for whole in reports
+    ]

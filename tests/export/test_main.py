@@ -135,7 +135,7 @@ def test_all_formats_by_default(run, parts, picture, tmp_path, capsys):
     assert (out / "parity.md").read_text().strip() in printed.out
     for name in ("saved_model/1", "tflite/int8.tflite"):
         assert re.search(rf"{name}  \d+\.\d MB  \d+ s\n", printed.out)
-    assert "calibrated and judged on the same images" in printed.err
+    assert "calibrated and evaluated on the same images" in printed.err
 
 
 def test_versions_count_up_and_files_are_replaced(run, parts, tmp_path):

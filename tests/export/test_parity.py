@@ -13,7 +13,7 @@ from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from export import trial_images as image_sources
 from export.agreement import Agreement, mask_iou, match
-from export.parity import FAILED, NOT_JUDGED, PASSED, TOLERANCES, Artifact, circumstances, compare, judge
+from export.parity import FAILED, NOT_EVALUATED, PASSED, TOLERANCES, Artifact, check, circumstances, compare
 from export.parity_table import format_parity
 
 CONFIG = preset("cells-lite0").override(
@@ -144,13 +144,13 @@ def test_boxes_alone_have_no_mask_figures():
         ("float32", 1.0, 0.0011, FAILED, "scores differ by up to 0.0011, 0.001 is allowed"),
         ("float16", 0.99, 0.5, PASSED, ""),
         ("float16", 0.98, 0.5, FAILED, "98.00 % of the cells matched"),
-        ("float32", None, None, NOT_JUDGED, "no cells found"),
-        ("int8", 0.1, 0.9, NOT_JUDGED, "give --data"),
+        ("float32", None, None, NOT_EVALUATED, "no cells found"),
+        ("int8", 0.1, 0.9, NOT_EVALUATED, "give --data"),
     ],
 )
 def test_tolerances(name, share, score, verdict, words):
     figures = {"matched_share": share, "largest_score_difference": score, "AP": None}
-    found, why = judge(figures, None, TOLERANCES[name])
+    found, why = check(figures, None, TOLERANCES[name])
     assert found == verdict and words in why and bool(why) == bool(words)
 
 
@@ -166,12 +166,12 @@ def test_tolerances(name, share, score, verdict, words):
         ),
         ({"bbox": 0.5}, {"bbox": 0.4}, FAILED, "lost 10.0 points of box AP"),
         ({"bbox": 0.5}, {"bbox": 0.6}, PASSED, ""),
-        ({"bbox": None}, {"bbox": None}, NOT_JUDGED, "no annotated"),
+        ({"bbox": None}, {"bbox": None}, NOT_EVALUATED, "no annotated"),
     ],
 )
 def test_int8_may_lose_one_point(before, after, verdict, words):
     before, after = ({kind: {"AP": ap} for kind, ap in aps.items()} for aps in (before, after))
-    found, why = judge({"AP": after}, before, TOLERANCES["int8"])
+    found, why = check({"AP": after}, before, TOLERANCES["int8"])
     assert found == verdict and words in why
 
 
@@ -271,11 +271,11 @@ def test_a_larger_drop_can_be_allowed(data):
         assert report["artifacts"]["saved_model"]["tolerance"]["ap_drop"] is None
 
 
-def test_without_a_truth_int8_is_not_judged_and_the_others_are():
+def test_without_a_truth_int8_is_not_evaluated_and_the_others_are():
     keras = Finder()
     report = compare(keras, artifacts(keras, keras, 0), image_sources.synthetic((64, 96)), progress=False)
     assert report["passed"] and report["protocol"] is None and report["keras"]["AP"] is None
-    assert report["artifacts"]["int8"]["verdict"] == NOT_JUDGED
+    assert report["artifacts"]["int8"]["verdict"] == NOT_EVALUATED
     assert report["images"] == {
         "number": 4,
         "what": "synthetic images; use --data for AP",
