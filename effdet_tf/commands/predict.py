@@ -13,6 +13,7 @@ from effdet_tf.runs import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from effdet_tf.outputs.jobs import Job
+    from effdet_tf.prediction.predictor import Predictor
 
 # As in effdet_tf.outputs, which is too heavy to import for --help; a test holds them equal.
 FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
@@ -101,7 +102,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tta-scales", **scales, help=_HELP["scales"])
 
 
-def with_views(predictor: Any, args: argparse.Namespace) -> Any:
+def with_views(predictor: Predictor, args: argparse.Namespace) -> Predictor:
     """The predictor, with the views that the options of `add_view_options` ask for."""
     from effdet_tf.prediction.augmented import AugmentedPredictor, make_views
 
@@ -159,11 +160,11 @@ def _why_no_cells(best: float, score: float) -> str:
     return f"nothing was seen in any image; does this network know such images? (score {score:g} is asked)"
 
 
-def predict_images(predictor: Any, images: Sequence[Job], args: argparse.Namespace) -> int:
+def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.Namespace) -> int:
     """Predict what the options of `add_output_options` say, and report; returns the exit code.
 
     Args:
-        predictor: as `effdet_tf.outputs.batch.predict_files` takes it, with `config`.
+        predictor: finds the cells.
         images: as `find_images` gives them.
         args: the options.
     """

@@ -34,17 +34,16 @@ class _Finder(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        loader: Any = spec.loader
-        execute = loader.exec_module
+        loader: Any = spec and spec.loader
+        if loader:
+            execute = loader.exec_module
 
-        def quietly(module: Any) -> None:
-            with _held_back():
-                execute(module)
-                module.config.list_physical_devices()  # says at length that there is no GPU
+            def quietly(module: Any) -> None:
+                with _held_back():
+                    execute(module)
+                    module.config.list_physical_devices()  # says at length that there is no GPU
 
-        loader.exec_module = quietly
+            loader.exec_module = quietly
         return spec
 
 

@@ -18,6 +18,7 @@ A refusal is `{"error": LINE}`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -67,9 +68,11 @@ def make_app(
         finally:
             session.close()
 
+    # A route for each file by its name: no path of a request is ever looked up on the disk.
+    static = {"/": STATIC / "index.html"} | {f"/{path.name}": path for path in sorted(STATIC.iterdir())}
     app = Starlette(
         routes=[
-            *_static_routes(),
+            *(Route(url, functools.partial(_static, path)) for url, path in static.items()),
             Route(f"{DATA}start", _start),
             Route(f"{DATA}state", _state),
             Route(f"{DATA}images", _add, methods=["POST"]),
@@ -88,14 +91,8 @@ def make_app(
     return app
 
 
-def _static_routes() -> list[Route]:
-    """A route for each file by its name: no path of a request is ever looked up on the disk."""
-
-    def serve(path: Path) -> Callable[[Request], Response]:
-        return lambda request: FileResponse(path, media_type=_TYPES[path.suffix])
-
-    routes = [Route(f"/{path.name}", serve(path)) for path in sorted(STATIC.iterdir())]
-    return [Route("/", serve(STATIC / "index.html")), *routes]
+def _static(path: Path, request: Request) -> Response:
+    return FileResponse(path, media_type=_TYPES[path.suffix])
 
 
 def _session(request: Request) -> Session:

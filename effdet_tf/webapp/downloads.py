@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 import zipfile
@@ -90,30 +89,31 @@ def _zip(
 ) -> Iterator[bytes]:
     names = _names([entry for entry, _ in entries])
     sink = _Sink()
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder,
+        zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         tables = Path(folder) / SUMMARY, Path(folder) / WELLS
-        with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-            with outputs.open_csv(tables[0], outputs.summary_columns(class_names)) as add_rows:
-                for entry, found in entries:
-                    name = names[entry]
-                    part = Path(tempfile.mkdtemp(dir=folder))
+        with outputs.open_csv(tables[0], outputs.summary_columns(class_names)) as add_rows:
+            for entry, predicted in entries:
+                name = names[entry]
+                with tempfile.TemporaryDirectory(dir=folder) as part:
                     try:
-                        if found is None:
+                        if predicted is None:
                             raise UserError(entry.error)
-                        written = _write(session, entry, found, score, outputs.DEFAULT_FORMATS, part / _STEM)
+                        base = Path(part) / _STEM
+                        written = _write(session, entry, predicted, score, outputs.DEFAULT_FORMATS, base)
                     except UserError as error:
                         add_rows([outputs.failed_row(name, 0, 1, class_names, str(error))])
                         continue
                     add_rows([outputs.summary_row(name, *written)])
-                    for file in sorted(part.iterdir()):
+                    for file in sorted(Path(part).iterdir()):
                         archive.write(file, name + file.name.removeprefix(_STEM))
                         yield sink.take()
-                    shutil.rmtree(part)
-            write_wells(*tables)
-            for table in tables:
-                if table.exists():  # names that tell of no well give none
-                    archive.write(table, table.name)
-        yield sink.take()
+        write_wells(*tables)
+        for table in filter(Path.exists, tables):  # names that tell of no well give none
+            archive.write(table, table.name)
+    yield sink.take()
 
 
 def _names(entries: Sequence[Entry]) -> dict[Entry, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.load import load, report_score
+from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.runs import MODELS, find_run, model_names
 
 
@@ -33,7 +33,7 @@ class Networks:
             name = f"./{name}"
         self._sources = {name: source} | {other: path for other, path in packaged.items() if other != name}
         self.names = list(self._sources)
-        self._loaded: dict[str, Any] = {name: load(source)}
+        self._loaded: dict[str, Predictor] = {name: load(source)}
         self.scores = {other: float(report_score(self._sources[other])) for other in self.names[1:]}
         self.scores[name] = float(self._loaded[name].config.postprocess.report_score)
 
@@ -46,7 +46,7 @@ class Networks:
         if name not in self._sources:
             raise UserError(f"there is no network {name!r}; choose one of {', '.join(self.names)}")
 
-    def predictor(self, name: str) -> Any:
+    def predictor(self, name: str) -> Predictor:
         """The network, loaded; to be called by one thread alone.
 
         Raises:

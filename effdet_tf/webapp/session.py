@@ -244,8 +244,8 @@ class Session:
         self._folder.cleanup()
 
     def _submit(self, entry: Entry) -> None:
-        entry.ticket = ticket = object()
-        self._worker.submit(self._work, entry, ticket)
+        entry.ticket = object()
+        self._worker.submit(self._work, entry, entry.ticket)
 
     def _work(self, entry: Entry, ticket: object) -> None:
         """Find the cells of an image, in the worker's thread."""
