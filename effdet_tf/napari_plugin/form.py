@@ -1,4 +1,4 @@
-"""The form of the dock widget: what the user chooses, and how far the work is. It knows no layers' data."""
+"""The form of the dock widget: network, image, score, shapes, buttons and progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -81,17 +81,14 @@ class Form(QWidget):
     def _browse_button(self) -> QPushButton:
         button = QPushButton("Browse")
         button.setToolTip("Take a network of your own")
-        menu = QMenu(button)
-        menu.addAction("Folder of a run or a SavedModel ...", self._browse_folder)
-        menu.addAction("TFLite file ...", self._browse_file)
+        menu, folder, tflite = QMenu(button), "Folder of a run or a SavedModel", "TFLite file"
+        choose = QFileDialog.getExistingDirectory, QFileDialog.getOpenFileName
+        menu.addAction(f"{folder} ...", lambda: self.add_network(choose[0](self, folder)))
+        menu.addAction(
+            f"{tflite} ...", lambda: self.add_network(choose[1](self, tflite, filter="TFLite (*.tflite)")[0])
+        )
         button.setMenu(menu)
         return button
-
-    def _browse_folder(self) -> None:
-        self.add_network(QFileDialog.getExistingDirectory(self, "Folder of a run or a SavedModel"))
-
-    def _browse_file(self) -> None:
-        self.add_network(QFileDialog.getOpenFileName(self, "TFLite file", filter="TFLite (*.tflite)")[0])
 
     def add_network(self, path: str) -> None:
         """Offer and choose a network on the disk.
@@ -121,11 +118,10 @@ class Form(QWidget):
         """
         wanted = next((layer for layer in (self.image(), active) if layer in layers), None)
         self._layers = layers
-        self.images.blockSignals(True)
-        self.images.clear()
-        self.images.addItems([layer.name for layer in layers])
-        self.images.setCurrentIndex(layers.index(wanted) if wanted is not None else len(layers) - 1)
-        self.images.blockSignals(False)
+        with QSignalBlocker(self.images):
+            self.images.clear()
+            self.images.addItems([layer.name for layer in layers])
+            self.images.setCurrentIndex(layers.index(wanted) if wanted is not None else len(layers) - 1)
         self.images.currentIndexChanged.emit(self.images.currentIndex())
 
     def image(self) -> Any | None:
@@ -135,15 +131,13 @@ class Form(QWidget):
 
     def set_score(self, score: float) -> None:
         """Show a score that the user did not choose."""
-        self.score.blockSignals(True)
-        self.score.setValue(score)
-        self.score.blockSignals(False)
+        with QSignalBlocker(self.score):
+            self.score.setValue(score)
 
     def set_own(self, own: bool) -> None:
         """Show whether the score is the network's own, without taking it for the user's choice."""
-        self.own.blockSignals(True)
-        self.own.setChecked(own)
-        self.own.blockSignals(False)
+        with QSignalBlocker(self.own):
+            self.own.setChecked(own)
 
     def start(self, first: str, text: str, total: int) -> None:
         """Show that work began.
@@ -162,14 +156,12 @@ class Form(QWidget):
 
     def advance(self, done: int | None) -> None:
         """Show how many images are done; None while none could be begun."""
-        if done is None:
-            return
-        if self._total == 1:
+        if done is not None and self._total == 1:
             self.say(self._text)
-            return
-        self.bar.setRange(0, self._total)
-        self.bar.setValue(done)
-        self.say(f"{self._text} {done} of {self._total} frames")
+        elif done is not None:
+            self.bar.setRange(0, self._total)
+            self.bar.setValue(done)
+            self.say(f"{self._text} {done} of {self._total} frames")
 
     def stop(self) -> None:
         """Show that nothing is being worked on."""

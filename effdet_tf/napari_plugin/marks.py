@@ -1,4 +1,4 @@
-"""From cells that were found to what a viewer shows: labels, a table, and shapes; without napari."""
+"""Turns results into what a viewer shows: labels, a table of cells, and shapes; without napari."""
 
 from __future__ import annotations
 
@@ -126,16 +126,13 @@ def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
         before += len(rest)
     features = pd.concat(tables, ignore_index=True)
     planes = [part.labels for part in parts if part.labels is not None]
-    if not planes:
-        return Marks(None, features, first, stack)
-    if not stack:
-        return Marks(planes[0], features, first, stack)
+    if not planes or not stack:
+        return Marks(planes[0] if planes else None, features, first, stack)
     try:
         labels = np.stack(planes)
     except MemoryError as error:
         raise UserError(f"the labels of {len(planes)} frames do not fit into memory; search fewer") from error
-    offset = 0
-    for plane, part in zip(labels, parts, strict=True):
+    offsets = np.cumsum([0, *(len(part.table) for part in parts)])
+    for plane, offset in zip(labels, offsets, strict=False):
         plane[plane > 0] += offset
-        offset += len(part.table)
     return Marks(labels, features, first, stack)

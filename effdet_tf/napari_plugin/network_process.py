@@ -1,4 +1,4 @@
-"""A network in a process of its own, for a program that shows pictures.
+"""Runs a network in a process of its own, apart from the viewer.
 
 TensorFlow and those OpenGL drivers of Mesa that compile shaders (software rendering, AMD) bring an LLVM each
 and crash within one process. Apart from each other, the viewer also stays smooth while TensorFlow is
@@ -135,7 +135,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
 
     Args:
         questions: pickles `("open", source)` and `("predict", image)`.
-        answers: pickles of what became of each: a kind, and a value.
+        answers: one pickle each: "done", "user error" or "failed", and a value or message.
     """
     from effdet_tf.prediction.load import load
 

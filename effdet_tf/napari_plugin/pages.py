@@ -1,4 +1,4 @@
-"""The images of an image layer: one, or the frames of a stack."""
+"""The pages of an image layer: an image, or the frames of a stack, read one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work behind the buttons, as generators: whenever they yield, they can be left."""
+"""Searches frames and measures their cells, as generators that can be left whenever they yield."""
 
 from __future__ import annotations
 
@@ -16,19 +16,12 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """All that a network found in some frames of a layer, down to its lowest score.
-
-    Attributes:
-        frames: of the layer.
-        first: number of the first frame searched.
-        results: one per frame searched.
-        own_score: the score that the network reports cells from.
-    """
+    """All that a network found in some frames of a layer, down to its lowest score."""
 
     frames: LayerPages
-    first: int
-    results: list[Result]
-    own_score: float
+    first: int  # number of the first frame searched
+    results: list[Result]  # one per frame searched
+    own_score: float  # that the network reports cells from
 
     @property
     def truncated(self) -> bool:
@@ -56,22 +49,21 @@ def search(
     Raises:
         UserError: when the network cannot be opened, or a frame cannot be searched.
     """
+
+    def wait(done: int | None) -> Generator[int | None, None, Any]:
+        while True:
+            yield done
+            answer = network.answer(_POLL_SECONDS)
+            if answer is not None:
+                return answer
+
     network.open(source)
-    score = yield from _wait(network, None)
+    score = yield from wait(None)
     results: list[Result] = []
     for number in chosen:
         network.predict(frames.read(number))
-        results.append((yield from _wait(network, len(results))))
+        results.append((yield from wait(len(results))))
     return Search(frames, chosen.start, results, score)
-
-
-def _wait(network: NetworkProcess, done: int | None) -> Generator[int | None, None, Any]:
-    """Yield until the network answers."""
-    while True:
-        yield done
-        answer = network.answer(_POLL_SECONDS)
-        if answer is not None:
-            return answer
 
 
 def mark(found: Search, score: float) -> Generator[int, None, Marks]:

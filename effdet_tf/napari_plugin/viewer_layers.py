@@ -25,15 +25,8 @@ def placement(layer: Any, first: int) -> dict[str, Any]:
 
     origin = [first, *[0] * (layer.ndim - 1)]
     moved = Affine(scale=layer.scale, translate=layer.translate, rotate=layer.rotate, shear=layer.shear)
-    return {
-        "scale": layer.scale,
-        "translate": moved(origin),
-        "rotate": layer.rotate,
-        "shear": layer.shear,
-        "affine": layer.affine,
-        "units": layer.units,
-        "axis_labels": layer.axis_labels,
-    }
+    same = ("scale", "rotate", "shear", "affine", "units", "axis_labels")
+    return {name: getattr(layer, name) for name in same} | {"translate": moved(origin)}
 
 
 def show(viewer: Any, image: str, marks: Marks, shapes: str, place: dict[str, Any]) -> list[Any]:

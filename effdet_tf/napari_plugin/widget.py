@@ -1,12 +1,13 @@
-"""The dock widget "Find cells": joins the form, the work in a thread, and the layers of the viewer."""
+"""The dock widget "Find cells": the form, the search in a thread, and its result as layers of the viewer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
-from napari.qt.threading import create_worker
+from napari.qt.threading import GeneratorWorker, create_worker
 from napari.utils.notifications import notification_manager, show_error, show_warning
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
@@ -80,10 +81,10 @@ class FindCells(QWidget):
 
     def run(self) -> None:
         """Search the chosen image layer in a thread; its result is shown when it is there."""
+        layer = self.form.image()
         if self._work.worker is not None:
             return
         try:
-            layer = self.form.image()
             if layer is None:
                 raise UserError("no image layer: open an image, or take one of File > Open Sample")
             frames = pages_of(layer)
@@ -190,7 +191,7 @@ class FindCells(QWidget):
         self._start(self._show, mark, self._found, score)
 
     def _show(self, marks: Marks) -> None:
-        """Put the result into the viewer, and tell how many cells it has."""
+        """Show the result and its number of cells."""
         found = self._found
         place = layers.placement(self._image, found.first)
         layers.show(self._viewer, found.frames.name, marks, self.form.shapes.currentText(), place)
@@ -220,26 +221,25 @@ class FindCells(QWidget):
 
     def _fail(self, error: Exception) -> None:
         self._stale = False
-        if not isinstance(error, UserError):
+        if isinstance(error, UserError):
+            self._tell(error)
+        else:
             self.form.say("failed: the notification has more")
             notification_manager.receive_error(type(error), error, error.__traceback__)
-            return
-        self._tell(error)
 
     def _tell(self, error: UserError) -> None:
         self.form.say(str(error))
         show_error(str(error))
 
 
+@dataclass(eq=False)
 class _Work:
-    """The thread that works, if any, and the network: what must end with the widget."""
+    """The network and the thread that uses it, if any: both end with the widget."""
 
-    def __init__(self, network: Any) -> None:
-        self.worker: Any = None
-        self.network = network
+    network: NetworkProcess
+    worker: GeneratorWorker | None = None
 
     def end(self, *_: object) -> None:
-        """End both."""
         if self.worker is not None:
             self.worker.quit()
         self.network.close()

@@ -19,13 +19,6 @@ from effdet_tf.plates.plan import Shard
 from effdet_tf.plates.work import Task, work_through
 
 
-class _Loaded:
-    """A predictor that can be referred to weakly, as `Shared` keeps it."""
-
-    def __init__(self, predictor: Any) -> None:
-        self.predictor = predictor
-
-
 class PredictShard(beam.DoFn):
     """Work through a shard; yields its counts. A process opens the network once."""
 
@@ -36,11 +29,11 @@ class PredictShard(beam.DoFn):
         """Open the network."""
         import effdet_tf
 
-        self._loaded = self._shared.acquire(lambda: _Loaded(effdet_tf.load(self.task.run)), self.task.run)
+        self._predictor = self._shared.acquire(lambda: effdet_tf.load(self.task.run), self.task.run)
 
     def process(self, shard: Shard) -> Iterator[dict[str, int]]:
         """Work through one shard."""
-        done = work_through(self.task, shard, self._loaded.predictor)
+        done = work_through(self.task, shard, self._predictor)
         print(
             f"shard {shard.name}: {done['images']} images, {done['cells']} cells, {done['failed']} failed",
             file=sys.stderr,
@@ -82,11 +75,7 @@ def run_pipeline(task: Task, shards: Sequence[Shard], options: dict[str, Any]) -
 
 
 def _open(options: dict[str, Any]) -> beam.Pipeline:
-    """A pipeline by the options of a user.
-
-    Raises:
-        UserError: for one that is unknown or unusable.
-    """
+    """A pipeline by a user's options; UserError for one that is unknown or unusable."""
     known = PipelineOptions([]).get_all_options()
     for key in options:
         if key not in known:

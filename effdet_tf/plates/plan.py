@@ -1,4 +1,4 @@
-"""Which files a plate has, and the shards that they are worked through in; what was done is not done again.
+"""The files of a plate, and the shards that they are processed in; what is done is not done again.
 
 `plan.json` in the output folder lists the shards. A shard is done when `done/NAME.json` is there, which is
 written after all of its results and holds the digest of its files (names, sizes, dates): a file that changed
@@ -7,9 +7,11 @@ makes its shard anew, and new files are added as new shards.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from effdet_tf.errors import UserError
@@ -22,28 +24,17 @@ FORMAT = 1
 
 
 class PlateFile(NamedTuple):
-    """A file of the plate.
+    """A file of the plate."""
 
-    Attributes:
-        path: below the folder of the images, with "/".
-        size: bytes.
-        modified: seconds since 1970, whole; 0 where the store does not say.
-    """
-
-    path: str
-    size: int
-    modified: int
+    path: str  # below the folder of the images, with "/"
+    size: int  # bytes
+    modified: int  # seconds since 1970, whole; 0 where the store does not say
 
 
 class Shard(NamedTuple):
-    """Files that are worked through as one piece.
+    """Files that are processed as one piece."""
 
-    Attributes:
-        name: "00000" and so on.
-        files: what it holds.
-    """
-
-    name: str
+    name: str  # "00000" and so on
     files: tuple[PlateFile, ...]
 
     def digest(self) -> str:
@@ -83,16 +74,14 @@ def make_shards(files: Iterable[PlateFile], first: int, most_files: int, most_by
         most_files: in a shard.
         most_bytes: in a shard, so that stacks do not make one that takes hours.
     """
-    shards: list[Shard] = []
-    batch: list[PlateFile] = []
-    for file in [*files, None]:
-        full = len(batch) >= most_files or (file and sum(f.size for f in batch) + file.size > most_bytes)
-        if batch and (file is None or full):
-            shards.append(Shard(f"{first + len(shards):05d}", tuple(batch)))
-            batch = []
-        if file is not None:
-            batch.append(file)
-    return shards
+    batches: list[list[PlateFile]] = []
+    for file in files:
+        last = batches[-1] if batches else None
+        if last is None or len(last) >= most_files or sum(f.size for f in last) + file.size > most_bytes:
+            batches.append([file])
+        else:
+            last.append(file)
+    return [Shard(f"{first + k:05d}", tuple(batch)) for k, batch in enumerate(batches)]
 
 
 def update_plan(
@@ -124,17 +113,13 @@ def update_plan(
     now = {file.path: file for file in found}
     shards = [Shard(s.name, tuple(now.pop(f.path) for f in s.files if f.path in now)) for s in old]
     # A shard whose files are all gone stays, empty, so that its results go, too.
-    fresh = sorted(now.values())
-    shards += make_shards(fresh, len(shards), most_files, most_bytes)
+    shards += make_shards(sorted(now.values()), len(shards), most_files, most_bytes)
     there = {file.path for file in found}
-    for file in (file for shard in old for file in shard.files if file.path not in there):
-        remove(file.path)
+    for file in chain.from_iterable(shard.files for shard in old):
+        if file.path not in there:
+            remove(file.path)
     if shards != old:
-        document = {
-            "format": FORMAT,
-            "settings": settings,
-            "shards": [{"name": s.name, "files": [list(f) for f in s.files]} for s in shards],
-        }
+        document = {"format": FORMAT, "settings": settings, "shards": [s._asdict() for s in shards]}
         storage.write(path, json.dumps(document).encode())
     return shards
 
@@ -173,13 +158,9 @@ def missing(out: str, shards: Sequence[Shard], retry_failed: bool) -> list[Shard
     marks = {path for path, _, _ in storage.walk(storage.join(out, DONE))}
     left = []
     for shard in shards:
-        mark = None
-        if f"{shard.name}.json" in marks:
-            try:
-                mark = json.loads(storage.read(done_file(out, shard)))
-                mark = mark["digest"], mark["failed"]
-            except (ValueError, KeyError, TypeError):
-                mark = None
-        if mark is None or mark[0] != shard.digest() or (retry_failed and mark[1]):
-            left.append(shard)
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged mark, or none
+            mark = json.loads(storage.read(done_file(out, shard))) if f"{shard.name}.json" in marks else {}
+            if mark["digest"] == shard.digest() and not (mark["failed"] and retry_failed):
+                continue
+        left.append(shard)
     return left

@@ -1,47 +1,41 @@
-"""A plate from its first image to its counts: plan, pipeline, tables."""
+"""Finds the cells of a whole plate: plans its shards, runs the pipeline, writes the tables of counts."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import TEMPORARY, locked
+from effdet_tf.outputs.wells import count_cells
 from effdet_tf.plates import storage
 from effdet_tf.plates.beam_pipeline import run_pipeline
-from effdet_tf.plates.counts import write_tables
-from effdet_tf.plates.plan import find_sources, missing, update_plan
-from effdet_tf.plates.work import Task, labels_file
+from effdet_tf.plates.plan import Shard, find_sources, missing, update_plan
+from effdet_tf.plates.work import IMAGE_SCHEMA, IMAGES, Task, labels_file
 from effdet_tf.prediction.load import saved_model_version
 from effdet_tf.runs import config_file, find_run, weights_file
 
 
 @dataclass(frozen=True)
 class PlateReport:
-    """What there is now.
+    """The state of a plate after `run_plate`."""
 
-    Attributes:
-        images: images and pages of stacks that were predicted.
-        cells: in them.
-        failed: images and pages that were not.
-        shards: all.
-        shards_done: those that were worked through by this call.
-        counts: by plate, well and time, see `counts.count_cells`.
-        boxes_only: whether the network makes no masks, so that there are no label images.
-    """
-
-    images: int
-    cells: int
-    failed: int
-    shards: int
-    shards_done: int
-    counts: pd.DataFrame
-    boxes_only: bool
+    images: int  # images and pages of stacks that were predicted
+    cells: int  # in them
+    failed: int  # images and pages that were not predicted
+    shards: int  # all
+    shards_done: int  # those that this call processed
+    counts: pd.DataFrame  # by plate, well and time, see `outputs.wells.count_cells`
+    boxes_only: bool  # whether the network makes no masks, so that there are no label images
 
 
 def run_plate(
@@ -83,12 +77,7 @@ def run_plate(
             if path.rsplit("/", 1)[-1].startswith(TEMPORARY):
                 storage.remove(storage.join(out, path))
         shards = update_plan(
-            out,
-            found,
-            settings,
-            shard_files,
-            shard_bytes,
-            lambda path: storage.remove(labels_file(out, path)),
+            out, found, settings, shard_files, shard_bytes, lambda f: storage.remove(labels_file(out, f))
         )
         left = missing(out, shards, retry_failed)
         if left:
@@ -103,6 +92,21 @@ def run_plate(
         counts=counts,
         boxes_only=bool(counts["images"].sum() and counts["covered"].isna().all()),
     )
+
+
+def write_tables(out: str, shards: Iterable[Shard]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write `counts.csv` and `failed.csv` from the rows of all images; returns both tables."""
+    tables = [IMAGE_SCHEMA.empty_table()]
+    for shard in shards:
+        path = storage.join(out, IMAGES, f"{shard.name}.parquet")
+        tables.append(pq.read_table(io.BytesIO(storage.read(path))))
+    images = pa.concat_tables(tables).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    images = images.sort_values(["image", "page"], ignore_index=True)
+    counts = count_cells(images)
+    failed = images.loc[images["error"] != "", ["image", "page", "error"]]
+    for name, table in (("counts.csv", counts), ("failed.csv", failed)):
+        storage.write(storage.join(out, name), table.to_csv(index=False, lineterminator="\n").encode())
+    return counts, failed
 
 
 def model_digest(run: str) -> str:

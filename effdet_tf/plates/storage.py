@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -15,6 +16,10 @@ from apache_beam.io.filesystems import FileSystems
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import TEMPORARY, atomic_write
+
+# By default, Beam unpacks and packs by the suffix.
+_open = partial(FileSystems.open, compression_type=CompressionTypes.UNCOMPRESSED)
+_create = partial(FileSystems.create, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def join(base: str, *parts: str) -> str:
@@ -59,7 +64,9 @@ def walk(folder: str) -> Iterator[tuple[str, int, int]]:
     try:
         found = FileSystems.match([f"{root}/**"])[0].metadata_list
     except (BeamIOError, ValueError) as error:  # ValueError: the store's own package is not installed
-        raise UserError(f"{folder}: cannot be listed ({_reason(error)})") from error
+        causes = [*(getattr(error, "exception_details", None) or {}).values(), error]
+        reason = str(causes[0]).splitlines()[0]
+        raise UserError(f"{folder}: cannot be listed ({reason})") from error
     for entry in found:
         path = entry.path[len(root) :].lstrip("/")
         yield path, int(entry.size_in_bytes), int(entry.last_updated_in_seconds or 0)
@@ -76,7 +83,7 @@ def read(path: str) -> bytes:
     Raises:
         OSError: when it cannot be read.
     """
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with _open(path) as file:
         return file.read()
 
 
@@ -111,10 +118,7 @@ def writing(path: str) -> Iterator[Path]:
             FileSystems.mkdirs(folder)
         unfinished = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
         try:
-            with (
-                open(local, "rb") as source,
-                FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as target,
-            ):
+            with open(local, "rb") as source, _create(unfinished) as target:
                 shutil.copyfileobj(source, target)
             remove(path)  # buckets refuse to rename onto what is there
             FileSystems.rename([unfinished], [path])
@@ -136,14 +140,6 @@ def local_copy(path: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / path.rsplit("/", 1)[-1]
-        with (
-            FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as source,
-            open(local, "wb") as target,
-        ):
+        with _open(path) as source, open(local, "wb") as target:
             shutil.copyfileobj(source, target)
         yield local
-
-
-def _reason(error: Exception) -> str:
-    causes = list((getattr(error, "exception_details", None) or {}).values())
-    return str(causes[0] if causes else error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""One shard of a plate: find the cells of its images, write labels, measurements and its mark."""
+"""Predicts one shard of a plate and writes its labels, tables and mark."""
 
 from __future__ import annotations
 
@@ -28,15 +28,9 @@ _PLACE = [
     ("site", pa.int32()),
     ("minutes", pa.int64()),
 ]
-_WHOLE = ("cell", "area")
+_KINDS = {"class": pa.string(), "cell": pa.int64(), "area": pa.int64()}  # the other columns are float64
 CELL_SCHEMA = pa.schema(
-    [
-        *_PLACE,
-        *(
-            (name, pa.string() if name == "class" else pa.int64() if name in _WHOLE else pa.float64())
-            for name in outputs.CELL_COLUMNS
-        ),
-    ]
+    [*_PLACE, *((name, _KINDS.get(name, pa.float64())) for name in outputs.CELL_COLUMNS)],
 )
 IMAGE_SCHEMA = pa.schema(
     [
@@ -55,21 +49,13 @@ IMAGE_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the workers need to know.
+    """Settings of a plate that the workers need."""
 
-    Attributes:
-        source: folder or bucket of the images.
-        out: folder or bucket of the results.
-        run: the network: a path that every worker can read, or the name of one of the package.
-        score: cells with this score or more are kept; None: the network's own.
-        labels: whether label tifs are written.
-    """
-
-    source: str
-    out: str
-    run: str
-    score: float | None
-    labels: bool
+    source: str  # folder or bucket of the images
+    out: str  # folder or bucket of the results
+    run: str  # the network: a path that every worker can read, or the name of one of the package
+    score: float | None  # cells with this score or more are kept; None: the network's own
+    labels: bool  # whether label tifs are written
 
 
 def work_through(task: Task, shard: Shard, predictor: Any) -> dict[str, int]:
@@ -116,28 +102,34 @@ def _work_on_file(
     """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells."""
     place = {"image": file.path, **parse_name(file.path)._asdict()}
     target = labels_file(task.out, file.path)
+    path = pages = None
+
+    def fail(page: int, error: Exception) -> None:
+        reason = " ".join(str(error).replace(str(path), file.path).split()) or "cannot be read"
+        rows.append({**place, "page": page, "error": reason})
+
     with contextlib.ExitStack() as opened:
-        path = None
         try:
             path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
             stack = opened.enter_context(Stack(path))
         except (UserError, OSError) as error:
-            rows.append(_failure(place, 0, str(error).replace(str(path), file.path)))
+            fail(0, error)
             storage.remove(target)
             return
-        pages: outputs.LabelPages | None = None
         for page in range(stack.pages):
             try:
                 image = stack.read(page)
                 found = predictor.predict(image)
             except UserError as error:
-                rows.append(_failure(place, page, str(error).replace(str(path), file.path)))
+                fail(page, error)
                 continue
             cells = outputs.number_cells(found.filter(task.score))
             table = outputs.cell_table(cells, image)
-            frame = {**place, "page": page}
-            rows.append(_image_row(frame, cells, table, found.truncated))
-            tables.append(_cells_of(frame, table))
+            rows.append({**place, "page": page, **_image_columns(cells, table, found.truncated)})
+            columns = [pa.array([rows[-1][name]] * len(table), kind) for name, kind in _PLACE]
+            for name in outputs.CELL_COLUMNS:
+                columns.append(pa.array(table[name], CELL_SCHEMA.field(name).type, from_pandas=True))
+            tables.append(pa.table(columns, schema=CELL_SCHEMA))
             if not task.labels or cells.labels is None:
                 continue
             if pages is None:
@@ -150,17 +142,10 @@ def _work_on_file(
             storage.remove(target)  # of an earlier time, when it could be read
 
 
-def _failure(place: dict[str, Any], page: int, reason: str) -> dict[str, Any]:
-    return {**place, "page": page, "error": " ".join(reason.split()) or "cannot be read"}
-
-
-def _image_row(
-    frame: dict[str, Any], cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool
-) -> dict[str, Any]:
+def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool) -> dict[str, Any]:
     result, count = cells.result, len(cells.result)
     measured = count > 0 and cells.labels is not None
     return {
-        **frame,
         "height": result.height,
         "width": result.width,
         "cells": count,
@@ -170,12 +155,3 @@ def _image_row(
         "truncated": bool(truncated),
         "error": "",
     }
-
-
-def _cells_of(frame: dict[str, Any], table: pd.DataFrame) -> pa.Table:
-    count = len(table)
-    columns = [pa.array([frame[name]] * count, kind) for name, kind in _PLACE]
-    columns += [
-        pa.array(table[name], CELL_SCHEMA.field(name).type, from_pandas=True) for name in outputs.CELL_COLUMNS
-    ]
-    return pa.table(columns, schema=CELL_SCHEMA)
