@@ -254,6 +254,7 @@ def test_options_of_the_engine(opened, plate, tmp_path, monkeypatch, capsys):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.setattr(effdet_tf, "plates", effdet_tf.plates)  # put back, when imported anew
     for name in [name for name in sys.modules if name.startswith("effdet_tf.plates")]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["plate", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
