@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
 )
 
 from effdet_tf.errors import UserError
-from export import server
+from export import server, serving_protocols
 from export.servable import RequestError, Servable, to_json
 
 LIMIT = 2**20
@@ -58,7 +58,7 @@ def servable(folder):
 
 @pytest.fixture(scope="module")
 def running(servable):
-    started = server.Server(servable, "127.0.0.1", 0, 0, LIMIT)
+    started = serving_protocols.Server(servable, "127.0.0.1", 0, 0, LIMIT)
     yield started
     started.stop()
 
@@ -283,7 +283,7 @@ def test_a_failing_graph_is_the_requests_fault(servable):
 def test_a_taken_port_is_told(servable, running):
     for ports in ((running.rest_port, 0), (0, running.grpc_port)):
         with pytest.raises(UserError, match="cannot be listened on"):
-            server.Server(servable, "127.0.0.1", *ports, LIMIT)
+            serving_protocols.Server(servable, "127.0.0.1", *ports, LIMIT)
 
 
 def test_a_folder_without_a_model_is_told(tmp_path, capsys):
