@@ -37,8 +37,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["effdet_tf*", "training*", "export*"]),
     # The trained networks, with their cards: what `effdet_tf.load("cells")` opens; the files of the report
-    # and of the local page; the plugin's manifest.
+    # and of the local page; the plugin's manifest;
+    # what an export says of itself.
     package_data={
+        "export": ["serving_templates/*"],
         "effdet_tf": ["models/*/*", "report/template/*", "webapp/static/*", "napari_plugin/napari.yaml"],
     },
     entry_points={
