@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from effdet_tf.errors import UserError
 from effdet_tf.model.weights import read_arrays
+from effdet_tf.pretrained.automl_names import from_automl
+from effdet_tf.pretrained.effdet_names import from_effdet
 from effdet_tf.pretrained.imagenet import from_keras_applications, from_lite, imagenet
 from effdet_tf.pretrained.source import Pretrained
+from effdet_tf.pretrained.tensorflow_checkpoint import read_variables
 from effdet_tf.pretrained.torch_file import read_state_dict
 from effdet_tf.runs import CONFIG_FILE, PARTIAL_FILE, find_run, weights_file
 
@@ -46,10 +48,16 @@ def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> P
     if path.suffix.lower() == ".npz":
         return Pretrained(read_arrays(path), f"weights {path}", "run")
     if path.suffix.lower() in (".pth", ".pt", ".bin"):
-        return _from_torch(path, advprop)
+        state = read_state_dict(path)
+        if any(name.endswith("_conv_stem.weight") for name in state):
+            return from_lite(state, str(path))
+        return from_effdet(state, str(path), advprop)
     if not path.exists() and not path.with_name(path.name + ".index").exists():
         raise UserError(f"{text}: no such file or folder; weights may be {SOURCES}")
-    return _from_tensorflow(path, advprop)
+    variables = read_variables(path)
+    if any(name.startswith("block1a_dwconv/") for name in variables):
+        return from_keras_applications(variables, str(path))
+    return from_automl(variables, str(path), advprop)
 
 
 def _run_weights(folder: Path) -> Pretrained | None:
@@ -72,22 +80,3 @@ def _run_weights(folder: Path) -> Pretrained | None:
         return None
     weights = weights_file(folder)
     return Pretrained(read_arrays(weights), f"run {folder} ({weights.name})", "run")
-
-
-def _from_torch(path: Path, advprop: bool | None) -> Pretrained:
-    from effdet_tf.pretrained.effdet_names import from_effdet
-
-    state = read_state_dict(path)
-    if any(name.endswith("_conv_stem.weight") for name in state):
-        return from_lite(state, str(path))
-    return from_effdet(state, str(path), advprop)
-
-
-def _from_tensorflow(path: Path, advprop: bool | None) -> Pretrained:
-    from effdet_tf.pretrained.automl_names import from_automl
-    from effdet_tf.pretrained.tensorflow_checkpoint import read_variables
-
-    variables = read_variables(path)
-    if any(re.match(r"block1a_dwconv/", name) for name in variables):
-        return from_keras_applications(variables, str(path))
-    return from_automl(variables, str(path), advprop)

@@ -25,7 +25,6 @@ from effdet_tf.errors import UserError
 MAX_BYTES = 4 * 2**30  # of all tensors; the largest detector with averages and optimizer has 0.9 GiB
 _MAX_ENTRIES = 10_000  # of an archive
 _MAX_READ = 2**24  # at once; a tar header that claims to be larger is none
-_GZIP = b"\x1f\x8b"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _MEMBER = re.compile(r"checkpoint|[^.].*\.(index|data-\d{5}-of-\d{5})")
 _KINDS = "a checkpoint's folder or prefix, a .tar.gz of one, or Keras weights (.h5)"
@@ -56,14 +55,10 @@ def read_variables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if file.is_file() and (h5py.is_hdf5(file) or file.suffix.lower() == ".h5"):
         return _read_h5(file)
     prefix = file.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", file.name))
-    if not _index(prefix).is_file():
+    if not prefix.with_name(f"{prefix.name}.index").is_file():
         what = "not a file of TensorFlow" if file.exists() else "no such file"
         raise UserError(f"{file}: {what}; give {_KINDS}")
     return _read_checkpoint(prefix, str(file))
-
-
-def _index(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + ".index")
 
 
 def _prefix_in(folder: Path, where: str) -> Path:
@@ -142,8 +137,7 @@ def _read_archive(archive: Path) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             with open(archive, "rb") as file:
-                packed = file.read(len(_GZIP)) == _GZIP
-                file.seek(0)
+                packed = file.peek(2)[:2] == b"\x1f\x8b"
                 stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
                 with tarfile.open(fileobj=cast(Any, _Bounded(stream)), mode="r:") as tar:
                     _unpack(tar, Path(temporary), str(archive))
@@ -155,12 +149,8 @@ def _read_archive(archive: Path) -> dict[str, np.ndarray]:
             ) from None
         folders = sorted({f.parent for f in Path(temporary).rglob("*.index")})
         if len(folders) != 1:
-            held = (
-                f"{len(folders)} folders with checkpoints; unpack it and give one"
-                if folders
-                else "no checkpoint"
-            )
-            raise UserError(f"{archive}: holds {held}")
+            several = f"{len(folders)} folders with checkpoints; unpack it and give one"
+            raise UserError(f"{archive}: holds {several if folders else 'no checkpoint'}")
         return _read_checkpoint(_prefix_in(folders[0], str(archive)), str(archive))
 
 

@@ -13,10 +13,9 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -38,7 +37,8 @@ _DTYPES = {
 }
 # Of a training checkpoint beside its tensors: settings, which we do not read.
 _SETTINGS = {("argparse", "Namespace"), ("torch", "device"), ("torch", "dtype"), ("torch", "Size")}
-_FAULTS = (
+# RuntimeError: a zip member that is encrypted or packed in an unknown way; endless recursion.
+_FAULTS: tuple[type[Exception], ...] = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -46,28 +46,21 @@ _FAULTS = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    RuntimeError,  # a zip member that is encrypted or packed in an unknown way; endless recursion
-    OverflowError,
-    MemoryError,
 )
+_FAULTS += (LookupError, AttributeError, RuntimeError, OverflowError, MemoryError)
 
 
 class _Forbidden(Exception):
     """The pickle asked for something that a state dict does not need."""
 
 
-@dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     dtype: str
     key: str
-    count: int
+    length: int
 
 
-@dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """A tensor: a strided view of a storage that may not have been read yet."""
 
     storage: _Storage
@@ -92,15 +85,11 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 _KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
     **{name: _Settings for name in _SETTINGS},
 }
@@ -196,7 +185,7 @@ def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
     for key in _Unpickler(stream).load():
         (count,) = struct.unpack("<q", stream.read(8))
         storage = unpickler.storages[key]
-        if count != storage.count:
+        if count != storage.length:
             raise ValueError(f"storage {key} has another length than its tensors say")
         wanted = count * _itemsize(storage.dtype)
         if wanted > size - stream.tell():
@@ -205,21 +194,18 @@ def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
     return _resolve(tree, lambda storage: blocks[storage.key])
 
 
-def _views(tree: Any, prefix: str = "") -> dict[str, _View]:
+def _views(tree: Any, prefix: str = "") -> Iterator[tuple[str, _View]]:
     if isinstance(tree, _View):
-        return {prefix: tree}
-    if not isinstance(tree, dict):
-        return {}
-    found: dict[str, _View] = {}
-    for name, value in tree.items():
-        found |= _views(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
+        yield prefix, tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _views(value, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _resolve(tree: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
     storages: dict[str, np.ndarray] = {}
     arrays = {}
-    for name, view in _views(tree).items():
+    for name, view in _views(tree):
         key = view.storage.key
         if key not in storages:
             storages[key] = _decode(read(view.storage), view.storage)
@@ -232,7 +218,7 @@ def _itemsize(dtype: str) -> int:
 
 
 def _decode(data: bytes, storage: _Storage) -> np.ndarray:
-    if len(data) < storage.count * _itemsize(storage.dtype):
+    if len(data) < storage.length * _itemsize(storage.dtype):
         raise EOFError(f"storage {storage.key} ends early")
     if storage.dtype == "bfloat16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
