@@ -1,4 +1,4 @@
-"""Predict on annotated images and score what was found, for training, evaluation and exports."""
+"""Predict on annotated images and score the predictions, for training, evaluation and exports."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Entries = list[dict[str, Any]]
 
 
 class CocoPredictions:
-    """What one network finds, as COCO predictions on one annotated data set.
+    """Turns what a network predicts on an annotated data set into COCO results.
 
     Attributes:
-        left_out: cells of classes that the data do not have: they cannot be judged.
+        left_out: cells of classes that the data do not have: they are not evaluated.
         masks: whether every result had masks.
         class_mismatch: why classes cannot be compared, or "": no class name is among those of the data. Every
-            prediction gets the first category then: the figures without classes stay valid.
+            prediction gets the first category then: the metrics without classes stay valid.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """COCO average precision, by the LIVECell protocol first and by COCO's own as the other choice.
 
 LIVECell (Edlund et al. 2021, Nature Methods 18, 1038): all classes as one, up to 100/500/2000 detections
-an image, small/medium/large split at 18^2 and 31^2 px. The figures are those of pycocotools.
+an image, small/medium/large split at 18^2 and 31^2 px. The results are those of pycocotools.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from effdet_tf.metrics.instances import (
 )
 from effdet_tf.metrics.precision import PackedMatch, match_precision, precision_and_recall
 
-KINDS = ("bbox", "segm")
+KIND_NAMES = {"bbox": "box", "segm": "mask"}
+KINDS = tuple(KIND_NAMES)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How detections are counted.
+    """How predictions are counted.
 
     Attributes:
         name: as in the report.
-        per_class: whether a detection must also have the right class; figures are then means over classes.
+        per_class: whether a detection must also have the right class; metrics are then means over classes.
         max_detections: detections an image may have (per class when `per_class`), rising; AP uses the last.
         area_limits: upper ends of the small and of the medium area, px^2.
     """
@@ -102,9 +103,9 @@ class CocoEvaluator:
             category = entry.category_id if per_class else ANY_CLASS
             if category not in self.names:
                 raise unknown_class(image.name(number), category, self.names)
-            for kind, name, shape in (("bbox", "box", entry.box), ("segm", "mask", entry.rle)):
+            for kind, shape in (("bbox", entry.box), ("segm", entry.rle)):
                 if shape is None and kind in kinds:
-                    raise UserError(f"{image.name(number)} has no {name} to score")
+                    raise UserError(f"{image.name(number)} has no {KIND_NAMES[kind]} to score")
             predictions[category].append(entry)
         cells: dict[int, list[Instance]] = defaultdict(list)
         for cell in image.ground_truth:
@@ -122,7 +123,7 @@ class CocoEvaluator:
                 )
 
     def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
-        """The figures; see `evaluate_coco`.
+        """The metrics; see `evaluate_coco`.
 
         Args:
             kinds: some of those that were evaluated.
@@ -144,50 +145,45 @@ class CocoEvaluator:
     def _group(
         self, ids: set[int], kinds: Sequence[str], curves: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Figures of some images; with `curves`, those of each kind are put there."""
+        """Metrics of some images; with `curves`, those of each kind are put there."""
         counts = np.array([self._counts[identity] for identity in ids]).sum(0)
         group: dict[str, Any] = {"images": len(ids)}
         group |= {name: int(n) for name, n in zip(("cells", "predictions", "dropped"), counts, strict=True)}
         for kind in kinds:
             precision, recall = self._precision_and_recall(kind, sorted(ids))
-            group[kind] = self._figures(precision, recall)
+            group[kind] = self._metrics(precision, recall)
             if curves is not None:
                 curves[kind] = _curves(precision[:, 0])
         return group
 
-    def _precision_and_recall(self, kind: str, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _precision_and_recall(self, kind: str, ids: Sequence[int]) -> list[np.ndarray]:
         """Precision float64 `[class, area, IoU, recall]` and recall `[class, area, IoU, detections]`."""
-        areas = len(self.rules.area_ranges)
         curves = []
         for category in self.names:
             keys = [(kind, category, identity) for identity in ids]
             matched = [self._matched[key] for key in keys if key in self._matched]
-            curves.append([precision_and_recall(matched, k, self.rules.max_detections) for k in range(areas)])
-        precision = np.array([[p for p, _ in of_class] for of_class in curves])
-        recall = np.array([[r for _, r in of_class] for of_class in curves])
-        return precision, recall
+            for area in range(len(self.rules.area_ranges)):
+                curves.append(precision_and_recall(matched, area, self.rules.max_detections))
+        shape = len(self.names), len(self.rules.area_ranges)
+        return [np.array(part).reshape(*shape, *part[0].shape) for part in zip(*curves, strict=True)]
 
-    def _figures(self, precision: np.ndarray, recall: np.ndarray) -> dict[str, Any]:
-        figures: dict[str, Any] = {
+    def _metrics(self, precision: np.ndarray, recall: np.ndarray) -> dict[str, Any]:
+        metrics: dict[str, Any] = {
             "AP": _mean(precision[:, 0]),
             "AP50": _mean(precision[:, 0, 0]),
             "AP75": _mean(precision[:, 0, 5]),
-            "APs": _mean(precision[:, 1]),
-            "APm": _mean(precision[:, 2]),
-            "APl": _mean(precision[:, 3]),
+            **{name: _mean(precision[:, area]) for area, name in enumerate(("APs", "APm", "APl"), 1)},
             "AP50_80": _mean(precision[:, 0, :7]),
+            **{f"AR{n}": _mean(recall[:, 0, :, k]) for k, n in enumerate(self.rules.max_detections[:2])},
+            **{name: _mean(recall[:, area, :, 2]) for area, name in enumerate(("AR", "ARs", "ARm", "ARl"))},
         }
-        for slot, limit in enumerate(self.rules.max_detections[:2]):
-            figures[f"AR{limit}"] = _mean(recall[:, 0, :, slot])
-        for area, name in enumerate(("AR", "ARs", "ARm", "ARl")):
-            figures[name] = _mean(recall[:, area, :, 2])
-        figures["AFNR"] = None if figures["AR"] is None else 1.0 - figures["AR"]
+        metrics["AFNR"] = None if metrics["AR"] is None else 1.0 - metrics["AR"]
         if self.rules.per_class:
-            figures["classes"] = {
+            metrics["classes"] = {
                 name: {"AP": _mean(precision[k, 0]), "AP50": _mean(precision[k, 0, 0])}
                 for k, name in enumerate(self.names.values())
             }
-        return figures
+        return metrics
 
 
 def evaluate_coco(
@@ -197,13 +193,13 @@ def evaluate_coco(
     protocol: str = "livecell",
     by: str | None = "cell_type",
 ) -> dict[str, Any]:
-    """Score detections against annotated images.
+    """Score predictions against annotated images.
 
-    Figures are fractions 0..1; None stands for "not defined" (no cell in that area range). AP, AP50, AP75:
+    Metrics are fractions 0..1; None stands for "not defined" (no cell in that area range). AP, AP50, AP75:
     average precision over IoU .50:.05:.95, at .50, at .75. APs, APm, APl: by area. AP50_80: over IoU
     .50:.05:.80. AR: mean of the highest recall over the IoUs; ARs, ARm, ARl: by area; AR1, AR10 and so on:
     with so few detections. AFNR: 1 - AR, the mean share of missed cells. Regions with `iscrowd` count
-    neither as found nor as missed, and detections on them are not false.
+    neither as found nor as missed, and predictions on them are not false.
 
     Args:
         ground_truth: COCO dict: images (id, height, width, and `by`), categories, annotations (image_id,
@@ -216,14 +212,14 @@ def evaluate_coco(
 
     Returns:
         `{"protocol", "all": group, "by": {value: group}, "curves"}`, a group being `{"images", "cells",
-        "predictions", "dropped", kind: {figure: value}}`; dropped counts the detections of lowest score
+        "predictions", "dropped", kind: {metric: value}}`; dropped counts the predictions of lowest score
         beyond the protocol's limit for one image. With `per_class` protocols each kind also holds
         "classes": {name: {AP, AP50}}. "curves" is `{kind: {"AP": [10], by IoU threshold, "precision": {"50",
         "75", "mean": [101]}}}` of all images, precision at recalls 0, .01 ... 1 at these IoUs and as the mean
         over all, to four digits; None for a kind without a cell.
 
     Raises:
-        UserError: for a detection on an unknown image, of an unknown class (when classes count), without a
+        UserError: for a prediction on an unknown image, of an unknown class (when classes count), without a
             finite score, or without the box or mask that `kinds` asks for; for masks of cells that are
             annotated by boxes alone.
         ValueError: for an unknown protocol or kind.

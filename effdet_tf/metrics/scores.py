@@ -1,4 +1,4 @@
-"""All figures of one evaluation: as a dict for JSON and as a table for people."""
+"""All metrics of one evaluation: as a dict for JSON and as a table for people."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from effdet_tf.metrics.box_metrics import BoxEvaluator
 from effdet_tf.metrics.cell_metrics import CellEvaluator
 from effdet_tf.metrics.confusion import ConfusionMatrix
 from effdet_tf.metrics.instances import ImageInstances, iterate_instances
-from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
+from effdet_tf.metrics.protocols import KIND_NAMES, KINDS, CocoEvaluator
 
-_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
 # The twelve that pycocotools' summarize() prints, in its order; "AR" is its AR of 100 detections.
-COCO_COLUMNS = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")} | {
-    "AR100": "AR",
-    "ARs": "ARs",
-    "ARm": "ARm",
-    "ARl": "ARl",
-}
-_KIND_NAMES = {"bbox": "box", "segm": "mask"}
+_COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_COLUMNS = {name: "AR" if name == "AR100" else name for name in _COCO}
 CELL_LINES = (
     ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
     ("f1", "F1", "at IoU .5, counts of all images pooled"),
@@ -44,14 +39,14 @@ def summarise(
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
-    """Compute every figure of what is in memory; `Evaluator` takes images one by one.
+    """Compute every metric of what is in memory; `Evaluator` takes images one by one.
 
     Args:
-        ground_truth: COCO dict with the truth at full resolution.
+        ground_truth: COCO dict, at full resolution.
         predictions: COCO results; a network without masks gives boxes only.
-        score_threshold: least score of a cell for the figures that need one; None takes the best by the
+        score_threshold: minimum score of a cell for the metrics that need one; None takes the best by the
             Sartorius metric on these images, or by F1 where only boxes are scored.
-        by: image field to split the figures by; None for no split.
+        by: image field to split the images by; None for no split.
         coco: also score by COCO's own protocol, class by class.
         masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
             yes.
@@ -69,7 +64,7 @@ def summarise(
 
 
 class Evaluator:
-    """Takes annotated images and what was found in them, one by one; it keeps 120 bytes of a detection."""
+    """Computes all metrics of images that are added one by one; it keeps 120 bytes of a prediction."""
 
     def __init__(
         self,
@@ -111,7 +106,7 @@ class Evaluator:
         self._images.append({name: image.image[name] for name in known if name in image.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
-        """The figures of all images.
+        """The metrics of all images.
 
         Args:
             masks: as of `summarise`.
@@ -151,7 +146,7 @@ class Evaluator:
 
 
 def headline(report: dict[str, Any]) -> dict[str, float | None]:
-    """The few figures to follow during training.
+    """The few metrics to follow during training.
 
     Returns:
         box_AP, box_AP50, mask_AP, mask_AP50 of the LIVECell protocol, sartorius, f1, count_mean_error; None
@@ -161,7 +156,7 @@ def headline(report: dict[str, Any]) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     for protocol, prefix in (("livecell", ""), ("coco", "coco_")):
         if report[protocol]:
-            for kind, name in _KIND_NAMES.items():
+            for kind, name in KIND_NAMES.items():
                 values = report[protocol]["all"].get(kind, {})
                 figures |= {f"{prefix}{name}_{key}": values.get(key) for key in ("AP", "AP50")}
     cells = (report["cells"] or report["boxes"])["all"]
@@ -169,7 +164,7 @@ def headline(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def choosing_score(figures: dict[str, float | None]) -> float:
-    """The figure of `headline` by which one network is better than another.
+    """The metric of `headline` by which one network is better than another.
 
     The AP of COCO's protocol where that was asked for, since classes count there, else of LIVECell's; of the
     masks where they are scored, else of the boxes. 0 where none of them is defined.
@@ -182,7 +177,7 @@ def choosing_score(figures: dict[str, float | None]) -> float:
 
 
 def reporting_score(report: dict[str, Any]) -> float | None:
-    """The least score of a cell to report by, as these images have it; None where nothing true was found.
+    """The minimum score of a cell to report by, as these images have it; None where no prediction matches.
 
     Of masks the counting score of `score_cells`: the best by the Sartorius metric alone may count a quarter
     of the cells too few for a hundredth of it. Of boxes the best by F1, which weighs missed and false alike.
@@ -197,12 +192,12 @@ def reporting_score(report: dict[str, Any]) -> float | None:
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The report as text: AP rows for boxes and masks, all and per group, then one line per other figure."""
+    """The report as text: AP rows for boxes and masks, all and per group, then one line per other metric."""
     lines = [
         "LIVECell protocol, % (classes as one, up to 100/500/2000 detections an image, "
         "areas split at 324 and 961 px)"
     ]
-    lines += _ap_table(report["livecell"], {name: name for name in _COLUMNS})
+    lines += _ap_table(report["livecell"], {name: name for name in COLUMNS})
     lines.append("AP50_80 is AP over IoU .50:.05:.80; AFNR is 100 - AR, the mean share of missed cells.")
     if report.get("coco"):
         lines += [
@@ -213,9 +208,11 @@ def format_table(report: dict[str, Any]) -> str:
         lines += _ap_table(report["coco"], COCO_COLUMNS)
         lines += _class_lines(report["coco"]["all"])
     if report["boxes_only"]:
-        lines += ["", f"Only boxes are scored: {report['boxes_only']}.", *_box_table(report["boxes"])]
+        lines += ["", f"Only boxes are scored: {report['boxes_only']}."]
+        lines += _score_table(report["boxes"], "Boxes of score {} and more", "F1", "best_f1")
     else:
-        lines += ["", *_cell_table(report["cells"])]
+        title = "Cells of score {} and more, no pixel in two cells"
+        lines += ["", *_score_table(report["cells"], title, "Sartorius metric", "best_sartorius")]
     if report.get("left_out"):
         lines += [f"{report['left_out']} predictions of classes that the images lack were left out."]
     return "\n".join(lines)
@@ -226,9 +223,9 @@ def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
     width = max(5, *(len(name) for name in groups))
     lines = [f"{'':{width}} {'':4} {'images':>6} {'cells':>8} " + " ".join(f"{c:>7}" for c in columns)]
     for name, group in groups.items():
-        for kind, label in _KIND_NAMES.items():
+        for kind, label in KIND_NAMES.items():
             if kind in group:
-                values = " ".join(f"{_percent(group[kind][name]):>7}" for name in columns.values())
+                values = " ".join(f"{percent(group[kind][name]):>7}" for name in columns.values())
                 lines.append(f"{name:{width}} {label:4} {group['images']:>6} {group['cells']:>8} {values}")
     dropped = result["all"]["dropped"]
     if dropped:
@@ -238,34 +235,21 @@ def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
 
 def _class_lines(group: dict[str, Any]) -> list[str]:
     lines = []
-    for kind, label in _KIND_NAMES.items():
+    for kind, label in KIND_NAMES.items():
         for name, values in group.get(kind, {}).get("classes", {}).items():
-            ap, ap50 = _percent(values["AP"]), _percent(values["AP50"])
+            ap, ap50 = percent(values["AP"]), percent(values["AP50"])
             lines.append(f"class {name}, {label}: AP {ap}, AP50 {ap50}")
     return lines
 
 
-def _cell_table(cells: dict[str, Any]) -> list[str]:
-    score, how = f"{cells['score_threshold']:.2f}", _how(cells, "Sartorius metric", "best_sartorius")
-    lines = [f"Cells of score {score} and more, no pixel in two cells ({how})"]
-    return lines + _group_lines({"all": cells["all"], **cells["by"]})
-
-
-def _box_table(boxes: dict[str, Any]) -> list[str]:
-    lines = [f"Boxes of score {boxes['score_threshold']:.2f} and more ({_how(boxes, 'F1', 'best_f1')})"]
-    return lines + _group_lines({"all": boxes["all"], **boxes["by"]})
-
-
-def _how(result: dict[str, Any], name: str, figure: str) -> str:
+def _score_table(result: dict[str, Any], title: str, metric: str, best: str) -> list[str]:
+    how = "the best of a grid on these images: an upper bound"
     if result["chosen"] == "given":
-        return f"best {name} {result[figure]:.3f} at {result['best_score_threshold']:.2f}"
-    return "the best of a grid on these images: an upper bound"
-
-
-def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
+        how = f"best {metric} {result[best]:.3f} at {result['best_score_threshold']:.2f}"
+    groups = {"all": result["all"], **result["by"]}
     widths = [max(8, len(name)) for name in groups]
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
-    lines = [f"{'':18} {names}"]
+    lines = [f"{title.format(format(result['score_threshold'], '.2f'))} ({how})", f"{'':18} {names}"]
     for key, label, meaning in CELL_LINES:
         if key not in groups["all"]:
             continue
@@ -277,7 +261,8 @@ def _group_lines(groups: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share as 12.3, in %; a dash stands for "not defined"."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 

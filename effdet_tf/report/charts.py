@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from effdet_tf.metrics.protocols import KIND_NAMES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444", "#B8A800")
 REFERENCE = "#9aa1ad"  # of others' figures
 MARKERS = "os^Dv<>P"
-KINDS = {"bbox": "box", "segm": "mask"}
 SIZES = {"APs": "small, below 18² px", "APm": "medium, to 31² px", "APl": "large, above 31² px"}
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
@@ -119,14 +120,14 @@ def precision_recall(name: str, kind: str, precision: Mapping[str, Sequence[floa
         for key, values in precision.items()
         if key in labels
     }
-    title = f"Precision and recall, {KINDS[kind]}"
+    title = f"Precision and recall, {KIND_NAMES[kind]}"
     return lines(name, title, "recall, %", curves, "precision, %", limits=(0, 103))
 
 
 def ap_by_iou(name: str, curves: Mapping[str, Any]) -> str:
     """AP over the IoU that a match must have."""
     steps = np.linspace(0.5, 0.95, 10)
-    values = {KINDS[kind]: (steps, [100 * v for v in curve["AP"]]) for kind, curve in curves.items()}
+    values = {KIND_NAMES[kind]: (steps, [100 * v for v in curve["AP"]]) for kind, curve in curves.items()}
     return lines(name, "AP by IoU threshold", "IoU of a match", values, "AP, %", limits=(0, 103))
 
 

@@ -32,13 +32,13 @@ class Material:
 
     Attributes:
         name: of the run or the evaluation.
-        report: of `metrics.report.Judge.report`; None when nothing was judged.
-        data: that it was judged on, "" when unknown.
+        report: of `metrics.scores.Evaluator.report`; None when nothing was evaluated.
+        data: that it was evaluated on, "" when unknown.
         history: rows of the training's log; empty when there is none.
-        config: of the network; None where a file of predictions was judged.
+        config: of the network; None where a file of predictions was evaluated.
         config_text: as it is written.
         parameters: learned ones of the network; None when unknown.
-        about: the work behind the figures, see `about.describe_work`; empty when it was not written down.
+        about: the work behind the figures, see `provenance.describe_work`; empty when unknown.
         examples: see `examples.write_examples`; None when there are none.
     """
 

@@ -1,6 +1,6 @@
-"""The best, the median and the worst images of an evaluation, with what was found in them.
+"""The best, the median and the worst images of an evaluation, with the predictions on them.
 
-They are known only when all images are judged. So what was found lies in a scratch file until then, and
+They are known only when all images are evaluated. So the predictions lie in a scratch file until then, and
 memory holds its places alone.
 """
 
@@ -11,7 +11,6 @@ import marshal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from effdet_tf.errors import UserError
@@ -24,11 +23,11 @@ _KEPT = ("category_id", "score", "bbox", "segmentation")
 
 
 class FoundScratch:
-    """Keeps what was found, image by image, in a scratch file that goes away with the block."""
+    """Keeps predictions, image by image, in a scratch file that goes away with the block."""
 
     def __init__(self, score: float | None) -> None:
-        """`score` is the least of a cell in the figures; None where the best of a grid is yet to be found."""
-        self._least = SCORE_GRID[0] if score is None else score
+        """`score` is the minimum of a cell in the metrics; None for the best of a grid."""
+        self._minimum = SCORE_GRID[0] if score is None else score
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (`__exit__` closes it)
         self._places: dict[Any, int] = {}
 
@@ -36,9 +35,7 @@ class FoundScratch:
         """The block that it lives in."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Drop all of it."""
         self._file.close()
 
@@ -47,14 +44,14 @@ class FoundScratch:
         kept = [
             {key: entry[key] for key in _KEPT if key in entry}
             for entry in entries
-            if entry["score"] >= self._least
+            if entry["score"] >= self._minimum
         ]
         if kept:
             self._places[entries[0]["image_id"]] = self._file.seek(0, 2)
             marshal.dump(kept, self._file)
 
     def read(self, image_id: Any) -> list[dict[str, Any]]:
-        """What was found in an image."""
+        """The predictions on an image."""
         if image_id not in self._places:
             return []
         self._file.seek(self._places[image_id])
@@ -66,9 +63,9 @@ def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data
 
     Args:
         path: JSON to write.
-        report: of `metrics.report.Judge.report`.
-        found: what was found in its images.
-        data: folder of the converted images; their pixels and true cells stay there.
+        report: of `metrics.scores.Evaluator.report`.
+        found: the predictions on its images.
+        data: folder of the converted images; their pixels and annotated cells stay there.
     """
     figures = report["boxes"] if report["boxes_only"] else report["cells"]
     score = figures["score_threshold"]
@@ -80,10 +77,8 @@ def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data
         }
         for what, image in choose(report["images"])
     ]
-    masks = not report["boxes_only"]
-    write_json(
-        path, {"data": str(Path(data).resolve()), "score": score, "masks": masks, "images": chosen}, None
-    )
+    kept = {"data": str(Path(data).resolve()), "score": score, "masks": not report["boxes_only"]}
+    write_json(path, kept | {"images": chosen}, None)
 
 
 def choose(images: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -103,9 +98,8 @@ def choose(images: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]
     middle = max(each, (count - each) // 2)
     places = {"best": range(each), "worst": range(max(count - each, each), count)}
     median = [k for k in range(middle, middle + each) if k < places["worst"].start]
-    return [(what, ranked[k]) for what, ks in (("best", places["best"]), ("median", median)) for k in ks] + [
-        ("worst", ranked[k]) for k in places["worst"]
-    ]
+    parts = {"best": places["best"], "median": median, "worst": places["worst"]}
+    return [(what, ranked[k]) for what, part in parts.items() for k in part]
 
 
 def ranking_figure(images: Sequence[dict[str, Any]]) -> str:

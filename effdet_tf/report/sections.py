@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
 from effdet_tf.report import charts, tables
 from effdet_tf.report.collect import Material
@@ -96,8 +97,9 @@ def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
             "images of the LIVECell test set."
         )
     curves = _curves(livecell)
+    why = "the images have no true cell" if "curves" in livecell else EARLIER
     drawn = [
-        *(charts.precision_recall(f"pr{kind}", kind, curve["precision"]) for kind, curve in curves.items()),
+        *_recall_charts("pr", curves),
         *([charts.ap_by_iou("apiou", curves)] if curves else []),
         _ap_by_size(livecell["all"]),
         *([_ap_by_type(livecell["by"])] if livecell["by"] else []),
@@ -108,58 +110,54 @@ def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
         "table": tables.precision_table(livecell),
         "notes": notes,
         "charts": _svgs(drawn),
-        "no_curves": "" if curves else _no_curves(livecell),
+        "no_curves": "" if curves else f"There are no precision-recall curves: {why}.",
         "coco": tables.coco_table(coco) if coco else None,
         "classes": tables.class_table(coco["all"]) if coco else None,
-        "coco_charts": _svgs(
-            [
-                charts.precision_recall(f"coco{kind}", kind, curve["precision"])
-                for kind, curve in _curves(coco or {}).items()
-            ]
-        ),
+        "coco_charts": _svgs(_recall_charts("coco", _curves(coco or {}))),
     }
+
+
+def _recall_charts(name: str, curves: Mapping[str, Any]) -> list[str]:
+    return [charts.precision_recall(name + kind, kind, curve["precision"]) for kind, curve in curves.items()]
 
 
 def _curves(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: curve for kind, curve in protocol.get("curves", {}).items() if curve}
 
 
-def _no_curves(protocol: Mapping[str, Any]) -> str:
-    if "curves" not in protocol:
-        return f"There are no precision-recall curves: {EARLIER}."
-    return "There are no precision-recall curves: the images have no true cell."
-
-
 def _ap_by_size(group: Mapping[str, Any]) -> str:
-    def scaled(kind: str) -> list[float | None]:
-        return [None if (v := group[kind].get(name)) is None else 100 * v for name in charts.SIZES]
-
-    values = {label: scaled(kind) for kind, label in charts.KINDS.items() if kind in group}
-    which = list(charts.KINDS).index("segm" if "segm" in group else "bbox")
-    label = f"published, {list(charts.KINDS.values())[which]}"
+    values = {
+        label: [_in_percent(group[kind].get(name)) for name in charts.SIZES]
+        for kind, label in KIND_NAMES.items()
+        if kind in group
+    }
+    which = int("segm" in group)
+    label = f"published, {list(KIND_NAMES.values())[which]}"
     values[label] = [PUBLISHED_ANCHOR_FREE[name][which] for name in charts.SIZES]
     return charts.bars("apsize", "AP by cell size", list(charts.SIZES.values()), values)
 
 
 def _ap_by_type(groups: Mapping[str, Any]) -> str:
     values = {
-        label: [
-            None if (v := group.get(kind, {}).get("AP")) is None else 100 * v for group in groups.values()
-        ]
-        for kind, label in charts.KINDS.items()
+        label: [_in_percent(group.get(kind, {}).get("AP")) for group in groups.values()]
+        for kind, label in KIND_NAMES.items()
         if any(kind in group for group in groups.values())
     }
     return charts.bars("aptype", "AP by cell type", list(groups), values)
+
+
+def _in_percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     """Figures at the score of a cell, counts of images and sizes."""
     if report is None:
         return {"missing": NOTHING}
-    judged = report["boxes"] if report["boxes_only"] else report["cells"]
+    result = report["boxes"] if report["boxes_only"] else report["cells"]
     what = "Boxes" if report["boxes_only"] else "Cells, no pixel in two of them,"
-    text = f"{what} of score {judged['score_threshold']:.2f} and more"
-    if judged.get("chosen") == "best here":
+    text = f"{what} of score {result['score_threshold']:.2f} and more"
+    if result.get("chosen") == "best here":
         text += ", the best of a grid on these very images: an upper bound"
     if report["boxes_only"]:
         text += f". Only boxes are judged: {report['boxes_only']}"
@@ -171,7 +169,7 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     no_charts = f"Counts and sizes of single cells are not there: {EARLIER}."
     return {
         "text": f"{text}.",
-        "table": tables.cell_table(judged),
+        "table": tables.cell_table(result),
         "charts": _svgs(drawn),
         "no_charts": "" if images and sizes else no_charts,
     }

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
-from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS
-from effdet_tf.report.charts import KINDS
+from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS, percent
 from effdet_tf.report.examples import ranking_figure
 
 Table = dict[str, Any]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AFNR")
 MOST_IMAGES = 1000  # rows of the table of images
 _NETWORKS = ("CenterMask2", "Cascade Mask R-CNN")  # in the order of `PUBLISHED`
-
-
-def percent(value: float | None) -> str:
-    """A share as 12.3, in %."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -37,7 +32,7 @@ def table(
     Args:
         head: names of the columns.
         rows: cells as text.
-        published: rows of others' figures, set apart.
+        published: rows of others' results, set apart.
         words: columns that hold words, not numbers.
     """
     own = [{"cells": list(row), "published": False} for row in rows]
@@ -51,15 +46,15 @@ def precision_table(livecell: Mapping[str, Any]) -> Table:
     types = [name for name in livecell["by"] if name in PUBLISHED]
     rows = []
     for name, group in groups.items():
-        for kind, label in KINDS.items():
+        for kind, label in KIND_NAMES.items():
             if kind in group:
                 values = [percent(group[kind].get(figure)) for figure in FIGURES]
                 row = [name, label, f"{group['images']:,}", f"{group['cells']:,}", *values]
-                rows.append(row + (_beside(name, list(KINDS).index(kind)) if types else []))
+                rows.append(row + (_beside(name, list(KIND_NAMES).index(kind)) if types else []))
     padding = ["-", "-"] if types else []
     published = []
     for which, network in enumerate(_NETWORKS):
-        for place, label in enumerate(KINDS.values()):
+        for place, label in enumerate(KIND_NAMES.values()):
             if label == "mask" and "segm" not in livecell["all"]:
                 continue
             known = {"AP": PUBLISHED["all"][which]} | (PUBLISHED_ANCHOR_FREE if which == 0 else {})
@@ -77,11 +72,11 @@ def _beside(name: str, place: int) -> list[str]:
 
 
 def coco_table(coco: Mapping[str, Any]) -> Table:
-    """COCO's twelve figures, of all images and of each cell type."""
+    """COCO's twelve metrics, of all images and of each cell type."""
     rows = [
         [name, label, *(percent(group[kind].get(key)) for key in COCO_COLUMNS.values())]
         for name, group in {"all": coco["all"], **coco["by"]}.items()
-        for kind, label in KINDS.items()
+        for kind, label in KIND_NAMES.items()
         if kind in group
     ]
     return table(["", "", *COCO_COLUMNS], rows, words=(0, 1))
@@ -89,24 +84,21 @@ def coco_table(coco: Mapping[str, Any]) -> Table:
 
 def class_table(group: Mapping[str, Any]) -> Table:
     """AP class by class, by COCO's protocol."""
-    kinds = [kind for kind in KINDS if "classes" in group.get(kind, {})]
+    kinds = [kind for kind in KIND_NAMES if "classes" in group.get(kind, {})]
     names = list(group[kinds[0]]["classes"]) if kinds else []
     rows = [
-        [
-            name,
-            *(percent(group[kind]["classes"][name][key]) for kind in kinds for key in ("AP", "AP50")),
-        ]
+        [name, *(percent(group[kind]["classes"][name][key]) for kind in kinds for key in ("AP", "AP50"))]
         for name in names
     ]
-    return table(["class", *(f"{KINDS[kind]} {key}" for kind in kinds for key in ("AP", "AP50"))], rows)
+    return table(["class", *(f"{KIND_NAMES[kind]} {key}" for kind in kinds for key in ("AP", "AP50"))], rows)
 
 
-def cell_table(judged: Mapping[str, Any]) -> Table:
-    """Figures of cells above one score, of all images and of each cell type."""
-    groups = {"all": judged["all"], **judged["by"]}
+def cell_table(result: Mapping[str, Any]) -> Table:
+    """Metrics of cells above one score, of all images and of each cell type."""
+    groups = {"all": result["all"], **result["by"]}
     rows = []
     for key, label, meaning in CELL_LINES:
-        if key in judged["all"]:
+        if key in result["all"]:
             digits = 1 if key in ("count_mean_error", "count_bias") else 3
             rows.append([label, *(number(group.get(key), digits) for group in groups.values()), meaning])
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-_KINDS = ("bbox", "segm")
-_AP = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR"}
+from effdet_tf.metrics.protocols import KINDS
+from effdet_tf.metrics.scores import COLUMNS
+
 _AT_SCORE = {"images", "true_cells", "found_cells", "precision", "recall", "f1", "count_mean_error"}
 
 
+def _false_if_damaged(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A part that is missing, or of another kind, makes the answer no."""
+
+    @functools.wraps(test)
+    def holds(value: Any) -> bool:
+        try:
+            return test(value)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return False
+
+    return holds
+
+
+@_false_if_damaged
 def is_evaluation(report: Any) -> bool:
-    """Whether this is a report of `metrics.report.Judge`, of this version or an earlier one."""
-    return _holds(_evaluation, report)
-
-
-def is_work(about: Any) -> bool:
-    """Whether this is what `about.describe_work` gave, or nothing."""
-    return _holds(_work, about)
-
-
-def is_examples(examples: Any) -> bool:
-    """Whether this is what `examples.write_examples` wrote."""
-    return _holds(_examples, examples)
-
-
-def _holds(test: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return test(value)
-    except (KeyError, TypeError, AttributeError, ValueError):  # a part is missing, or of another kind
-        return False
-
-
-def _evaluation(report: dict[str, Any]) -> bool:
-    judged = report["boxes"] if report["boxes_only"] else report["cells"]
+    """Whether this is a report of `metrics.scores.Evaluator`, of this version or an earlier one."""
+    result = report["boxes"] if report["boxes_only"] else report["cells"]
     protocols = [report["livecell"], *([report["coco"]] if report.get("coco") else [])]
     return (
         all(_protocol(protocol) for protocol in protocols)
-        and _figure(judged["score_threshold"])
-        and isinstance(judged["chosen"], str)
-        and all(_at_score(group) for group in (judged["all"], *judged["by"].values()))
+        and _figure(result["score_threshold"])
+        and isinstance(result["chosen"], str)
+        and all(_at_score(group) for group in (result["all"], *result["by"].values()))
         and all(_image(image) for image in report.get("images", []))
         and _confusion(report.get("confusion"))
         and _sizes(report.get("sizes"))
@@ -49,19 +44,47 @@ def _evaluation(report: dict[str, Any]) -> bool:
     )
 
 
+@_false_if_damaged
+def is_work(about: Any) -> bool:
+    """Whether this is what `provenance.describe_work` gave, or nothing."""
+    environment = about.get("environment", {})
+    if "date" in about:
+        datetime.fromisoformat(about["date"])
+    return (
+        isinstance(about.get("seconds", 0), int | float)
+        and isinstance(about.get("data", []), list)
+        and isinstance(environment.get("packages", {}), dict)
+        and isinstance(environment.get("devices", []), list)
+    )
+
+
+@_false_if_damaged
+def is_examples(examples: Any) -> bool:
+    """Whether this is what `examples.write_examples` wrote."""
+    return (
+        isinstance(examples["data"], str)
+        and isinstance(examples["score"], float)
+        and isinstance(examples["masks"], bool)
+        and all(
+            _image(image) and isinstance(image["what"], str) and isinstance(image["found_cells"], list)
+            for image in examples["images"]
+        )
+    )
+
+
 def _protocol(protocol: dict[str, Any]) -> bool:
     curves = protocol.get("curves", {})
     return all(_group(group) for group in (protocol["all"], *protocol["by"].values())) and all(
-        kind in _KINDS and (curve is None or _curve(curve)) for kind, curve in curves.items()
+        kind in KINDS and (curve is None or _curve(curve)) for kind, curve in curves.items()
     )
 
 
 def _group(group: dict[str, Any]) -> bool:
-    kinds = [group[kind] for kind in _KINDS if kind in group]
+    kinds = [group[kind] for kind in KINDS if kind in group]
     return (
         "bbox" in group
         and all(isinstance(group[name], int) for name in ("images", "cells", "dropped"))
-        and all(set(kind) >= _AP for kind in kinds)
+        and all(set(kind) >= set(COLUMNS) for kind in kinds)
         and all(_figure(v) for kind in kinds for name, v in kind.items() if name != "classes")
         and all(
             _figure(values["AP"]) and _figure(values["AP50"])
@@ -81,13 +104,9 @@ def _at_score(group: dict[str, Any]) -> bool:
 
 
 def _image(image: dict[str, Any]) -> bool:
-    return (
-        isinstance(image["id"], int | str)
-        and isinstance(image["true"], int)
-        and isinstance(image["found"], int)
-        and _figure(image["f1"])
-        and _figure(image.get("sartorius"))
-    )
+    counted = all(isinstance(image[name], int) for name in ("true", "found"))
+    known = isinstance(image["id"], int | str)
+    return counted and known and _figure(image["f1"]) and _figure(image.get("sartorius"))
 
 
 def _confusion(confusion: dict[str, Any] | None) -> bool:
@@ -105,30 +124,6 @@ def _sizes(sizes: dict[str, Any] | None) -> bool:
     rising = _numbers(edges, len(edges)) and all(0 < a < b for a, b in zip(edges, edges[1:], strict=False))
     bars = len(edges) + 1
     return rising and len(edges) > 1 and _numbers(sizes["true"], bars) and _numbers(sizes["found"], bars)
-
-
-def _work(about: dict[str, Any]) -> bool:
-    environment = about.get("environment", {})
-    if "date" in about:
-        datetime.fromisoformat(about["date"])
-    return (
-        isinstance(about.get("seconds", 0), int | float)
-        and isinstance(about.get("data", []), list)
-        and isinstance(environment.get("packages", {}), dict)
-        and isinstance(environment.get("devices", []), list)
-    )
-
-
-def _examples(examples: dict[str, Any]) -> bool:
-    return (
-        isinstance(examples["data"], str)
-        and isinstance(examples["score"], float)
-        and isinstance(examples["masks"], bool)
-        and all(
-            _image(image) and isinstance(image["what"], str) and isinstance(image["found_cells"], list)
-            for image in examples["images"]
-        )
-    )
 
 
 def _figure(value: Any) -> bool:

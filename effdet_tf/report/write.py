@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.files import atomic_write
-from effdet_tf.metrics.scores import format_table, headline
+from effdet_tf.metrics.scores import format_table, headline, percent
 from effdet_tf.report import sections
 from effdet_tf.report.collect import Material, from_evaluation, from_run
-from effdet_tf.report.tables import number, percent
+from effdet_tf.report.tables import number
 from effdet_tf.runs import REPORT_FILE
 
 PAGE = Path(__file__).resolve().parent / "template"
