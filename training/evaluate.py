@@ -19,7 +19,7 @@ from effdet_tf.metrics.instances import image_instances, unknown_image
 from effdet_tf.metrics.scores import Evaluator, format_table
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
-from effdet_tf.report.provenance import command_line, describe_work
+from effdet_tf.report.inventory import command_line, describe_work
 from effdet_tf.report.write import report_on_evaluation
 from effdet_tf.runs import MODELS, find_run
 from training.prediction_files import PredictionFile, prediction_writer

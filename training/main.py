@@ -97,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
 
 def _write_about(options: argparse.Namespace, seconds: float) -> None:
     """Write down how a training was done, for its report."""
-    from effdet_tf.report.provenance import describe_work
+    from effdet_tf.report.inventory import describe_work
 
     work = describe_work(options.command, seconds)
     validation = None if options.val is None else str(options.val)
@@ -194,7 +194,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.val or options.pseudo) and not options.data:
         parser.error("--val and --pseudo need --data: without it the demo makes data of its own")
-    from effdet_tf.report.provenance import command_line
+    from effdet_tf.report.inventory import command_line
 
     options.command = command_line("training.main", arguments)
     return options

@@ -33,9 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
-    from effdet_tf.report import inventory as about
+    from effdet_tf.report import inventory
 
-    found = about.network(args.run_folder) if args.run_folder else about.machine()
+    found = inventory.network(args.run_folder) if args.run_folder else inventory.machine()
     if args.json:
         print(json.dumps(found, indent=2))
     else:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_machine(found: dict[str, Any]) -> list[str]:
-    """What `about.machine` found, for people."""
+    """What `inventory.machine` found, for people."""
     from effdet_tf.report.inventory import OPTIONAL
 
     devices = found["devices"]
@@ -75,7 +75,7 @@ def describe_machine(found: dict[str, Any]) -> list[str]:
 
 
 def describe_network(found: dict[str, Any]) -> list[str]:
-    """What `about.network` found, for people."""
+    """What `inventory.network` found, for people."""
     masks = f"{found['mask_size']} x {found['mask_size']}" if found["mask_size"] else "off"
     sizes = f"{found['anchor_sizes']} px" if found["anchor_sizes"] else "sizes as published"
     pixels = f"({found['mean']}, {found['std']})" if found["mean"] is not None else "each image's own values"

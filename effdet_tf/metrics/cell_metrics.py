@@ -87,11 +87,8 @@ class CellEvaluator:
         result = {}
         for identity, counts in self._counts[score].items():
             values = self.summarise([counts])
-            result[identity] = {
-                "true": counts.true,
-                "found": counts.found,
-                **{name: values[name] for name in ("sartorius", "f1") if name in values},
-            }
+            metrics = {name: values[name] for name in ("sartorius", "f1") if name in values}
+            result[identity] = {"true": counts.true, "found": counts.found} | metrics
         return result
 
     def report(self) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class ConfusionMatrix:
 
     def add(self, image: ImageInstances, match: Match) -> None:
         """Take one image and its match, whatever the classes."""
-        gt_classes = [self._places[image.ground_truth[k].category_id] for k in match.gt_index]
-        gt_classes = np.array([*gt_classes, _NONE], np.int16)  # the last is that of no match
+        places = [self._places[image.ground_truth[k].category_id] for k in match.gt_index]
+        gt_classes = np.array([*places, _NONE], np.int16)  # the last is that of no match
         classes = [self._places.get(image.predictions[k].category_id, _UNKNOWN) for k in match.pred_index]
         self._true += np.bincount(gt_classes[:-1], minlength=len(self._true))
         self._true_sizes += np.bincount(_bars(match.gt_areas), minlength=len(self._true_sizes))

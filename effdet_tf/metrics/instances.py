@@ -115,7 +115,8 @@ def image_instances(
     numbers = range(len(predictions)) if numbers is None else numbers
     ground_truth, found = [], []
     for entry in annotations:
-        box, rle = entry.get("bbox"), None
+        box: Any = entry.get("bbox")
+        rle = None
         if entry.get("segmentation"):
             rle = compress_segmentation(entry["segmentation"], height, width)
             box = box or coco_mask.toBbox(rle)

@@ -8,7 +8,7 @@ overlaps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -24,19 +24,19 @@ class PackedMatch(NamedTuple):
 
     Attributes:
         scores: float64 `[D]`, falling.
-        hits: bool `[A, T, D]`, packed along D: has a cell of its own, in each area range at each IoU.
-        ignored: likewise: neither true nor false.
+        hits_and_ignored: bool `[2, A, T, D]`, packed along D: whether a prediction has a cell of its own, and
+            whether it is neither true nor false, in each area range at each IoU.
         counts: int64 `[A]`, annotated cells of each area range.
     """
 
     scores: np.ndarray
-    hits: np.ndarray
-    ignored: np.ndarray
+    hits_and_ignored: np.ndarray
     counts: np.ndarray
 
-    def bits(self, name: str, area: int, step: int) -> np.ndarray:
-        """Of `hits` or `ignored`: bool `[D]` of one area range and IoU."""
-        return np.unpackbits(getattr(self, name)[area, step], count=len(self.scores)).view(bool)
+    def bits(self, area: int, step: int) -> np.ndarray:
+        """Hits and ignored of one area range and IoU, bool `[2, D]`."""
+        packed = self.hits_and_ignored[:, area, step]
+        return np.unpackbits(packed, axis=1, count=len(self.scores)).view(bool)
 
 
 def boxes_of(instances: Sequence[Instance]) -> np.ndarray:
@@ -56,7 +56,7 @@ def match_precision(
         ground_truth, predictions, kind, area_ranges, maximum
     )
     scores = np.array([predictions[k].score for k in order], np.float64)
-    return PackedMatch(scores, np.packbits(assigned >= 0, axis=-1), np.packbits(ignored, axis=-1), counts)
+    return PackedMatch(scores, np.packbits([assigned >= 0, ignored], axis=-1), counts)
 
 
 def assign_predictions(
@@ -84,11 +84,12 @@ def assign_predictions(
     ordered = [predictions[k] for k in order]
     cell_areas = np.array([cell.area for cell in ground_truth], np.float64)
     crowd = np.array([cell.crowd for cell in ground_truth], bool)
+    shapes: list[Any]
     if kind == "bbox":
-        shapes, cell_shapes = boxes_of(ordered), boxes_of(ground_truth)
-        areas = shapes[:, 2] * shapes[:, 3]
+        shapes = [boxes_of(ordered), boxes_of(ground_truth)]
+        areas = shapes[0][:, 2:].prod(1)
     else:
-        shapes, cell_shapes = [entry.rle for entry in ordered], [cell.rle for cell in ground_truth]
+        shapes = [[instance.rle for instance in part] for part in (ordered, ground_truth)]
         areas = np.array([entry.area for entry in ordered], np.float64)
     low, high = np.array(area_ranges, dtype=np.float64).T[:, :, None]
     outside = (cell_areas < low) | (cell_areas > high) | crowd  # [A, G]
@@ -98,7 +99,7 @@ def assign_predictions(
     ignored = np.zeros(assigned.shape, bool)
     if len(order) and len(crowd):
         # Of a crowd region: the overlap over the area of the prediction.
-        overlaps = coco_mask.iou(shapes, cell_shapes, crowd.astype(np.uint8))
+        overlaps = coco_mask.iou(*shapes, crowd.astype(np.uint8))
         taken = np.zeros((len(low), len(steps), len(crowd)), bool)
         rows, columns = np.nonzero(overlaps >= steps[0])
         ends = np.searchsorted(rows, np.arange(len(order) + 1))
@@ -142,10 +143,8 @@ def precision_and_recall(
         scores = np.concatenate([image.scores[:limit] for image in images])
         order = np.argsort(-scores, kind="stable")
         for step in range(thresholds):
-            hits, ignored = (
-                np.concatenate([image.bits(name, area, step)[:limit] for image in images])[order]
-                for name in ("hits", "ignored")
-            )
+            bits = np.concatenate([image.bits(area, step)[:, :limit] for image in images], axis=1)
+            hits, ignored = bits[:, order]
             true = np.cumsum(hits & ~ignored, dtype=np.float64)
             recall[step, slot] = true[-1] / cells if len(true) else 0.0
             if slot == len(limits) - 1:

@@ -92,9 +92,7 @@ def lines(
             marker = "o" if len(along) < 12 else None
             colour = COLOURS[place % len(COLOURS)]
             axes.plot(along, up, color=colour, label=label, marker=marker, markersize=3.5)
-        axes.set_title(title)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set(title=title, xlabel=x, ylabel=y)
         if logarithmic:
             axes.set_yscale("log", subs=[])
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -153,10 +151,8 @@ def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequ
                 axes.text((value or 0.0) + 0.8, y, shown, va="center", fontsize=7.5, color="#333333")
         axes.set_yticks(range(len(groups)), groups)
         axes.invert_yaxis()
-        axes.set_xlim(0, 100)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("AP, %")
-        axes.set_title(title)
+        axes.set(xlim=(0, 100), xlabel="AP, %", title=title)
         axes.figure.legend(fontsize=8, loc="outside lower center", ncols=len(values))
 
     height = 1.1 + 0.17 * len(groups) * (len(values) + 1)
@@ -186,12 +182,9 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
                 zorder=3,
                 label=kind or "cell type unknown",
             )
-        axes.set_xlim(0, top)
-        axes.set_ylim(0, top)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("true cells in an image")
-        axes.set_ylabel("found cells")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel="true cells in an image", ylabel="found cells")
         axes.set_title("Counts, an image a dot")
         axes.legend(fontsize=8, loc="upper left")
 
@@ -227,9 +220,7 @@ def sizes(name: str, histogram: Mapping[str, Sequence[float]]) -> str:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("size, square root of the area, px")
-        axes.set_ylabel("cells")
-        axes.set_title("Sizes of the cells")
+        axes.set(xlabel="size, square root of the area, px", ylabel="cells", title="Sizes of the cells")
         axes.legend(fontsize=8)
 
     return _chart(name, draw)

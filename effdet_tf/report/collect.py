@@ -38,7 +38,7 @@ class Material:
         config: of the network; None where a file of predictions was evaluated.
         config_text: as it is written.
         parameters: learned ones of the network; None when unknown.
-        about: the work behind the figures, see `provenance.describe_work`; empty when unknown.
+        about: the work behind the figures, see `inventory.describe_work`; empty when unknown.
         examples: see `examples.write_examples`; None when there are none.
     """
 

@@ -1,4 +1,4 @@
-"""What is installed here and what a trained network is: facts for `effdet_tf info`, ready for JSON."""
+"""What is installed here, what a trained network is, and how something was computed, ready for JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 import os
 import platform
 import re
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,10 +48,11 @@ _LICENCE = re.compile(
 
 def machine() -> dict[str, Any]:
     """Versions, devices, presets and the trained networks that come with the package."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = None  # where the system does not tell
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    gpus = [name or gpu.name for gpu, name in _devices("GPU").items()]
     return {
         "effdet_tf": __version__,
         "folder": str(MODELS.parent),
@@ -55,7 +60,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {group[0]: installed(*group) for group in PACKAGES},
         "optional": {name: installed(name) for name in OPTIONAL},
-        "devices": {"cpu_cores": _cores(), "memory_gib": _memory(), "gpus": names},
+        "devices": {"cpu_cores": cores, "memory_gib": memory, "gpus": gpus},
         "presets": list(PRESETS),
         "networks": [network(MODELS / name) for name in model_names()],
     }
@@ -193,13 +198,42 @@ def installed(*names: str) -> str | None:
     return None
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def command_line(program: str, arguments: Sequence[str] | None) -> str:
+    """The words that start `program` again, `python -m PROGRAM ...`; None takes those of this process."""
+    return shlex.join(["python", "-m", program, *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _memory() -> float | None:
-    """Memory of this machine, GiB; None where the system does not tell."""
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+def describe_work(command: str, seconds: float) -> dict[str, Any]:
+    """What a report tells of the work behind it: when, how and on what it was done, ready for JSON.
+
+    Args:
+        command: that did it.
+        seconds: it took.
+
+    Returns:
+        `{"command", "date", "seconds", "environment": {"effdet_tf", "python", "system", "cores", "packages":
+        {name: version}, "devices": [name]}}`; the devices are those that TensorFlow sees, where it is in use.
+    """
+    versions = {names[0]: installed(*names) for names in PACKAGES}
+    devices = _devices() if "tensorflow" in sys.modules else {}
+    return {
+        "command": command,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "environment": {
+            "effdet_tf": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "packages": {name: found for name, found in versions.items() if found},
+            "devices": [name or device.device_type for device, name in devices.items()],
+        },
+    }
+
+
+def _devices(kind: str | None = None) -> dict[Any, str | None]:
+    """The devices that TensorFlow sees, of one kind or all, with the names that they tell."""
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details
+    return {device: details(device).get("device_name") for device in tf.config.list_physical_devices(kind)}

@@ -52,20 +52,17 @@ def learning(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     errors = _over_steps(history, {"count_mean_error": "count error"})
     last = max(row.get("step", 0) for row in history)
     chart = functools.partial(charts.lines, x="step", end=1.03 * last if last else None)
-    drawn, missing = [], []
-    if losses:
-        positive = all(min(values) > 0 for _, values in losses.values())
-        drawn.append(chart("losses", "Losses, mean of an epoch", curves=losses, logarithmic=positive))
-    if rate:
-        drawn.append(chart("rate", "Learning rate", curves=rate, limits=(0, None)))
-    if shares:
-        drawn.append(chart("validation", "Validation images", curves=shares, y="%", limits=(0, 100)))
-    else:
-        missing.append("There are no validation figures over the steps: the training had no --val.")
-    if errors:
-        title = "Count error, validation images"
-        drawn.append(chart("counterror", title, curves=errors, y="cells an image", limits=(0, None)))
-    return {"charts": _svgs(drawn), "missing": missing}
+    positive = all(min(values) > 0 for _, values in losses.values())
+    error = {"y": "cells an image", "limits": (0, None)}
+    parts = (
+        ("losses", "Losses, mean of an epoch", losses, {"logarithmic": positive}),
+        ("rate", "Learning rate", rate, {"limits": (0, None)}),
+        ("validation", "Validation images", shares, {"y": "%", "limits": (0, 100)}),
+        ("counterror", "Count error, validation images", errors, error),
+    )
+    drawn = [chart(name, title, curves=curves, **how) for name, title, curves, how in parts if curves]
+    none = "There are no validation figures over the steps: the training had no --val."
+    return {"charts": _svgs(drawn), "missing": [] if shares else [none]}
 
 
 def _over_steps(
@@ -162,17 +159,12 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     if report["boxes_only"]:
         text += f". Only boxes are judged: {report['boxes_only']}"
     images, sizes = report.get("images"), report.get("sizes")
-    drawn = [
-        *([charts.counts("counts", images)] if images else []),
-        *([charts.sizes("sizes", sizes)] if sizes else []),
-    ]
+    drawn = [charts.counts("counts", images)] if images else []
+    drawn += [charts.sizes("sizes", sizes)] if sizes else []
     no_charts = f"Counts and sizes of single cells are not there: {EARLIER}."
-    return {
-        "text": f"{text}.",
-        "table": tables.cell_table(result),
-        "charts": _svgs(drawn),
-        "no_charts": "" if images and sizes else no_charts,
-    }
+    no_charts = "" if images and sizes else no_charts
+    table = tables.cell_table(result)
+    return {"text": f"{text}.", "table": table, "charts": _svgs(drawn), "no_charts": no_charts}
 
 
 def confusion(report: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def is_evaluation(report: Any) -> bool:
 
 @_false_if_damaged
 def is_work(about: Any) -> bool:
-    """Whether this is what `provenance.describe_work` gave, or nothing."""
+    """Whether this is what `inventory.describe_work` gave, or nothing."""
     environment = about.get("environment", {})
     if "date" in about:
         datetime.fromisoformat(about["date"])

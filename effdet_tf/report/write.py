@@ -145,9 +145,7 @@ def _tiles(material: Material) -> list[dict[str, str]]:
 
 
 def _training_tiles(history: list[dict[str, float]]) -> list[dict[str, str]]:
-    if not history:
-        return []
-    last = history[-1]
+    last = history[-1] if history else {}
     shown = [(key, label) for key, label in (("step", "steps"), ("epoch", "epochs")) if key in last]
     tiles = [{"key": key, "label": label, "value": f"{last[key]:,.0f}", "note": ""} for key, label in shown]
     if "total" in last:
@@ -157,20 +155,16 @@ def _training_tiles(history: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 def _facts(material: Material) -> list[tuple[str, str]]:
-    facts = []
-    if material.config is not None:
-        facts += [
-            ("preset", material.config.preset),
-            ("classes", ", ".join(material.config.class_names)),
-            ("cells from score", f"{material.config.postprocess.report_score:.2f}"),
-        ]
-    if material.parameters is not None:
-        facts.append(("parameters", f"{material.parameters:,}"))
-    if material.history:
-        last = material.history[-1]
-        facts += [("steps", f"{last['step']:,.0f}")] if "step" in last else []
-        facts += [("trained for", f"{last['minutes']:.1f} minutes")] if "minutes" in last else []
-    return facts
+    config, last = material.config, material.history[-1] if material.history else {}
+    facts: dict[str, Any] = {
+        "preset": config and config.preset,
+        "classes": config and ", ".join(config.class_names),
+        "cells from score": config and f"{config.postprocess.report_score:.2f}",
+        "parameters": None if material.parameters is None else f"{material.parameters:,}",
+        "steps": f"{last['step']:,.0f}" if "step" in last else None,
+        "trained for": f"{last['minutes']:.1f} minutes" if "minutes" in last else None,
+    }
+    return [(name, value) for name, value in facts.items() if value is not None]
 
 
 def _work(material: Material) -> list[tuple[str, str]]:

@@ -11,14 +11,14 @@ from effdet_tf._version import __version__
 from effdet_tf.commands.info import describe_machine
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.metadata import describe
-from effdet_tf.report import inventory as about
+from effdet_tf.report import inventory
 from effdet_tf.runs import MODELS
 from tests.mistakes import places
 
 
 @pytest.fixture(scope="module")
 def machine():
-    return about.machine()
+    return inventory.machine()
 
 
 def test_the_machine_is_described(machine, capsys):
@@ -65,7 +65,7 @@ def test_names_of_gpus_are_asked_of_tensorflow(monkeypatch):
     monkeypatch.setattr(
         tf.config.experimental, "get_device_details", lambda gpu: {"device_name": "NVIDIA H100"}
     )
-    assert about.machine()["devices"]["gpus"] == ["NVIDIA H100", "NVIDIA H100"]
+    assert inventory.machine()["devices"]["gpus"] == ["NVIDIA H100", "NVIDIA H100"]
 
 
 def test_a_network_of_the_package(capsys):
@@ -99,7 +99,7 @@ def test_a_saved_model_is_read_without_loading_it(tiny_config, tmp_path, capsys)
 def test_a_saved_model_of_another_program_is_told(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(UserError, match="so of another program; export one with"):
-        about.network(tmp_path)
+        inventory.network(tmp_path)
 
 
 def test_a_run_without_validation_has_no_figures(tiny_config, tmp_path, capsys):
@@ -108,4 +108,4 @@ def test_a_run_without_validation_has_no_figures(tiny_config, tmp_path, capsys):
     assert "no figures: it was not validated" in capsys.readouterr().out
     (tmp_path / "run" / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="holds no figures of an evaluation"):
-        about.network(tmp_path / "run")
+        inventory.network(tmp_path / "run")
