@@ -59,18 +59,14 @@ def run(args: argparse.Namespace) -> int:
         from effdet_tf.webapp.session import Limits, Session
 
         session = Session(Networks(args.run_folder), Limits(pixels=args.max_pixels))
+        # Without a display, Python would start a browser in the terminal.
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        screen = sys.platform in ("win32", "darwin") or bool(display)
         try:
-            serve(session, listening, args.host, args.open and _has_screen())
+            serve(session, listening, args.host, args.open and screen)
         except KeyboardInterrupt:
             print("ended", flush=True)
             if session.at_work:
                 # Python would wait for the network's thread; the session's files are gone already.
                 os._exit(0)
     return 0
-
-
-def _has_screen() -> bool:
-    """Whether there is a browser to open: without a display, Python would start one in the terminal."""
-    if sys.platform in ("win32", "darwin"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
