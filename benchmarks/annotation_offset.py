@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord, iterate_records
-from effdet_tf.geometry.masks import rle_to_patch
+from effdet_tf.geometry.rle import rle_to_patch
 
 REACH = 3  # px
 

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from effdet_tf.geometry.masks import mask_to_patch, patch_box, patch_to_rle
+from effdet_tf.geometry.masks import mask_to_patch, patch_box
+from effdet_tf.geometry.rle import patch_to_rle
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.protocols import KINDS, PROTOCOLS, evaluate_coco
 from effdet_tf.metrics.scores import Evaluator

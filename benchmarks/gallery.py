@@ -20,7 +20,7 @@ import numpy as np
 import effdet_tf
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord, iterate_records
-from effdet_tf.geometry.masks import Patch, rle_to_patch
+from effdet_tf.geometry.rle import Patch, rle_to_patch
 from effdet_tf.metrics.cell_metrics import sartorius
 from effdet_tf.metrics.matching import count_matches, match_masks
 

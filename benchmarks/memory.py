@@ -64,7 +64,8 @@ def scene(height: int, width: int, cells: int, seed: int) -> tuple[np.ndarray, l
     """An image uint8 of dark cells with bright rims on a jittered lattice, and their patches."""
     import cv2
 
-    from effdet_tf.geometry.masks import Patch, mask_to_patch
+    from effdet_tf.geometry.masks import mask_to_patch
+    from effdet_tf.geometry.rle import Patch
 
     rng = np.random.default_rng(seed)
     columns = int(np.ceil(np.sqrt(cells * width / height)))
@@ -91,7 +92,8 @@ def write_data(folder: Path, images: int, side: int, cells: int) -> Path:
 
     from effdet_tf.data.manifest import Manifest
     from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
-    from effdet_tf.geometry.masks import patch_box, patch_to_bitmap, patch_to_rle
+    from effdet_tf.geometry.masks import patch_box, patch_to_bitmap
+    from effdet_tf.geometry.rle import patch_to_rle
     from effdet_tf.images.read import encode_png, image_statistics
 
     folder.mkdir()

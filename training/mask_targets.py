@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from effdet_tf.geometry.boxes import Tensor
+from effdet_tf.geometry.resample import resample_bitmaps
 from training.assignment import Assignment, State
 
 
@@ -76,19 +77,5 @@ def mask_targets(bitmaps: Tensor, cells: Tensor, crops: Tensor, size: int) -> Te
     Returns:
         `[B, K, size, size]` float32 in 0..1; 0 outside the cell's box.
     """
-    stored = bitmaps.shape[-1]
-    steps = (ops.arange(size, dtype="float32") + 0.5) / size
-    index = ops.arange(stored, dtype="float32")
-
-    def weights(axis: int) -> Tensor:
-        low, high = crops[..., axis, None], crops[..., axis + 2, None]
-        start = cells[..., axis, None]
-        side = ops.maximum(cells[..., axis + 2, None] - start, 1e-3)
-        position = (low + steps * (high - low) - start) / side  # 0..1 over the bitmap
-        outside = (position < 0) | (position > 1)
-        source = ops.clip(position * stored - 0.5, 0.0, stored - 1.0)
-        tent = ops.maximum(1.0 - ops.abs(source[..., None] - index), 0.0)  # [B, K, size, m]
-        return ops.where(outside[..., None], 0.0, tent)
-
     values = ops.cast(bitmaps, "float32") / 255.0
-    return ops.matmul(ops.matmul(weights(0), values), ops.swapaxes(weights(1), -1, -2))
+    return resample_bitmaps(values, cells, crops, size, ops)

@@ -16,7 +16,7 @@ from effdet_tf.data.manifest import Manifest
 from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
-from effdet_tf.geometry.masks import rle_to_patch
+from effdet_tf.geometry.rle import rle_to_patch
 from effdet_tf.images import read as image_io
 from effdet_tf.model import anchors
 

@@ -1,7 +1,4 @@
-"""Cell masks as small patches: bitmaps, pasting, outlines, label images and overlap removal.
-
-The run-length codes live in `effdet_tf.geometry.rle` and are offered here too.
-"""
+"""Cell masks as small patches: tight boxes, bitmaps, pasting, label images and overlap removal."""
 
 from __future__ import annotations
 
@@ -10,43 +7,8 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from effdet_tf.geometry.rle import (
-    Patch,
-    decode_kaggle_rle,
-    decode_rle,
-    encode_kaggle_rle,
-    encode_rle,
-    kaggle_rle_to_patch,
-    patch_to_rle,
-    polygons_to_rle,
-    rle_to_patch,
-)
-
-__all__ = [
-    "Patch",
-    "decode_kaggle_rle",
-    "decode_rle",
-    "encode_kaggle_rle",
-    "encode_rle",
-    "fill_holes",
-    "kaggle_rle_to_patch",
-    "labels_to_patches",
-    "largest_component",
-    "mask_to_patch",
-    "paste_bitmap",
-    "patch_box",
-    "patch_to_bitmap",
-    "patch_to_pieces",
-    "patch_to_polygons",
-    "patch_to_rle",
-    "polygons_to_rle",
-    "resolve_overlaps",
-    "rings_to_patch",
-    "rle_to_patch",
-]
-
-# Directions of a boundary step (dy, dx), clockwise in the image: right, down, left, up.
-_STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
+from effdet_tf.geometry.resample import weights_at
+from effdet_tf.geometry.rle import Patch
 
 
 def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
@@ -175,62 +137,6 @@ def paste_bitmap(
     return mask_to_patch(values > threshold * 255.0, top, left)
 
 
-def patch_to_polygons(patch: Patch) -> list[list[float]]:
-    """Outline each 4-connected piece of a patch along its pixel edges.
-
-    The outline gives the same pixels back through `polygons_to_rle`, except that holes are filled:
-    COCO polygons have no form for them.
-
-    Returns:
-        Polygons x, y, x, y, ... in pixels, clockwise, corners only.
-    """
-    outer = [ring for ring in _rings(patch) if _signed_area(ring) > 0]
-    return [[float(v) for y, x in ring for v in (x, y)] for ring in outer]
-
-
-def patch_to_pieces(patch: Patch) -> list[list[np.ndarray]]:
-    """Outline each 4-connected piece of a patch along its pixel edges, with its holes.
-
-    Returns:
-        For each piece its rings, float64 `[K, 2]` x, y in pixels, corners only: the outer one first,
-        clockwise, then its holes, the other way round.
-    """
-    count, labels = cv2.connectedComponents(patch.mask.astype(np.uint8), connectivity=4)
-    pieces = []
-    for number in range(1, count):
-        rings = _rings(Patch(patch.y, patch.x, labels == number) if count > 2 else patch)
-        rings.sort(key=_signed_area, reverse=True)  # the outer ring alone runs clockwise
-        pieces.append([np.array(ring, np.float64)[:, ::-1] for ring in rings])
-    return pieces
-
-
-def rings_to_patch(rings: Sequence[np.ndarray], height: int, width: int) -> Patch | None:
-    """The pixels inside an odd number of rings, as polygon programs fill them (even-odd rule).
-
-    Args:
-        rings: `[K, 2]` each, x, y in pixels.
-        height: frame height, pixels.
-        width: frame width, pixels.
-
-    Returns:
-        The tight patch, or None when no pixel is inside.
-
-    Raises:
-        ValueError: for a ring without an area or with coordinates that are not finite.
-    """
-    parts = [rle_to_patch(polygons_to_rle([np.ravel(ring).tolist()], height, width)) for ring in rings]
-    found = [part for part in parts if part is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    top, left = min(part.y for part in found), min(part.x for part in found)
-    bottom = max(part.y + part.mask.shape[0] for part in found)
-    right = max(part.x + part.mask.shape[1] for part in found)
-    mask = np.zeros((bottom - top, right - left), dtype=bool)
-    for y, x, part in found:
-        mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] ^= part
-    return mask_to_patch(mask, top, left)
-
-
 def resolve_overlaps(
     patches: Iterable[Patch | None], labels: np.ndarray, min_visible: float = 0.5
 ) -> list[int]:
@@ -311,60 +217,4 @@ def _interpolate(low: float, high: float, limit: int, cells: int) -> tuple[int, 
     if last <= first:
         return 0, None
     position = (np.arange(first, last, dtype=np.float32) + (0.5 - low)) * (cells / (high - low)) - 0.5
-    position = np.clip(position, 0, cells - 1).astype(np.float32)
-    weights = 1.0 - np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
-    return first, np.maximum(weights, 0.0, out=weights)
-
-
-def _rings(patch: Patch) -> list[list[tuple[int, int]]]:
-    """Closed boundaries of a patch as corners (y, x) in pixels: outer ones clockwise, holes the other way."""
-    mask = np.pad(np.asarray(patch.mask, dtype=bool), 1)
-    inside = mask[1:-1, 1:-1]
-    # Boundary steps keep the cell on their right: (start corner offset, neighbour that must be background).
-    faces = (
-        ((0, 0), mask[:-2, 1:-1]),
-        ((0, 1), mask[1:-1, 2:]),
-        ((1, 1), mask[2:, 1:-1]),
-        ((1, 0), mask[1:-1, :-2]),
-    )
-    steps: dict[tuple[int, int], list[int]] = {}
-    for direction, ((dy, dx), neighbour) in enumerate(faces):
-        for y, x in np.argwhere(inside & ~neighbour).tolist():
-            steps.setdefault((y + dy, x + dx), []).append(direction)
-    rings = []
-    for corner in sorted(steps):
-        while steps[corner]:
-            rings.append([(y + patch.y, x + patch.x) for y, x in _trace(steps, corner)])
-    return rings
-
-
-def _trace(steps: dict[tuple[int, int], list[int]], corner: tuple[int, int]) -> list[tuple[int, int]]:
-    """Follow and use up one closed boundary from `corner`; returns its corner points (y, x)."""
-    points = []
-    here, direction = corner, -1
-    while steps[here]:
-        leaving = steps[here]
-        # Where two pieces touch at a corner, turning right stays with the same piece.
-        right = (direction + 1) % 4
-        turn = right if direction >= 0 and right in leaving else leaving[0]
-        leaving.remove(turn)
-        if turn != direction:
-            points.append(here)
-        direction = turn
-        here = (here[0] + _STEPS[turn][0], here[1] + _STEPS[turn][1])
-        if here == corner and (not steps[here] or _closes(steps[here], direction)):
-            break
-    return points
-
-
-def _closes(leaving: list[int], direction: int) -> bool:
-    """Whether the boundary arriving by `direction` does not go on with its right turn."""
-    return (direction + 1) % 4 not in leaving
-
-
-def _signed_area(points: list[tuple[int, int]]) -> int:
-    """Twice the shoelace area of (y, x) points; positive when clockwise in the image."""
-    area = 0
-    for (y0, x0), (y1, x1) in zip(points, points[1:] + points[:1], strict=True):
-        area += x0 * y1 - x1 * y0
-    return area
+    return first, weights_at(position.astype(np.float32), cells)

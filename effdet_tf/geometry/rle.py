@@ -1,6 +1,6 @@
-"""Run-length codes and polygons of cell masks: COCO (column-major) and Kaggle (row-major, 1-based).
+"""Run-length encodings of cell masks: COCO (column-major) and Kaggle (row-major, 1-based).
 
-Both codes are read and written as runs, so that a cell of 40 pixels never costs a whole frame.
+Both are read and written as runs, so that a cell of 40 pixels never costs a whole canvas.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# A coordinate beyond this many frame sizes is a fault: the rasteriser would walk all the way to it.
-_FAR = 16
-# The largest image that is read, see `data.image_io`: a larger size is a fault or a decompression bomb.
-_MOST_PIXELS = 2**28
+# A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
+MAX_PIXELS = 2**29
 
 # A byte of a compressed COCO code less 48 is: 5 bits of a number, and 32 when more of it follow.
 _CODE_BYTES = bytes(range(48, 112))
@@ -105,38 +103,6 @@ def patch_to_rle(patch: Patch, height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
 
-def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
-    """Rasterise the union of polygons by COCO's own rule, clipped to the frame.
-
-    Args:
-        polygons: each x, y, x, y, ... in pixels (pixel edges: pixel 3 spans [3, 4)), at least three points.
-        height: frame height, pixels.
-        width: frame width, pixels.
-
-    Returns:
-        {"size": [H, W], "counts": str}; an empty mask when the polygons enclose no pixel of the frame.
-
-    Raises:
-        ValueError: when there is no polygon, one has fewer than three points or an odd number of coordinates,
-            or a coordinate is not finite or absurdly far outside.
-    """
-    try:
-        arrays = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("a polygon is not a list of numbers") from None
-    if not arrays:
-        raise ValueError("no polygon")
-    for points in arrays:
-        if points.ndim != 1 or points.size < 6 or points.size % 2:
-            raise ValueError(
-                f"a polygon needs at least 3 x, y pairs in one flat list, got {points.size} numbers"
-            )
-        if not np.abs(points).max() <= _FAR * max(height, width):  # also false for NaN
-            raise ValueError("a polygon coordinate is not finite or lies far outside the image")
-    code = coco_mask.merge(coco_mask.frPyObjects([points.tolist() for points in arrays], height, width))
-    return {"size": [height, width], "counts": code["counts"].decode("ascii")}
-
-
 def decode_kaggle_rle(text: str, height: int, width: int) -> np.ndarray:
     """Decode a Kaggle code, "start length start length ...", row-major and 1-based.
 
@@ -204,7 +170,7 @@ def _rle_size(rle: dict[str, Any]) -> tuple[int, int]:
         height, width = (int(n) for n in rle["size"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("RLE has no size [height, width]") from error
-    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"RLE size {height}x{width} is not an image")
     return height, width
 

@@ -17,12 +17,11 @@ import tifffile
 from PIL import UnidentifiedImageError
 
 from effdet_tf.errors import UserError
+from effdet_tf.geometry.rle import MAX_PIXELS
 from effdet_tf.images.raster import check_pixels, read_picture
 from effdet_tf.images.tif_metadata import stack_axis, um_per_px
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
-# A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
-MAX_PIXELS = 2**29
 _LARGE = 2**26  # values of a page from which it is
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.geometry.masks import Patch, rle_to_patch
+from effdet_tf.geometry.rle import Patch, rle_to_patch
 from effdet_tf.metrics.instances import ImageGroups, ImageInstances, iterate_instances
 from effdet_tf.metrics.matching import Match, MatchCounts, count_matches, match_masks
 

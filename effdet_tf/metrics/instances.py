@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import polygons_to_rle
+from effdet_tf.geometry.polygons import polygons_to_rle
 
 ANY_CLASS = 1
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

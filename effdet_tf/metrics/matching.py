@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effdet_tf.geometry.masks import Patch, resolve_overlaps
+from effdet_tf.geometry.masks import resolve_overlaps
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.metrics.instances import IOU_THRESHOLDS, Instance
 from effdet_tf.metrics.precision import assign_predictions, boxes_of
 

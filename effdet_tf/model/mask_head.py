@@ -15,6 +15,7 @@ from keras import layers, ops
 from effdet_tf.config import MaskConfig, ModelConfig
 from effdet_tf.geometry import boxes as box_ops
 from effdet_tf.geometry.boxes import Tensor
+from effdet_tf.geometry.resample import sample_crops
 from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
 
 
@@ -43,45 +44,6 @@ def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], co
         x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=f"mask_conv{k}")(x)
         x = activation(batch_norm(f"mask_bn{k}", momentum)(x), config.activation)
     return x
-
-
-def sample_crops(feature: Tensor, boxes: Tensor, stride: int, size: int) -> Tensor:
-    """Cut `size` x `size` samples out of a feature, bilinear, by gather alone.
-
-    Args:
-        feature: `[B, H, W, C]`.
-        boxes: `[B, K, 4]` yxyx in input pixels.
-        stride: of the feature, input pixels.
-        size: samples per side, at the centres of a size x size grid over the box.
-
-    Returns:
-        `[B, K, size * size, C]`; outside the frame the edge is repeated.
-    """
-    batch, rows, columns, channels = ops.shape(feature)
-    count = ops.shape(boxes)[1]
-    steps = (ops.arange(size, dtype="float32") + 0.5) / size
-
-    def corners(low: Tensor, high: Tensor, limit: Any) -> tuple[Tensor, Tensor, Tensor]:
-        position = low[..., None] + steps * (high - low)[..., None]  # [B, K, size] input px
-        position = ops.clip(position / stride - 0.5, 0.0, ops.cast(limit - 1, "float32"))
-        first = ops.floor(position)
-        index = ops.cast(first, "int32")
-        return index, ops.minimum(index + 1, limit - 1), position - first
-
-    y0, y1, fy = corners(boxes[..., 0], boxes[..., 2], rows)
-    x0, x1, fx = corners(boxes[..., 1], boxes[..., 3], columns)
-    flat = ops.reshape(feature, (-1, channels))
-    start = ops.arange(batch, dtype="int32")[:, None, None, None] * (rows * columns)
-
-    def pick(y: Tensor, x: Tensor) -> Tensor:
-        index = start + y[..., :, None] * columns + x[..., None, :]
-        return ops.take(flat, index, axis=0)  # [B, K, size, size, C]
-
-    fy = fy[..., :, None, None]
-    fx = fx[..., None, :, None]
-    top = pick(y0, x0) * (1 - fx) + pick(y0, x1) * fx
-    bottom = pick(y1, x0) * (1 - fx) + pick(y1, x1) * fx
-    return ops.reshape(top * (1 - fy) + bottom * fy, (batch, count, size * size, channels))
 
 
 @keras.saving.register_keras_serializable("effdet_tf")

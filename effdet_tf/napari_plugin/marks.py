@@ -11,7 +11,8 @@ import pandas as pd
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import labels_to_patches, patch_to_polygons
+from effdet_tf.geometry.masks import labels_to_patches
+from effdet_tf.geometry.polygons import patch_to_polygons
 from effdet_tf.prediction.results import Result
 
 _CORNERS = ("y0", "x0", "y1", "x1")

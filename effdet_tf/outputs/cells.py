@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from effdet_tf.geometry.masks import Patch, mask_to_patch
+from effdet_tf.geometry.masks import mask_to_patch
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.prediction.results import Result
 
 _LARGE = 2**26  # pixels from which a label image lies in a file, of which memory holds what is in use

@@ -10,7 +10,8 @@ import numpy as np
 from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 
 from effdet_tf.files import atomic_write
-from effdet_tf.geometry.masks import Patch, patch_to_pieces
+from effdet_tf.geometry.polygons import patch_to_pieces
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.outputs.cells import visible_shapes
 from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from effdet_tf.files import atomic_write
-from effdet_tf.geometry.masks import patch_to_pieces
+from effdet_tf.geometry.polygons import patch_to_pieces
 from effdet_tf.outputs.cells import visible_shapes
 from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from effdet_tf.geometry.resample import resample_bitmaps
 from effdet_tf.images.prepare import Brightness
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.predictor import Predictor
@@ -130,7 +131,8 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
         if groups:
             counts = [len(group) for group in groups]
             members = cells.take(np.concatenate(groups))
-            placed = _resample(members.masks, members.mask_boxes, mask_boxes.repeat(counts, axis=0))
+            values, targets = members.masks.astype(np.float32), mask_boxes.repeat(counts, axis=0)
+            placed = resample_bitmaps(values, members.mask_boxes, targets, values.shape[-1])
             placed *= np.concatenate(weights)[:, None, None].astype(np.float32)
             starts = np.cumsum([0, *counts[:-1]])
             masks = np.rint(np.add.reduceat(placed, starts, axis=0)).astype(np.uint8)
@@ -170,24 +172,3 @@ def _same_cells(cells: Detections, view: np.ndarray, iou: float, per_class: bool
         members = near[np.sort(one)]
         groups.append(np.array([head, *members[view[members] != view[head]]]))
     return groups
-
-
-def _resample(bitmaps: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Bitmaps `[N, m, m]` over `boxes`, bilinear over `targets`: float32; 0 outside their box.
-
-    As `targets.mask_targets` does it, in numpy: TFLite files are predicted where there is no Keras.
-    """
-    size = bitmaps.shape[-1]
-    steps = (np.arange(size, dtype=np.float32) + 0.5) / size
-    index = np.arange(size, dtype=np.float32)
-
-    def weights(axis: int) -> np.ndarray:
-        low, high = targets[:, axis, None], targets[:, axis + 2, None]
-        start = boxes[:, axis, None]
-        position = (low + steps * (high - low) - start) / np.maximum(boxes[:, axis + 2, None] - start, 1e-3)
-        outside = (position < 0) | (position > 1)
-        source = np.clip(position * size - 0.5, 0, size - 1)
-        tent = np.maximum(1 - np.abs(source[..., None] - index), 0)
-        return np.where(outside[..., None], 0, tent)
-
-    return weights(0) @ bitmaps.astype(np.float32) @ weights(1).swapaxes(1, 2)

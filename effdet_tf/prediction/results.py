@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, paste_bitmap, patch_to_rle, resolve_overlaps
+from effdet_tf.geometry.masks import paste_bitmap, resolve_overlaps
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.model.detections import Detections
 
 

@@ -17,7 +17,7 @@ from effdet_tf.data import check
 from effdet_tf.data.manifest import Manifest, load_manifest
 from effdet_tf.data.record import ImageRecord, serialize
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import encode_rle
+from effdet_tf.geometry.rle import encode_rle
 from effdet_tf.presets import preset
 
 COUNTS = [0, 1, 130, 7, 12]

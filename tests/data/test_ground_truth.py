@@ -9,7 +9,7 @@ import pytest
 from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import decode_rle, encode_rle
+from effdet_tf.geometry.rle import decode_rle, encode_rle
 
 CATEGORIES = [{"id": 7, "name": "round"}, {"id": 3, "name": "thin"}]
 

@@ -17,7 +17,7 @@ from effdet_tf.data.sources.base import Source
 from effdet_tf.data.sources.coco import find_annotations, open_coco
 from effdet_tf.data.sources.livecell import cell_type_of, open_livecell
 from effdet_tf.errors import UserError
-from effdet_tf.geometry import masks
+from effdet_tf.geometry.rle import decode_rle, encode_rle
 
 H, W = 40, 50
 SQUARE = [[10.0, 20.0, 14.0, 20.0, 14.0, 26.0, 10.0, 26.0]]  # x 10-14, y 20-26
@@ -79,7 +79,7 @@ def square_mask() -> np.ndarray:
 
 @pytest.mark.parametrize(
     "segmentation",
-    [SQUARE, SQUARE[0], masks.encode_rle(square_mask()), "uncompressed", [[*SQUARE[0]], [*SQUARE[0]]]],
+    [SQUARE, SQUARE[0], encode_rle(square_mask()), "uncompressed", [[*SQUARE[0]], [*SQUARE[0]]]],
     ids=["polygons", "flat polygon", "compressed", "uncompressed", "two polygons"],
 )
 @pytest.mark.parametrize("order", ["ica", "aci"])
@@ -101,7 +101,7 @@ def test_every_form_gives_the_same_cell(tmp_path: Path, segmentation: Any, order
     np.testing.assert_array_equal(fields["annotated_boxes"], [[20, 10, 26, 14]])
     np.testing.assert_array_equal(fields["classes"], [0])
     assert (fields["masks"] == 255).all() and fields["masks"].shape == (1, 28, 28)
-    truth = masks.decode_rle({"size": [H, W], "counts": fields["rles"][0]})
+    truth = decode_rle({"size": [H, W], "counts": fields["rles"][0]})
     np.testing.assert_array_equal(truth, square_mask())
 
 

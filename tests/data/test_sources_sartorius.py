@@ -11,7 +11,7 @@ from PIL import Image
 from effdet_tf.data.build import build_image
 from effdet_tf.data.sources.sartorius import open_sartorius
 from effdet_tf.errors import UserError
-from effdet_tf.geometry import masks
+from effdet_tf.geometry.rle import decode_rle, encode_kaggle_rle
 
 H, W = 20, 30
 SHORT = "id,annotation,width,height,cell_type"
@@ -23,7 +23,7 @@ def code(y0: int, x0: int, y1: int, x1: int, hole: tuple[int, int] | None = None
     mask[y0:y1, x0:x1] = True
     if hole:
         mask[hole] = False
-    return masks.encode_kaggle_rle(mask)
+    return encode_kaggle_rle(mask)
 
 
 ROWS = [
@@ -60,9 +60,9 @@ def test_cells_overlaps_and_pin_holes(tmp_path: Path, metadata: bool) -> None:
     np.testing.assert_array_equal(fields["boxes"], [[2, 3, 8, 9], [5, 6, 12, 14]])
     np.testing.assert_array_equal(fields["annotated_boxes"], fields["boxes"])
     assert (fields["masks"][0] == 255).all()  # the pin hole is filled to train on ...
-    truth = masks.decode_rle({"size": [H, W], "counts": fields["rles"][0]})
+    truth = decode_rle({"size": [H, W], "counts": fields["rles"][0]})
     assert truth.sum() == 35 and not truth[4, 5]  # ... and stays in what evaluation compares with
-    other = masks.decode_rle({"size": [H, W], "counts": fields["rles"][1]})
+    other = decode_rle({"size": [H, W], "counts": fields["rles"][1]})
     assert (truth & other).sum() == 9
     assert results[1].faults.notes == {
         "pin holes filled in the training mask": {"count": 1, "examples": ["b.png (mask 1)"]}

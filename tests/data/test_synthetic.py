@@ -17,7 +17,8 @@ from effdet_tf.data.synthetic.dataset import ANNOTATIONS, IMAGES, generate, imag
 from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.data.synthetic.shapes import CELL_TYPES, lay_out, place
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import decode_rle, polygons_to_rle
+from effdet_tf.geometry.polygons import polygons_to_rle
+from effdet_tf.geometry.rle import decode_rle
 
 
 def _digests(folder: Path) -> dict[str, str]:

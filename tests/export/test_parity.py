@@ -8,7 +8,8 @@ import pytest
 
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.geometry.masks import patch_to_bitmap
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from export import trial_images as image_sources

@@ -33,13 +33,13 @@ from effdet_tf.data.sources.labelmaps import open_labelmaps
 from effdet_tf.data.sources.sartorius import open_sartorius
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
+from effdet_tf.geometry.polygons import polygons_to_rle
 from effdet_tf.geometry.rle import (
     decode_kaggle_rle,
     decode_rle,
     encode_kaggle_rle,
     encode_rle,
     kaggle_rle_to_patch,
-    polygons_to_rle,
     rle_to_patch,
 )
 from effdet_tf.images.read import Stack, encode_png, read_image, read_labels

@@ -10,7 +10,17 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from effdet_tf.geometry import masks
-from effdet_tf.geometry.masks import Patch
+from effdet_tf.geometry.polygons import patch_to_pieces, patch_to_polygons, polygons_to_rle, rings_to_patch
+from effdet_tf.geometry.rle import (
+    MAX_PIXELS,
+    Patch,
+    decode_kaggle_rle,
+    decode_rle,
+    encode_kaggle_rle,
+    encode_rle,
+    patch_to_rle,
+    rle_to_patch,
+)
 
 
 def _blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -48,15 +58,15 @@ def test_rectangles_survive_every_code(box: tuple[int, int, int, int]) -> None:
     mask = np.zeros((31, 41), dtype=bool)
     y0, x0, y1, x1 = box
     mask[y0:y1, x0:x1] = True
-    code = masks.encode_rle(mask)
-    patch = masks.rle_to_patch(code)
+    code = encode_rle(mask)
+    patch = rle_to_patch(code)
     assert patch is not None
     assert (patch.y, patch.x, *patch.mask.shape) == (y0, x0, y1 - y0, x1 - x0)
     np.testing.assert_array_equal(masks.patch_box(patch), np.float32([y0, x0, y1, x1]))
-    assert masks.patch_to_rle(patch, 31, 41) == code
-    assert masks.polygons_to_rle(masks.patch_to_polygons(patch), 31, 41) == code
-    assert masks.patch_to_polygons(patch) == [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    np.testing.assert_array_equal(masks.decode_kaggle_rle(masks.encode_kaggle_rle(mask), 31, 41), mask)
+    assert patch_to_rle(patch, 31, 41) == code
+    assert polygons_to_rle(patch_to_polygons(patch), 31, 41) == code
+    assert patch_to_polygons(patch) == [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    np.testing.assert_array_equal(decode_kaggle_rle(encode_kaggle_rle(mask), 31, 41), mask)
     pasted = masks.paste_bitmap(masks.patch_to_bitmap(patch, 28), masks.patch_box(patch), 31, 41)
     assert pasted is not None
     np.testing.assert_array_equal(_full(pasted, 31, 41), mask)
@@ -67,23 +77,21 @@ def test_random_masks_survive_every_code_and_agree_with_pycocotools() -> None:
     for _ in range(150):
         height, width = rng.integers(1, 40, 2)
         mask = _blob(rng, height, width)
-        code = masks.encode_rle(mask)
-        np.testing.assert_array_equal(masks.decode_rle(code), mask)
+        code = encode_rle(mask)
+        np.testing.assert_array_equal(decode_rle(code), mask)
         assert coco_mask.area({**code, "counts": code["counts"].encode()}) == mask.sum()
-        np.testing.assert_array_equal(masks.decode_rle({**code, "counts": code["counts"].encode()}), mask)
-        np.testing.assert_array_equal(
-            masks.decode_kaggle_rle(masks.encode_kaggle_rle(mask), height, width), mask
-        )
-        patch = masks.rle_to_patch(code)
+        np.testing.assert_array_equal(decode_rle({**code, "counts": code["counts"].encode()}), mask)
+        np.testing.assert_array_equal(decode_kaggle_rle(encode_kaggle_rle(mask), height, width), mask)
+        patch = rle_to_patch(code)
         if patch is None:
             assert not mask.any()
             continue
         assert patch.mask.any(axis=0)[[0, -1]].all() and patch.mask.any(axis=1)[[0, -1]].all()
         np.testing.assert_array_equal(_full(patch, height, width), mask)
-        assert masks.patch_to_rle(patch, int(height), int(width)) == code
+        assert patch_to_rle(patch, int(height), int(width)) == code
         filled, _ = masks.fill_holes(patch)
-        outline = masks.polygons_to_rle(masks.patch_to_polygons(patch), int(height), int(width))
-        decoded = masks.decode_rle(outline)
+        outline = polygons_to_rle(patch_to_polygons(patch), int(height), int(width))
+        decoded = decode_rle(outline)
         assert (decoded & ~_full(filled, height, width)).sum() == 0
         assert (mask & ~decoded).sum() == 0
 
@@ -91,8 +99,8 @@ def test_random_masks_survive_every_code_and_agree_with_pycocotools() -> None:
 def test_uncompressed_counts_and_a_run_across_columns() -> None:
     rle = {"size": [3, 4], "counts": [2, 5, 5]}
     expected = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]], dtype=bool)
-    np.testing.assert_array_equal(masks.decode_rle(rle), expected)
-    patch = masks.rle_to_patch(rle)
+    np.testing.assert_array_equal(decode_rle(rle), expected)
+    patch = rle_to_patch(rle)
     assert patch is not None and (patch.y, patch.x) == (0, 0)
     np.testing.assert_array_equal(patch.mask, expected[:, :3])
 
@@ -101,18 +109,18 @@ def test_long_runs_and_large_frames_are_decoded_exactly() -> None:
     mask = np.zeros((3000, 2500), dtype=bool)
     mask[1000:2900, 17:2400] = True
     mask[5, 2499] = True
-    code = masks.encode_rle(mask)
-    patch = masks.rle_to_patch(code)
+    code = encode_rle(mask)
+    patch = rle_to_patch(code)
     assert patch is not None
     np.testing.assert_array_equal(_full(patch, 3000, 2500), mask)
-    assert masks.patch_to_rle(patch, 3000, 2500) == code
+    assert patch_to_rle(patch, 3000, 2500) == code
 
 
 def test_empty_masks() -> None:
     empty = np.zeros((5, 6), dtype=bool)
-    assert masks.rle_to_patch(masks.encode_rle(empty)) is None
-    assert masks.encode_kaggle_rle(empty) == ""
-    assert not masks.decode_kaggle_rle("", 5, 6).any()
+    assert rle_to_patch(encode_rle(empty)) is None
+    assert encode_kaggle_rle(empty) == ""
+    assert not decode_kaggle_rle("", 5, 6).any()
     assert masks.mask_to_patch(empty) is None
     for function in (masks.patch_box, masks.largest_component, lambda p: masks.patch_to_bitmap(p, 8)):
         with pytest.raises(ValueError, match="empty"):
@@ -136,9 +144,9 @@ def test_empty_masks() -> None:
 )
 def test_a_broken_coco_code_is_refused(rle: dict) -> None:
     with pytest.raises(ValueError):
-        masks.decode_rle(rle)
+        decode_rle(rle)
     with pytest.raises(ValueError):
-        masks.rle_to_patch(rle)
+        rle_to_patch(rle)
 
 
 @pytest.mark.parametrize(
@@ -146,23 +154,23 @@ def test_a_broken_coco_code_is_refused(rle: dict) -> None:
 )
 def test_a_broken_kaggle_code_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="run-length code"):
-        masks.decode_kaggle_rle(text, 4, 5)
+        decode_kaggle_rle(text, 4, 5)
 
 
 def test_kaggle_code_is_row_major_and_starts_at_one() -> None:
-    mask = masks.decode_kaggle_rle("1 2 7 6 20 1", 4, 5)
+    mask = decode_kaggle_rle("1 2 7 6 20 1", 4, 5)
     expected = np.zeros(20, dtype=bool)
     expected[[0, 1, 6, 7, 8, 9, 10, 11, 19]] = True
     np.testing.assert_array_equal(mask, expected.reshape(4, 5))
-    assert masks.encode_kaggle_rle(mask) == "1 2 7 6 20 1"
+    assert encode_kaggle_rle(mask) == "1 2 7 6 20 1"
 
 
 def test_polygons_are_clipped_and_merged() -> None:
-    code = masks.polygons_to_rle([[-5, -5, 3, -5, 3, 2, -5, 2], [8, 8, 20, 8, 20, 20, 8, 20]], 10, 12)
+    code = polygons_to_rle([[-5, -5, 3, -5, 3, 2, -5, 2], [8, 8, 20, 8, 20, 20, 8, 20]], 10, 12)
     expected = np.zeros((10, 12), dtype=bool)
     expected[:2, :3] = expected[8:, 8:] = True
-    np.testing.assert_array_equal(masks.decode_rle(code), expected)
-    assert masks.rle_to_patch(masks.polygons_to_rle([[50, 50, 60, 50, 60, 60]], 10, 12)) is None
+    np.testing.assert_array_equal(decode_rle(code), expected)
+    assert rle_to_patch(polygons_to_rle([[50, 50, 60, 50, 60, 60]], 10, 12)) is None
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_polygons_are_clipped_and_merged() -> None:
 )
 def test_a_degenerate_polygon_is_refused(polygons: list) -> None:
     with pytest.raises(ValueError, match="polygon"):
-        masks.polygons_to_rle(polygons, 10, 10)
+        polygons_to_rle(polygons, 10, 10)
 
 
 def test_pin_holes_are_filled_but_bays_are_not() -> None:
@@ -329,10 +337,10 @@ def test_pieces_give_the_same_pixels_back_holes_and_all(seed):
     rng = np.random.default_rng(seed)
     mask = cv2.GaussianBlur(rng.normal(size=(40, 50)).astype(np.float32), (0, 0), (0.6, 1)[seed % 2]) > 0
     patch = masks.mask_to_patch(mask, 7, 9)
-    pieces = masks.patch_to_pieces(patch)
+    pieces = patch_to_pieces(patch)
     assert len(pieces) == cv2.connectedComponents(patch.mask.astype(np.uint8), connectivity=4)[0] - 1
     assert any(len(rings) > 1 for rings in pieces)  # there are holes
-    again = masks.rings_to_patch([ring for rings in pieces for ring in rings], 60, 80)
+    again = rings_to_patch([ring for rings in pieces for ring in rings], 60, 80)
     assert (again.y, again.x) == (patch.y, patch.x)
     np.testing.assert_array_equal(again.mask, patch.mask)
     for rings in pieces:
@@ -341,4 +349,15 @@ def test_pieces_give_the_same_pixels_back_holes_and_all(seed):
 
 
 def test_rings_outside_the_frame_are_nothing():
-    assert masks.rings_to_patch([np.array([[90.0, 5], [95, 5], [95, 9]])], 60, 80) is None
+    assert rings_to_patch([np.array([[90.0, 5], [95, 5], [95, 9]])], 60, 80) is None
+
+
+@pytest.mark.parametrize("height", [17_000, 2**14])
+def test_one_limit_for_pixels_that_are_written_and_read(height):
+    width = 17_000 if height == 17_000 else MAX_PIXELS // height
+    patch = Patch(height - 2, width - 3, np.ones((2, 3), bool))
+    read = rle_to_patch(patch_to_rle(patch, height, width))
+    assert (read.y, read.x) == (patch.y, patch.x)
+    np.testing.assert_array_equal(read.mask, patch.mask)
+    with pytest.raises(ValueError, match="is not an image"):
+        rle_to_patch({"size": [height, MAX_PIXELS // height + 1], "counts": [height]})

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics.cell_metrics import match_cells, score_cells
 from effdet_tf.metrics.instances import iterate_instances
 from effdet_tf.metrics.matching import count_matches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from effdet_tf.geometry.masks import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics.cell_metrics import match_cells
 from effdet_tf.metrics.error_types import error_types
 from effdet_tf.metrics.instances import image_instances

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics import protocols as coco
 from effdet_tf.metrics.protocols import evaluate_coco
 

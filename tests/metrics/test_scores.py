@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from effdet_tf.geometry.masks import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics.scores import choosing_score, format_table, headline, reporting_score, summarise
 
 HEIGHT, WIDTH = 80, 100

@@ -8,7 +8,8 @@ from keras import ops
 from scipy.signal import correlate
 
 from effdet_tf.config import MaskConfig
-from effdet_tf.model.mask_head import MaskHead, sample_crops
+from effdet_tf.geometry.resample import sample_crops
+from effdet_tf.model.mask_head import MaskHead
 
 
 def array(value):

@@ -17,7 +17,8 @@ import effdet_tf
 from effdet_tf.commands import predict as command
 from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import decode_kaggle_rle, labels_to_patches, patch_box, patch_to_bitmap
+from effdet_tf.geometry.masks import labels_to_patches, patch_box, patch_to_bitmap
+from effdet_tf.geometry.rle import decode_kaggle_rle
 from effdet_tf.images.read import to_gray
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images

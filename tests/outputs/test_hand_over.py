@@ -20,7 +20,8 @@ from effdet_tf import outputs
 from effdet_tf.cli import main
 from effdet_tf.commands.predict import FORMATS
 from effdet_tf.data.record import iterate_records
-from effdet_tf.geometry.masks import decode_rle, patch_box
+from effdet_tf.geometry.masks import patch_box
+from effdet_tf.geometry.rle import decode_rle
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from skimage.measure import regionprops
 
 from effdet_tf import outputs
-from effdet_tf.geometry.masks import decode_kaggle_rle
+from effdet_tf.geometry.rle import decode_kaggle_rle
 from effdet_tf.images.read import read_image
 from effdet_tf.outputs.coco import coco_file
 from effdet_tf.outputs.overlay import overlay_file

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import decode_rle
+from effdet_tf.geometry.rle import decode_rle
 from effdet_tf.prediction.results import Result
 
 

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from effdet_tf.data.record import ImageRecord
-from effdet_tf.geometry.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.geometry.masks import patch_to_bitmap
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 
 HEIGHT, WIDTH = 80, 120
 # A class and a cell type that would be markup, or mathematics, if nobody escaped them.

@@ -12,7 +12,8 @@ import pytest
 
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, patch_to_bitmap, patch_to_rle
+from effdet_tf.geometry.masks import patch_to_bitmap
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics import evaluation
 from effdet_tf.metrics.scores import format_table
 from effdet_tf.prediction.results import Result

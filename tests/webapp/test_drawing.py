@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from effdet_tf import outputs
-from effdet_tf.geometry.masks import Patch, patch_to_polygons
+from effdet_tf.geometry.polygons import patch_to_polygons
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.webapp.drawing import OUTLINES, PREVIEW, SCORES, THUMBNAIL, outline_files, picture_files
 from tests.webapp.discs import make_result
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError, near_files
-from effdet_tf.geometry.masks import Patch
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
 
 

@@ -19,7 +19,8 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageFinder, ImageTask, Source, require_folder
 from effdet_tf.data.sources.coco_index import CocoIndex, index_coco
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import Patch, patch_to_rle, polygons_to_rle, rle_to_patch
+from effdet_tf.geometry.polygons import polygons_to_rle
+from effdet_tf.geometry.rle import Patch, patch_to_rle, rle_to_patch
 
 _INT64 = 2**63
 _OUTSIDE = 0.5  # pixels that a coordinate may lie beyond the frame before it is worth a note

@@ -8,7 +8,8 @@ from pathlib import Path
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, page_names, require_folder
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import labels_to_patches, largest_component, patch_to_rle
+from effdet_tf.geometry.masks import labels_to_patches, largest_component
+from effdet_tf.geometry.rle import patch_to_rle
 from effdet_tf.images.read import Stack, read_labels
 
 _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")

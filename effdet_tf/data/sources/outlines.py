@@ -13,7 +13,9 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageTask, Source, page_names, require_folder
 from effdet_tf.data.sources.outline_files import read_geojson, read_rois, read_yolo, yolo_classes
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import largest_component, patch_to_rle, rings_to_patch
+from effdet_tf.geometry.masks import largest_component
+from effdet_tf.geometry.polygons import rings_to_patch
+from effdet_tf.geometry.rle import patch_to_rle
 from effdet_tf.images.read import IMAGE_SUFFIXES
 
 UNNAMED = "cell"  # class of what has none

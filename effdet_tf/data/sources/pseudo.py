@@ -11,7 +11,8 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageTask, Source
-from effdet_tf.geometry.masks import labels_to_patches, patch_to_rle
+from effdet_tf.geometry.masks import labels_to_patches
+from effdet_tf.geometry.rle import patch_to_rle
 
 # image file -> label image int32 [H, W] and the class id of label k + 1, int [K]
 Labeller = Callable[[Path], tuple[np.ndarray, np.ndarray]]

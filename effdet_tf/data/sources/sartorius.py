@@ -9,7 +9,8 @@ from pathlib import Path
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageFinder, ImageTask, Source, require_folder, type_classes
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import fill_holes, kaggle_rle_to_patch, patch_to_rle
+from effdet_tf.geometry.masks import fill_holes
+from effdet_tf.geometry.rle import kaggle_rle_to_patch, patch_to_rle
 
 CELL_TYPES = ("shsy5y", "astro", "cort")
 
