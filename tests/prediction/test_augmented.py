@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.prediction.augmented import AugmentedPredictor, View, _resample, make_views, merge
+from effdet_tf.geometry.resample import resample_bitmaps
+from effdet_tf.prediction.augmented import AugmentedPredictor, View, make_views, merge
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
@@ -140,4 +141,6 @@ def test_bitmaps_move_as_the_targets_of_the_mask_head_do():
     boxes = rng.uniform(0, 20, (5, 4)).astype(np.float32) + np.float32([0, 0, 20, 20])
     targets = boxes + rng.uniform(-4, 4, (5, 4)).astype(np.float32)
     expected = np.asarray(mask_targets(bitmaps[None], boxes[None], targets[None], 12))[0] * 255
-    np.testing.assert_allclose(_resample(bitmaps, boxes, targets), expected, atol=0.01)
+    np.testing.assert_allclose(
+        resample_bitmaps(bitmaps.astype(np.float32), boxes, targets, bitmaps.shape[-1]), expected, atol=0.01
+    )
