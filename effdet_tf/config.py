@@ -19,6 +19,7 @@ import yaml
 from effdet_tf._version import __version__
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.geometry import MASK_SIZE
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class MaskConfig:
     channels: int = 16  # of the mask feature
     head: Literal["filters", "convolution"] = "filters"
     hidden: int = 8  # channels between the head's filters
-    size: int = 28  # side of the predicted bitmap
+    size: int = MASK_SIZE  # side of the predicted bitmap
     expand: float = 0.1  # the crop is the box grown by this share on every side
     samples: int = 32  # instances per image whose mask is trained in one step
 

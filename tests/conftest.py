@@ -115,7 +115,8 @@ def write_records() -> Callable[..., Path]:
     import tensorflow as tf
 
     from effdet_tf.data.manifest import Manifest
-    from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
+    from effdet_tf.data.record import ImageRecord, serialize
+    from effdet_tf.geometry import MASK_SIZE
 
     def write(
         folder: Path,

@@ -13,9 +13,9 @@ import numpy as np
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.geometry.resample import resize
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
+from effdet_tf.images.read import LUMA
 
 _HALF_COVERED = 127.5
-_LUMA = np.float32([0.299, 0.587, 0.114])
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
 
 
@@ -260,4 +260,4 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     image = image.astype(np.float32)
     if image.shape[2] == channels:
         return image
-    return np.repeat(image, channels, 2) if channels == 3 else (image @ _LUMA)[..., None]
+    return np.repeat(image, channels, 2) if channels == 3 else (image @ LUMA)[..., None]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from effdet_tf.commands.parser import positive
 from effdet_tf.data.livecell_names import SPLITS
+from effdet_tf.geometry import MASK_SIZE
 
 if TYPE_CHECKING:
     from effdet_tf.data.manifest import Manifest
@@ -216,7 +217,7 @@ def _common_options() -> argparse.ArgumentParser:
     common.add_argument(
         "--mask-size",
         type=_mask_size,
-        default=28,
+        default=MASK_SIZE,
         metavar="N",
         help="side of the stored bitmaps (default: %(default)s)",
     )

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from effdet_tf.data.manifest import Manifest, load_manifest
 from effdet_tf.errors import UserError
 
-MASK_SIZE = 28
 _READ_BUFFER = 1 << 20  # bytes; a few records at a time
 
 # Per-cell arrays are little-endian bytes: one fixed-length feature each, so an image without cells

@@ -27,6 +27,7 @@ from effdet_tf.data.sources.base import ImageTask, Source
 from effdet_tf.data.tally import Tally
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.geometry import MASK_SIZE
 
 _SHARD = re.compile(r"^part-\d{5}-of-\d{5}\.tfrecord$")
 _SCRATCH = ".tmp-scratch-"
@@ -51,7 +52,7 @@ class WriteOptions:
     workers: int | None = None
     shards: int | None = None
     images_per_shard: int = 64
-    mask_size: int = 28
+    mask_size: int = MASK_SIZE
     limit: int | None = None
     strict: bool = False
     progress: bool = False

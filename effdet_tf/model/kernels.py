@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -84,3 +86,41 @@ def shared_batch_norm(
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     y = tf.cast((shifted - off) * scale + beta, x.dtype)
     return y, guess + off, variance * count / tf.maximum(count - 1.0, 1.0)
+
+
+def non_max_suppression(
+    boxes: tf.Tensor, scores: tf.Tensor, limit: int, iou: float, score: float, sigma: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Greedy suppression by the kernel that converts to a TFLite builtin.
+
+    Args:
+        boxes: `[N, 4]` float32.
+        scores: `[N]` float32.
+        limit: maximum number of boxes.
+        iou: overlap from which the worse box goes.
+        score: minimum score.
+        sigma: of Gaussian soft suppression; 0 for hard.
+
+    Returns:
+        Indices int32 `[limit]`, best first, padded with 0; their scores; how many of them count.
+    """
+    return tf.raw_ops.NonMaxSuppressionV5(
+        boxes=boxes,
+        scores=scores,
+        max_output_size=limit,
+        iou_threshold=iou,
+        score_threshold=score,
+        soft_nms_sigma=sigma,
+        pad_to_max_output_size=True,
+    )
+
+
+def one_by_one(
+    function: Callable[[tuple[tf.Tensor, ...]], tf.Tensor],
+    parts: tuple[tf.Tensor, ...],
+    shape: tuple[int, ...],
+) -> tf.Tensor:
+    """Apply a function to each row of `parts`, one at a time; float32 `[rows, *shape]`."""
+    return tf.map_fn(
+        function, parts, fn_output_signature=tf.TensorSpec(shape, tf.float32), parallel_iterations=1
+    )

@@ -151,14 +151,11 @@ def build_network(
     head = None
     if model.mask.enabled:
         finest = (model.mask.stride - 1).bit_length()
-        absent = [level for level in range(finest, model.min_level) if level not in features]
-        if absent:
+        if any(level not in features for level in range(finest, model.min_level)):
             raise UserError(
                 f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride"
             )
-        codes = [
-            layers.Reshape((-1, model.fpn_channels))(box_features[level]) for level in sorted(box_features)
-        ]
+        codes = [layers.Reshape((-1, model.fpn_channels))(x) for _, x in sorted(box_features.items())]
         outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
         outputs["mask_feature"] = build_mask_feature(fused, features, model)
         # float32 whatever the policy: box coordinates do not survive 8 bits of mantissa.

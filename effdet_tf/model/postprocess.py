@@ -1,7 +1,7 @@
 """From raw network outputs to cells: decode, top-k, NMS, masks and their scoring.
 
 The one implementation behind Keras, SavedModel and TFLite. Everything is keras.ops but for NMS,
-which is TensorFlow's `NonMaxSuppressionV5`: it converts to a TFLite builtin.
+`NonMaxSuppressionV5`, and the loop over chunks of instances, which are of `kernels`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Te
         Indices int32 `[max_instances]`, best first, padded with 0; their scores, which soft suppression has
         lowered; and how many of them count.
     """
-    import tensorflow as tf
+    from effdet_tf.model import kernels
 
     boxes = candidates.boxes
     if not config.postprocess.class_agnostic:
@@ -88,16 +88,14 @@ def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Te
         span = ops.max(boxes) + 1.0
         boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
     soft = config.postprocess.nms == "soft"
-    chosen, scores, count = tf.raw_ops.NonMaxSuppressionV5(
-        boxes=boxes,
-        scores=candidates.scores,
-        max_output_size=config.data.max_instances,
-        iou_threshold=1.0 if soft else config.postprocess.nms_iou,
-        score_threshold=config.postprocess.score_threshold,
-        soft_nms_sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
-        pad_to_max_output_size=True,
+    return kernels.non_max_suppression(
+        boxes,
+        candidates.scores,
+        config.data.max_instances,
+        iou=1.0 if soft else config.postprocess.nms_iou,
+        score=config.postprocess.score_threshold,
+        sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
     )
-    return chosen, scores, count
 
 
 def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     Returns:
         `[K, 4]`.
     """
-    import tensorflow as tf
+    from effdet_tf.model import kernels
 
     options = config.postprocess
     # Sorted, but for those outside the frame, which `select` has lowered to -1 where they stood.
@@ -132,13 +130,8 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
         total = ops.sum(weight, axis=-1, keepdims=True)
         return ops.where(total > 0, ops.matmul(weight, others) / ops.maximum(total, 1e-9), own)
 
-    voted = tf.map_fn(
-        mean,
-        (ops.reshape(boxes, (-1, MASK_CHUNK, 4)), ops.reshape(classes, (-1, MASK_CHUNK))),
-        fn_output_signature=tf.TensorSpec((MASK_CHUNK, 4), tf.float32),
-        parallel_iterations=1,
-    )
-    return ops.reshape(voted, (-1, 4))
+    parts = (ops.reshape(boxes, (-1, MASK_CHUNK, 4)), ops.reshape(classes, (-1, MASK_CHUNK)))
+    return ops.reshape(kernels.one_by_one(mean, parts, (MASK_CHUNK, 4)), (-1, 4))
 
 
 def mask_quality(probability: Tensor) -> Tensor:
@@ -149,17 +142,15 @@ def mask_quality(probability: Tensor) -> Tensor:
 
 def _masks(head: MaskHead, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
     """Mask probabilities `[K, m, m]`, chunk by chunk; K is a multiple of `MASK_CHUNK`."""
-    import tensorflow as tf
+    from effdet_tf.model import kernels
 
     parts = (ops.reshape(codes, (-1, MASK_CHUNK, codes.shape[-1])), ops.reshape(boxes, (-1, MASK_CHUNK, 4)))
     size = head.config.size
-    masks = tf.map_fn(
-        lambda part: ops.sigmoid(head(feature, part[0][None], part[1][None]))[0],
-        parts,
-        fn_output_signature=tf.TensorSpec((MASK_CHUNK, size, size), tf.float32),
-        parallel_iterations=1,
-    )
-    return ops.reshape(masks, (-1, size, size))
+
+    def probabilities(part: tuple[Tensor, Tensor]) -> Tensor:
+        return ops.sigmoid(head(feature, part[0][None], part[1][None]))[0]
+
+    return ops.reshape(kernels.one_by_one(probabilities, parts, (MASK_CHUNK, size, size)), (-1, size, size))
 
 
 def detect(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import Config
-from effdet_tf.data.record import MASK_SIZE, ImageRecord
+from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.synthetic.phase_contrast import render_image
+from effdet_tf.geometry import MASK_SIZE
 from effdet_tf.geometry.masks import patch_box, patch_to_bitmap
 from effdet_tf.geometry.polygons import polygons_to_rle
 from effdet_tf.geometry.rle import rle_to_patch

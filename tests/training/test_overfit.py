@@ -12,7 +12,8 @@ import pytest
 
 from effdet_tf.cli import main as effdet_main
 from effdet_tf.data.ground_truth import decode_pixels
-from effdet_tf.data.record import MASK_SIZE, ImageRecord, iterate_records
+from effdet_tf.data.record import ImageRecord, iterate_records
+from effdet_tf.geometry import MASK_SIZE
 from effdet_tf.geometry.masks import mask_to_patch, patch_box, patch_to_bitmap
 from effdet_tf.geometry.rle import Patch, patch_to_rle, rle_to_patch
 from effdet_tf.images.read import encode_png, image_statistics, to_gray
