@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf import cli
 from effdet_tf.commands.parser import Parser, exit_code
 from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
-from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.data.record import read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
@@ -33,7 +31,7 @@ from training.benchmark_tables import (
     transfer_table,
     wide_table,
 )
-from training.steps import run_step
+from training.steps import convert, run_step
 
 EXPERIMENTS = ("wide", "single-type", "transfer", "size", "counts")
 SHARES = {int(name.removeprefix("train").removesuffix("percent")): name for name in SIZE_SPLITS} | {
@@ -75,10 +73,8 @@ class Suite:
         """The converted images of a split, of one type or all."""
         name = f"{cell_type.lower() if cell_type else 'wide'}-{split}"
         folder = self.out / "data" / name
-        if not (folder / MANIFEST_NAME).exists():
-            words: list[object] = ["convert", "livecell", self.source, folder, "--split", split]
-            words += ["--cell-type", cell_type] if cell_type else []
-            run_step("effdet_tf", cli.main, [*words, "--overwrite", "--quiet"])
+        own = ["--cell-type", cell_type] if cell_type else []
+        convert("livecell", self.source, folder, "--split", split, *own)
         return folder
 
     def train(self, split: str = "train", cell_type: str | None = None) -> Path:
@@ -87,13 +83,8 @@ class Suite:
         run = self.out / "runs" / name
         # Written at the very end: a run without it was stopped, and goes on.
         if not (run / "metrics.json").exists():
-            words: list[object] = [
-                "--data",
-                self.data(split, cell_type),
-                "--val",
-                self.data("val", cell_type),
-            ]
-            run_step("training.main", training_main.main, [*words, *self.training, "--out", run])
+            data = ["--data", self.data(split, cell_type), "--val", self.data("val", cell_type)]
+            run_step("training.main", training_main.main, [*data, *self.training, "--out", run])
         return run
 
     def judge(self, run: Path, data: Path) -> Report:

@@ -1,58 +1,63 @@
-"""The default job of `python -m training.main`: synthetic cells from the first pixel to the table.
+"""Everything on synthetic cells, from the first pixel to the table: `python -m training.demo`.
 
-It runs the very commands that a user would run, and prints them.
+It makes images, trains on them, evaluates and predicts with the very commands that a user would run, and
+prints them. `python -m training.main` without options is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from effdet_tf import cli
+from effdet_tf.commands.parser import Parser
+from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError
+from training.job import train
+from training.options import DEFAULT_PRESET, add_options, training_exit_code, wanted_config
+from training.steps import convert, run_step
 
-TRAIN_IMAGES, VALIDATION_IMAGES = 48, 8
-SIZE = (352, 480)
-CELLS = (15, 70)
+SYNTHETIC = ("--train", 48, "--val", 8, "--size", 352, 480, "--cells", 15, 70)
 MINUTES = 7.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
+    options = build_parser().parse_args(arguments)
+    from effdet_tf.report.inventory import command_line
+
+    options.command = command_line("training.demo", arguments)
+    return training_exit_code(lambda: run_demo(options))
 
 
 def run_demo(options: argparse.Namespace) -> None:
     """Make the data, train, evaluate and predict; what is already there is not made again.
 
     Args:
-        options: of `training.main`; `--out`, `--preset`, `--set` and the limits are honoured.
+        options: of `add_options`, and the `command` that they were given to.
 
     Raises:
-        UserError: when a step fails.
+        UserError: for a wrong setting, when a step fails, or in a cluster.
     """
-    from effdet_tf.data.manifest import MANIFEST_NAME
-    from training.main import train
-    from training.options import DEFAULT_PRESET, wanted_config
-
-    wanted_config(options)  # a wrong setting must not come to light after the data are made
-    source, data = options.out / "images", options.out / "data"
-    if not (data / "val" / MANIFEST_NAME).exists():
-        _command(
-            "synthetic",
-            source,
-            "--train",
-            TRAIN_IMAGES,
-            "--val",
-            VALIDATION_IMAGES,
-            "--size",
-            *SIZE,
-            "--cells",
-            *CELLS,
+    if os.environ.get("TF_CONFIG"):
+        raise UserError(
+            "TF_CONFIG names a cluster; the demo is for one process: give --data, or unset TF_CONFIG"
         )
-        for split in ("train", "val"):
-            _command("convert", "livecell", source, data / split, "--split", split, "--overwrite", "--quiet")
+    wanted_config(options)  # fail early, before the data are made
+    out = options.out = options.out or Path("runs/demo")
+    source, data, found = out / "images", out / "data", out / "predictions"
+    if not (data / "val" / MANIFEST_NAME).exists():
+        run_step("effdet_tf", cli.main, ["synthetic", source, *SYNTHETIC])
+    for split in ("train", "val"):
+        convert("livecell", source, data / split, "--split", split)
     chosen = options.preset or DEFAULT_PRESET
-    _command("check", data / "train", "--preset", chosen, "--out", options.out / "check.png")
-    options.data, options.val = [data / "train"], data / "val"
+    words = ["check", data / "train", "--preset", chosen, "--out", out / "check.png"]
+    run_step("effdet_tf", cli.main, words)
+    options.data, options.val, options.pseudo = [data / "train"], data / "val", None
     if options.minutes is None and options.epochs is None:
         options.minutes = MINUTES
     # A short training needs many steps more than it needs quiet ones.
@@ -60,12 +65,10 @@ def run_demo(options: argparse.Namespace) -> None:
     options.devices = "1"  # too small for more
     options.set = ["train.evaluate_every=5", *(options.set or [])]
     train(options)
-    out = options.out / "predictions"
-    _command(
-        "predict", "--run", options.out, *validation_images(source), "--out", out, "--overwrite", shown=6
-    )
+    words = ["predict", "--run", out, *validation_images(source), "--out", found, "--overwrite"]
+    run_step("effdet_tf", cli.main, words, shown=6)
     print(
-        f"\nLook at {options.out / 'report.html'} and {out}/*.overlay.png. Next, with images of your own:\n"
+        f"\nLook at {out / 'report.html'} and {found}/*.overlay.png. Next, with images of your own:\n"
         "  python -m effdet_tf convert --help        LIVECell, Sartorius, COCO or label maps\n"
         "  python -m effdet_tf check DATA/train      what is in them, before training\n"
         "  python -m training.main --data DATA/train --val DATA/val --minutes 60 --out runs/mine\n"
@@ -80,15 +83,16 @@ def validation_images(source: Path) -> list[Path]:
     return sorted(path for path in source.rglob("*.tif") if path.name in names)
 
 
-def _command(verb: str, *arguments: object, shown: int | None = None) -> None:
-    """Print and run `python -m effdet_tf VERB ...`."""
-    words = [verb, *map(str, arguments)]
-    print(f"\n$ python -m effdet_tf {_shorten(words, shown)}", flush=True)
-    if cli.main(words) != 0:
-        raise UserError(f"the demo stopped at `{verb}`")
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
+        prog="python -m training.demo",
+        description=__doc__,
+        examples=[("trained for three minutes", "--minutes 3 --out runs/demo")],
+    )
+    add_options(parser, default_out="runs/demo")
+    return parser
 
 
-def _shorten(words: Sequence[str], shown: int | None) -> str:
-    if shown is None or len(words) <= shown:
-        return shlex.join(words)
-    return f"{shlex.join(words[:shown])} ... {shlex.join(words[-3:])}"
+if __name__ == "__main__":
+    sys.exit(main())

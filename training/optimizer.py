@@ -1,6 +1,8 @@
-"""The optimizer that the configuration asks for."""
+"""The optimizer that the configuration asks for, and its learning rate over a training."""
 
 from __future__ import annotations
+
+import math
 
 import keras
 
@@ -18,3 +20,22 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
         )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "base", "weight_"])
     return optimizer
+
+
+def learning_rate(progress: float, peak: float, warmup: float, floor: float = 0.01) -> float:
+    """Linear warm-up, then a cosine down (Loshchilov and Hutter, SGDR, 2017).
+
+    Args:
+        progress: share of the training that is done, 0..1; steps or time, as the run is limited.
+        peak: highest rate.
+        warmup: share of the training that the rise takes.
+        floor: last rate as a share of the peak.
+
+    Returns:
+        The rate for the next step.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return peak * max(progress / warmup, 0.01)
+    done = (progress - warmup) / max(1.0 - warmup, 1e-9)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))

@@ -23,12 +23,10 @@ from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, save_arrays
 from effdet_tf.runs import LAST_FILE
-from training.csv_log import CsvLog
-from training.optimizer import make_optimizer
+from training.optimizer import learning_rate, make_optimizer
 from training.order import steps_per_epoch
-from training.schedule import learning_rate
-from training.start import start_weights
-from training.state import has_state, load_state, save_state
+from training.run_log import RunLog
+from training.state import has_state, load_state, save_state, start_weights
 
 FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
@@ -74,7 +72,7 @@ class Run(ABC):
 
     AHEAD: ClassVar[int] = 1  # steps given to the device before their figures are read
     SECONDS_AHEAD: ClassVar[float] = 1.0  # but they are read at least this often
-    LOG: ClassVar[type[CsvLog]] = CsvLog
+    TENSORBOARD: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -149,7 +147,7 @@ class Run(ABC):
         self.report: dict[str, Any] | None = saved.get("report")  # of the weights in BEST_FILE
         # Of the steps of this epoch, those before a stop included: `FIGURES` and the cells dropped.
         self.sums = np.array(saved.get("sums", [0.0] * (len(FIGURES) + 1)))
-        self.log = self.LOG(self.folder, saved.get("history", []))
+        self.log = RunLog(self.folder, saved.get("history", []), self.TENSORBOARD)
         self._pending: list[Pending] = []
         self._clock = self._read_at = self._saved_at = time.monotonic()
 

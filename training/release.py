@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf import cli
 from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import share
 from effdet_tf.config import load_config
@@ -27,7 +26,7 @@ from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.weights import read_arrays, save_arrays
 from effdet_tf.runs import BEST_FILE, CARD_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
 from training import main as training_main
-from training.steps import run_step
+from training.steps import convert, run_step
 
 # What the shipped network was trained with beside its preset.
 TRAINING = ("--preset", "cells-lite0", "--batch", "4", "--devices", "1")
@@ -97,17 +96,11 @@ def _convert(source: Path, data: Path) -> None:
     sartorius, held_out = source / "sartorius", source / "sartorius" / "val_ids.txt"
     if not held_out.is_file():
         raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
-    wanted: dict[str, list[object]] = {
-        "train": ["sartorius", sartorius, "--classes", "one", "--exclude-ids", held_out],
-        "val": ["sartorius", sartorius, "--classes", "one", "--ids", held_out],
-        "livecell": ["livecell", source / "livecell", "--split", "val"],
-        "usiigaci": ["labelmaps", source / "usiigaci"],
-    }
-    for name, (kind, folder, *rest) in wanted.items():
-        if (data / name / MANIFEST_NAME).exists() or not Path(str(folder)).is_dir():
-            continue
-        words = ["convert", kind, folder, data / name, *rest, "--quiet", "--overwrite"]
-        run_step("effdet_tf", cli.main, words)
+    for name, words in (("train", ["--exclude-ids", held_out]), ("val", ["--ids", held_out])):
+        convert("sartorius", sartorius, data / name, "--classes", "one", *words)
+    for name, kind, words in (("livecell", "livecell", ["--split", "val"]), ("usiigaci", "labelmaps", [])):
+        if (source / name).is_dir():
+            convert(kind, source / name, data / name, *words)
 
 
 def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:

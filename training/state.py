@@ -1,4 +1,7 @@
-"""Everything that a resumed training needs, in one file that appears whole or not at all."""
+"""What a training starts from: its own saved state, or the weights that `--init` names.
+
+The state is everything that a resumed training needs, in one file that appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.model.network import Network
 from effdet_tf.model.weights import read_arrays
+from effdet_tf.pretrained.fit import start_from, summary, write_rows
+from effdet_tf.pretrained.open import open_source
 
 STATE_FILE = "state.npz"
 DAMAGED_FILE = "state.damaged.npz"
 PREVIOUS_FILE = "state.previous.npz"  # the one before, for when the last is damaged
+TABLE_FILE = "init.csv"  # which weight was loaded, and which was not, with the reason
 
 
 def has_state(folder: Path) -> bool:
@@ -96,3 +104,25 @@ def _put_back(path: Path, arrays: dict[str, np.ndarray], groups: dict[str, list[
         raise UserError(f"{path}: belongs to another network; train into another --out, or remove the file")
     for name, variable in pairs:
         variable.assign(arrays[name])
+
+
+def start_weights(network: Network, config: Config, folder: Path, strict: bool = False) -> None:
+    """Load what `train.init` names, print what was loaded, and write the whole table into the run folder.
+
+    Args:
+        network: fresh; its weights are overwritten where the source fits.
+        config: of the run.
+        folder: the run folder.
+        strict: refuse a source that does not fill the parts of the network that it covers.
+
+    Raises:
+        UserError: when the source cannot be read, or does not fit.
+    """
+    source = open_source(config.train.init, config.model.backbone)
+    rows = start_from(network, source, strict)
+    print(f"start: {source.origin}")
+    for note in source.notes:
+        print(f"note: {note}")
+    print(summary(rows))
+    write_rows(folder / TABLE_FILE, rows)
+    print(f"every weight: {folder / TABLE_FILE}")

@@ -21,7 +21,6 @@ from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
-from training.callbacks import RunLog
 from training.devices import check_batch, cluster_task, local_replicas, own_part, total
 from training.losses import combine, detection_losses
 from training.pipeline import training_dataset
@@ -113,7 +112,7 @@ def _line(error: tf.errors.OpError) -> str:
 class Trainer(Run):
     """One run under TensorFlow, from converted data."""
 
-    LOG = RunLog
+    TENSORBOARD = True
 
     def __init__(
         self,

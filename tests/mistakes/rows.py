@@ -494,7 +494,16 @@ LEARN = [
         untrained,
     ),
     Mistake(
-        "--val without --data", "python -m training.main --val data", 2, ("--val and --pseudo need --data",)
+        "--val without --data",
+        "python -m training.main --val data",
+        2,
+        ("--val: needs --data", "python -m training.demo"),
+    ),
+    Mistake(
+        "options of a training without --data",
+        "python -m training.main --minutes 3",
+        2,
+        ("--minutes: needs --data", "demo", "python -m training.demo"),
     ),
     Mistake(
         "two sets with different classes",

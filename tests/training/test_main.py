@@ -267,6 +267,19 @@ def run(*given: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["--minutes", "3"], ["--preset", "d0"], ["--set", "train.seed=3"], ["--val", "x"], ["--devices", "2"]],
+)
+def test_options_of_a_training_without_data_are_no_demo(given: list[str], demo, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*given, "--out", "nowhere"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert all(word in error for word in (given[0], "--data", "demo", "python -m training.demo"))
+    assert not Path("nowhere").exists()
+
+
 def test_exit_codes_of_the_process() -> None:
     shown = run("--help")
     assert shown.returncode == 0 and "--minutes" in shown.stdout and not shown.stderr
@@ -299,8 +312,8 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
 
         monkeypatch.setattr(demo_module.cli, "main", verb)
         monkeypatch.setattr(demo_module, "validation_images", lambda source: [source / "a.tif"])
-        monkeypatch.setattr(command, "train", train)
-        code = command.main(list(given))
+        monkeypatch.setattr(demo_module, "train", train)
+        code = (demo_module if {"--epochs", "--set"} & set(given) else command).main(list(given))
         return [*done, [str(code)]]
 
     return recorded
@@ -328,7 +341,7 @@ def test_the_demo_does_the_whole_job_once(demo, tmp_path: Path, capsys) -> None:
 
 def test_a_demo_step_that_fails_ends_the_demo(demo, tmp_path: Path, capsys) -> None:
     assert [words[0] for words in demo("--out", str(tmp_path), fails="convert")][-2:] == ["convert", "1"]
-    assert "stopped at `convert`" in one_error(capsys)
+    assert "stopped at `python -m effdet_tf convert livecell " in one_error(capsys)
 
 
 def test_the_demo_refuses_wrong_settings_before_it_makes_anything(demo, tmp_path: Path, capsys) -> None:

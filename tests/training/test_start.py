@@ -15,7 +15,7 @@ from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training import main as command
 from training import trainer as trainer_lib
 from training.options import wanted_config
-from training.start import TABLE_FILE
+from training.state import TABLE_FILE
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, to_arrays
 from effdet_tf.runs import LOG_FILE
 from training import trainer as trainer_module
-from training.callbacks import TENSORBOARD_FOLDER
 from training.optimizer import make_optimizer
+from training.run_log import TENSORBOARD_FOLDER
 from training.state import STATE_FILE
 from training.trainer import Trainer
 

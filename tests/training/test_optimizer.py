@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.schedule import learning_rate
+from training.optimizer import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from effdet_tf.runs import LOG_FILE
-from training.callbacks import TENSORBOARD_FOLDER, RunLog
+from training.run_log import TENSORBOARD_FOLDER, RunLog
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

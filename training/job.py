@@ -1,0 +1,113 @@
+"""One training, from the options of its command to its report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from effdet_tf.files import locked, write_json
+from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE
+from training.options import (
+    chosen_settings,
+    for_devices,
+    open_run,
+    resolve,
+    set_precision,
+    wanted_config,
+)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train as the options say, evaluate at the end, print the metrics and write the report.
+
+    Args:
+        options: of `training.main`, with `data` and `out`.
+
+    Raises:
+        UserError: for unusable data or settings.
+    """
+    began, config = time.monotonic(), wanted_config(options)
+    from training.devices import cluster_task, make_strategy
+
+    strategy = make_strategy(options.devices)  # before TensorFlow does anything else
+    config = for_devices(config, strategy.num_replicas_in_sync, chosen_settings(options), options.out)
+    from effdet_tf.data.manifest import refuse_pseudo
+    from effdet_tf.data.record import read_manifest, shard_paths
+    from effdet_tf.data.store import RecordStore
+
+    if options.val:
+        # Fail early: not after the first epoch.
+        shard_paths(options.val)
+        refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
+    store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
+    config = resolve(config, store)
+    first = (cluster_task() or (0, 1))[0] == 0
+    with locked(options.out) if first else contextlib.nullcontext():
+        config = open_run(config, options.out, write=first)
+        import tensorflow as tf
+
+        set_precision(config, has_accelerator=bool(tf.config.list_physical_devices("GPU")))
+        from training.trainer import Trainer
+
+        trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)
+        if first:
+            _warn(options.data, options.val)
+        trainer.announce()
+        before = trainer.step
+        trainer.run()
+        if not first:  # the first worker of a cluster speaks for all
+            return
+        if trainer.step > before or not (options.out / ABOUT_FILE).exists():
+            from effdet_tf.report.inventory import describe_work
+
+            work = describe_work(options.command, time.monotonic() - began)
+            work |= {
+                "data": [str(folder) for folder in options.data],
+                "validation": None if options.val is None else str(options.val),
+            }
+            write_json(options.out / ABOUT_FILE, work)
+        _conclude(options, trainer.report)
+
+
+def _warn(data: Sequence[Path], val: Path | None) -> None:
+    """Warn of validation images that are missing, trained on too, or of other classes."""
+    from effdet_tf.data.record import read_manifest
+
+    if val is None:
+        told = "no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"
+    else:
+        manifest = read_manifest(val)
+        learned = [read_manifest(folder) for folder in data]
+        shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
+        classes = {name for own in learned for name in own.class_names}
+        if any(val.resolve() == folder.resolve() for folder in data) or any(
+            shard["sha256"] in shards for shard in manifest.shards
+        ):
+            told = f"--val {val}: is trained on as well, so its metrics say nothing of new images"
+        elif classes.isdisjoint(manifest.class_names):
+            told = (
+                f"--val {val}: its classes {', '.join(manifest.class_names)} are none of the trained ones "
+                f"({', '.join(sorted(classes))}); it is evaluated without classes"
+            )
+        else:
+            return
+    print(f"warning: {told}", file=sys.stderr)
+
+
+def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
+    """Print and write the metrics of a finished training, and its report."""
+    from effdet_tf.metrics.scores import format_table
+    from effdet_tf.report.write import report_on_run
+
+    if options.val is None:
+        print("no --val: the weights of the last step are kept, no metrics")
+    elif report is not None:
+        print(format_table(report))
+        write_json(options.out / FIGURES_FILE, report)
+    print(f"written: {report_on_run(options.out)}")
+    print(f"done; predict with: python -m effdet_tf predict --run {options.out} IMAGES --out OUT")
