@@ -60,6 +60,7 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
         REPORT_FILE,
         "tensorboard",
         LOCK_FILE,
+        ".lock-holder",
     } == names - {PREVIOUS_FILE}
     report = json.loads((finished / "metrics.json").read_text())
     assert set(report["livecell"]["all"]) >= {"bbox", "segm"} and report["cells"]["all"]["sartorius"] >= 0
@@ -121,7 +122,7 @@ def test_a_second_trainer_in_a_run_folder_is_refused(arguments: list[str], tmp_p
     with locked(tmp_path):
         assert command.main([*arguments, "--out", str(tmp_path)]) == 1
     assert f"{tmp_path}: process {os.getpid()} on " in one_error(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK_FILE, ".lock-holder"}
     with locked(tmp_path):  # and free again
         pass
 
@@ -182,7 +183,7 @@ def test_an_interrupt_says_how_to_go_on(arguments: list[str], tmp_path: Path, mo
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "train", stop)
+    monkeypatch.setattr("training.job.train", stop)
     assert command.main([*arguments, "--out", str(tmp_path)]) == 1
     assert "again to go on" in one_error(capsys)
 
