@@ -177,10 +177,12 @@ def test_an_interrupted_training_goes_on_to_the_weights_of_one_that_was_not(tmp_
     assert len(pd.read_csv(folder / "log.csv")) == 12 and (folder / "best.npz").is_file()
     with np.load(folder / "last.npz") as now, np.load(BEFORE / "run" / "last.npz") as then:
         assert now.files == then.files and len(stopped) == len(then.files)
-        weights = [np.concatenate([file[n].ravel() for n in then.files]) for file in (now, then)]
-    learned = np.linalg.norm(weights[1] - np.concatenate([array.ravel() for array in stopped]))
+        # Not the statistics of batch normalisation: they are larger, and would hide the rest.
+        learned = [(k, n) for k, n in enumerate(then.files) if "moving" not in n]
+        left = np.sqrt(sum(((stopped[k] - then[n]) ** 2).sum() for k, n in learned))
+        apart = np.sqrt(sum(((now[n] - then[n]) ** 2).sum() for _, n in learned))
     # Equal to the bit where the files were made; AdamW turns the last bits of a gradient near 0 into more.
-    assert 0 < learned and np.linalg.norm(weights[0] - weights[1]) < 0.05 * learned
+    assert 0 < left and apart < 0.02 * left
 
 
 def test_a_plate_that_is_done_is_not_done_again(tmp_path: Path, sources: dict[str, Path], capsys) -> None:
