@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effdet_tf.commands.parser import positive
 from effdet_tf.data.livecell_names import SPLITS
@@ -27,6 +27,104 @@ def _mask_size(text: str) -> int:
 _mask_size.__name__ = "whole number"  # what argparse calls it in its message
 
 
+_FOLDER, _FILE = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
+_JSON = {"type": Path, "metavar": "JSON"}
+_CLASSES = {"choices": ("one", "type")}
+# kind -> (help, description, examples, options)
+_KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any]]]] = {
+    "livecell": (
+        "LIVECell: tif images and COCO JSON",
+        "Convert LIVECell, or a set laid out like it: images/, flat or by type, annotations/.",
+        [
+            ("the validation images of all eight types", "LIVECell data/val --split val"),
+            ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
+        ],
+        {
+            "--split": {
+                "choices": SPLITS,
+                "default": "train",
+                "metavar": "SET",
+                "help": f"{', '.join(SPLITS)} (default: %(default)s)",
+            },
+            "--cell-type": {"metavar": "TYPE", "help": "take the single-type set of A172, BT474, ..."},
+            "--annotations": _JSON | {"help": "instead of --split: any JSON file"},
+            "--images": _FOLDER | {"help": "image folder (default: SRC/images)"},
+            "--classes": _CLASSES
+            | {"default": "one", "help": "one class, or one per cell type (default: one)"},
+        },
+    ),
+    "sartorius": (
+        "Sartorius: train.csv and train/",
+        "Convert the Sartorius competition's training images: train.csv and train/*.png.",
+        [
+            ("all images, three classes", "sartorius data/all"),
+            (
+                "a split by lists of image ids, one class",
+                "sartorius data/val --ids val_ids.txt --classes one",
+            ),
+        ],
+        {
+            "--ids": _FILE | {"help": "take only the image ids in this file"},
+            "--exclude-ids": _FILE | {"help": "leave out the image ids in this file"},
+            "--classes": _CLASSES
+            | {"default": "type", "help": "one class, or shsy5y, astro, cort (default: type)"},
+        },
+    ),
+    "coco": (
+        "any COCO detection or segmentation set",
+        "Convert images with a COCO JSON: polygons, run-length encodings, or boxes alone.",
+        [
+            ("one folder with the images and one JSON file", "my_set data/train"),
+            (
+                "a named file, images elsewhere",
+                "my_set data/train --annotations train.json --images my_set/pictures",
+            ),
+        ],
+        {
+            "--annotations": _JSON | {"help": "default: the one JSON file below SRC"},
+            "--images": _FOLDER | {"help": "image folder, flat or nested (default: SRC)"},
+        },
+    ),
+    "labelmaps": (
+        "image and label-map pairs: images/ and masks/, or x_img and x_masks, or x and x.labels",
+        "Convert images with label maps: 0 is background, every other number is one cell. A pair "
+        "has one stem: images/x.tif and masks/x.tif, or x_img.tif beside x_masks.tif, or x.tif beside "
+        "x.labels.tif. Stacks are pairs of pages.",
+        [
+            ("my_cells/images/ and my_cells/masks/", "my_cells data/train"),
+            (
+                "folders of other names; stop at any fault",
+                "my_cells data/train --images raw --masks outlined --strict",
+            ),
+        ],
+        {
+            "--images": _FOLDER | {"help": "image folder (default: SRC/images)"},
+            "--masks": _FOLDER | {"help": "label-map folder (default: SRC/masks)"},
+        },
+    ),
+}
+_KINDS |= {
+    kind: (
+        what,
+        f"Convert images with {what}. An image x.tif goes with {files}, at the same place in "
+        "the two folders or in one; what `predict` wrote and a person corrected comes back this way.",
+        [
+            ("all in one folder", "my_cells data/train"),
+            ("in two folders", "my_cells data/train --images raw --outlines corrected"),
+        ],
+        {
+            "--images": _FOLDER | {"help": "image folder (default: SRC/images, or SRC)"},
+            "--outlines": _FOLDER | {"help": "their folder (default: SRC/labels, or SRC)"},
+        },
+    )
+    for kind, what, files in (
+        ("imagej", "regions of Fiji's ROI manager beside the images", "x.rois.zip, x.zip or x.roi"),
+        ("geojson", "outlines as QuPath exports them beside the images", "x.geojson"),
+        ("yolo", "YOLO labels: images/ and labels/", "x.txt, with classes.txt or data.yaml for names"),
+    )
+}
+
+
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Add the verb `convert` to the command line."""
     parser = subparsers.add_parser(
@@ -37,118 +135,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     common = _common_options()
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-
-    livecell = kinds.add_parser(
-        "livecell",
-        parents=[common],
-        help="LIVECell: tif images and COCO JSON",
-        description="Convert LIVECell, or a set laid out like it: images/, flat or by type, annotations/.",
-        examples=[
-            ("the validation images of all eight types", "LIVECell data/val --split val"),
-            ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
-        ],
-    )
-    livecell.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="train",
-        metavar="SET",
-        help=f"{', '.join(SPLITS)} (default: %(default)s)",
-    )
-    livecell.add_argument("--cell-type", metavar="TYPE", help="take the single-type set of A172, BT474, ...")
-    livecell.add_argument(
-        "--annotations", type=Path, metavar="JSON", help="instead of --split: any JSON file"
-    )
-    livecell.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
-    livecell.add_argument(
-        "--classes",
-        choices=("one", "type"),
-        default="one",
-        help="one class, or one per cell type (default: one)",
-    )
-
-    sartorius = kinds.add_parser(
-        "sartorius",
-        parents=[common],
-        help="Sartorius: train.csv and train/",
-        description="Convert the Sartorius competition's training images: train.csv and train/*.png.",
-        examples=[
-            ("all images, three classes", "sartorius data/all"),
-            (
-                "a split by lists of image ids, one class",
-                "sartorius data/val --ids val_ids.txt --classes one",
-            ),
-        ],
-    )
-    sartorius.add_argument("--ids", type=Path, metavar="FILE", help="take only the image ids in this file")
-    sartorius.add_argument(
-        "--exclude-ids", type=Path, metavar="FILE", help="leave out the image ids in this file"
-    )
-    sartorius.add_argument(
-        "--classes",
-        choices=("one", "type"),
-        default="type",
-        help="one class, or shsy5y, astro, cort (default: type)",
-    )
-
-    coco = kinds.add_parser(
-        "coco",
-        parents=[common],
-        help="any COCO detection or segmentation set",
-        description="Convert images with a COCO JSON: polygons, run-length codes, or boxes alone.",
-        examples=[
-            ("one folder with the images and one JSON file", "my_set data/train"),
-            (
-                "a named file, images elsewhere",
-                "my_set data/train --annotations train.json --images my_set/pictures",
-            ),
-        ],
-    )
-    coco.add_argument("--annotations", type=Path, metavar="JSON", help="default: the one JSON file below SRC")
-    coco.add_argument(
-        "--images", type=Path, metavar="DIR", help="image folder, flat or nested (default: SRC)"
-    )
-
-    labelmaps = kinds.add_parser(
-        "labelmaps",
-        parents=[common],
-        help="image and label-map pairs: images/ and masks/, or x_img and x_masks, or x and x.labels",
-        description="Convert images with label maps: 0 is background, every other number is one cell. A pair "
-        "has one stem: images/x.tif and masks/x.tif, or x_img.tif beside x_masks.tif, or x.tif beside "
-        "x.labels.tif. Stacks are pairs of pages.",
-        examples=[
-            ("my_cells/images/ and my_cells/masks/", "my_cells data/train"),
-            (
-                "folders of other names; stop at any fault",
-                "my_cells data/train --images raw --masks outlined --strict",
-            ),
-        ],
-    )
-    labelmaps.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: SRC/images)")
-    labelmaps.add_argument("--masks", type=Path, metavar="DIR", help="label-map folder (default: SRC/masks)")
-
-    for kind, what, files in (
-        ("imagej", "regions of Fiji's ROI manager beside the images", "x.rois.zip, x.zip or x.roi"),
-        ("geojson", "outlines as QuPath exports them beside the images", "x.geojson"),
-        ("yolo", "YOLO labels: images/ and labels/", "x.txt, with classes.txt or data.yaml for names"),
-    ):
-        outlines = kinds.add_parser(
-            kind,
-            parents=[common],
-            help=what,
-            description=f"Convert images with {what}. An image x.tif goes with {files}, at the same place in "
-            "the two folders or in one; what `predict` wrote and a person corrected comes back this way.",
-            examples=[
-                ("all in one folder", "my_cells data/train"),
-                ("in two folders", "my_cells data/train --images raw --outlines corrected"),
-            ],
+    for kind, (help_line, description, examples, options) in _KINDS.items():
+        added = kinds.add_parser(
+            kind, parents=[common], help=help_line, description=description, examples=examples
         )
-        outlines.add_argument(
-            "--images", type=Path, metavar="DIR", help="image folder (default: SRC/images, or SRC)"
-        )
-        outlines.add_argument(
-            "--outlines", type=Path, metavar="DIR", help="their folder (default: SRC/labels, or SRC)"
-        )
+        for name, settings in options.items():
+            added.add_argument(name, **settings)
     parser.set_defaults(run=run)
     return parser
 

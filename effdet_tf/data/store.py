@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from effdet_tf.data import record as record_lib
-from effdet_tf.data.manifest import refuse_pseudo
+from effdet_tf.data.manifest import Manifest, refuse_pseudo
 from effdet_tf.errors import UserError
 
 _MEGABYTE = 1 << 20
@@ -100,23 +100,7 @@ class RecordStore:
             raise UserError("no data set was named; give a folder that `convert` wrote")
         annotated = len(folders)
         folders += [Path(folder) for folder in pseudo]
-        manifests = [record_lib.read_manifest(folder) for folder in folders]
-        for place, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
-            if place < annotated:
-                refuse_pseudo(folder, manifest, "to train on it, give it with --pseudo")
-            elif not manifest.pseudo:
-                raise UserError(f"{folder}: was annotated by people; give it as data, not as pseudo-labels")
-        for folder, manifest in zip(folders, manifests, strict=True):
-            if manifest.class_names != manifests[0].class_names:
-                raise UserError(
-                    f"{folder}: classes {', '.join(manifest.class_names)} differ from "
-                    f"{', '.join(manifests[0].class_names)} of {folders[0]}; convert both alike"
-                )
-            if manifest.mask_size != manifests[0].mask_size:
-                raise UserError(
-                    f"{folder}: masks of {manifest.mask_size} x {manifest.mask_size}, {folders[0]} has "
-                    f"{manifests[0].mask_size}; convert both with the same mask size"
-                )
+        manifests = _read_manifests(folders, annotated)
         self.fingerprint = hashlib.sha256(
             repr([sorted(shard.items()) for manifest in manifests for shard in manifest.shards]).encode()
         ).hexdigest()
@@ -264,3 +248,26 @@ def _outline(serialized: tf.Tensor) -> tf.Tensor:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "message", error)).splitlines()[0]
+
+
+def _read_manifests(folders: Sequence[Path], annotated: int) -> list[Manifest]:
+    """Manifests of folders, the first `annotated` of them labelled by people; refuses what does not fit."""
+    manifests = [record_lib.read_manifest(folder) for folder in folders]
+    first = manifests[0]
+    for place, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+        if place < annotated:
+            refuse_pseudo(folder, manifest, "to train on it, give it with --pseudo")
+        elif not manifest.pseudo:
+            raise UserError(f"{folder}: was annotated by people; give it as data, not as pseudo-labels")
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest.class_names != first.class_names:
+            raise UserError(
+                f"{folder}: classes {', '.join(manifest.class_names)} differ from "
+                f"{', '.join(first.class_names)} of {folders[0]}; convert both alike"
+            )
+        if manifest.mask_size != first.mask_size:
+            raise UserError(
+                f"{folder}: masks of {manifest.mask_size} x {manifest.mask_size}, {folders[0]} has "
+                f"{first.mask_size}; convert both with the same mask size"
+            )
+    return manifests

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from effdet_tf.data.synthetic.shapes import Outline, lay_out
+from effdet_tf.data.synthetic.shapes import CellShape, lay_out
 
 _FINE = 2  # outlines are rasterised this much finer than the picture
 _MARGIN = 7  # pixels round a cell that its halo reaches
@@ -82,7 +82,7 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
 def _draw_cell(
     rng: np.random.Generator,
     frame: np.ndarray,
-    outline: Outline,
+    outline: CellShape,
     grain: _Grain,
     strength: float,
     light: float,
@@ -200,7 +200,7 @@ def _levels(depth: np.ndarray) -> np.ndarray:
     return np.clip((depth - _DEPTHS[0]) * 16, 0, len(_DEPTHS) - 1).astype(np.intp)
 
 
-def _draw_neurites(rng: np.random.Generator, frame: np.ndarray, outlines: list[Outline]) -> None:
+def _draw_neurites(rng: np.random.Generator, frame: np.ndarray, outlines: list[CellShape]) -> None:
     """Draw a net of hair-thin processes, beaded and crossing; they belong to no annotated cell."""
     height, width = frame.shape
     line = np.zeros((height, width), np.float32)

@@ -16,7 +16,7 @@ _ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
 _MAX_COVER = {"Round": 0.72, "Spindle": 0.34, "Cluster": 0.9, "Neuron": 0.3}
 
 
-class Outline(NamedTuple):
+class CellShape(NamedTuple):
     """One cell before it is drawn.
 
     Attributes:
@@ -30,7 +30,9 @@ class Outline(NamedTuple):
     size: float
 
 
-def lay_out(rng: np.random.Generator, height: int, width: int, n_cells: int, cell_type: str) -> list[Outline]:
+def lay_out(
+    rng: np.random.Generator, height: int, width: int, n_cells: int, cell_type: str
+) -> list[CellShape]:
     """Draw the place, the shape and the look of every cell of an image.
 
     Args:
@@ -130,7 +132,7 @@ def _closed(centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
     return centre + radii[:, None] * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
 
 
-def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) -> list[Outline]:
+def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) -> list[CellShape]:
     """Balls that touch and sit a little on top of each other; a few are flat or dividing."""
     cells = []
     for k, centre in enumerate(centres):
@@ -138,38 +140,40 @@ def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float)
         dividing = rng.random() < 0.05
         radii = _blob(rng, size / 2, 1.5 if dividing else rng.uniform(1.0, 1.2), 0.03)
         radii = _press(radii, centres, k, 0.07 * diameter)
-        cells.append(Outline([_closed(centre, radii)], "flat" if rng.random() < 0.08 else "refractile", size))
+        cells.append(
+            CellShape([_closed(centre, radii)], "flat" if rng.random() < 0.08 else "refractile", size)
+        )
     return cells
 
 
-def _flat_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) -> list[Outline]:
+def _flat_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) -> list[CellShape]:
     """Spread cells that fill a colony without gaps; some have rounded up to divide."""
     cells = []
     for k, centre in enumerate(centres):
         if rng.random() < 0.06:
             size = min(diameter * rng.uniform(0.45, 0.65), 22.0)
-            cells.append(Outline([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
+            cells.append(CellShape([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
             continue
         size = diameter * rng.uniform(0.9, 1.3)
         radii = _blob(rng, 0.56 * size, rng.uniform(1.0, 1.8), 0.2)
         pieces = [_closed(centre, _press(radii, centres, k, 0.03 * diameter))]
         if rng.random() < 0.2:
             pieces.append(_process(rng, centre, rng.uniform(0, 2 * np.pi), size * 0.95, size * 0.6))
-        cells.append(Outline(pieces, "flat", size))
+        cells.append(CellShape(pieces, "flat", size))
     # Rounded cells sit on top of the sheet.
     return sorted(cells, key=lambda cell: cell.look == "refractile")
 
 
 def _long_cells(
     rng: np.random.Generator, centres: np.ndarray, diameter: float, cell_type: str, height: int, width: int
-) -> list[Outline]:
+) -> list[CellShape]:
     """Bodies with processes; neighbours point in similar directions."""
     swirl = rng.uniform(0, 2 * np.pi, 3)
     cells = []
     for centre in centres:
         if rng.random() < 0.07:
             size = diameter * rng.uniform(0.4, 0.55)
-            cells.append(Outline([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
+            cells.append(CellShape([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
             continue
         size = diameter * rng.uniform(0.8, 1.25)
         x, y = centre / max(height, width)
@@ -190,7 +194,7 @@ def _long_cells(
             reach, thickness = (0.45, 1.2), 0.2
         for direction in headings:
             pieces.append(_process(rng, centre, direction, size * rng.uniform(*reach), size * thickness))
-        cells.append(Outline(pieces, "flat", size * 0.6))
+        cells.append(CellShape(pieces, "flat", size * 0.6))
     return cells
 
 
