@@ -94,7 +94,8 @@ def write_data(folder: Path, images: int, side: int, cells: int) -> Path:
     from effdet_tf.data.record import MASK_SIZE, ImageRecord, serialize
     from effdet_tf.geometry.masks import patch_box, patch_to_bitmap
     from effdet_tf.geometry.rle import patch_to_rle
-    from effdet_tf.images.read import encode_png, image_statistics
+    from effdet_tf.images.gray import image_statistics
+    from effdet_tf.images.read import encode_png
 
     folder.mkdir()
     sizes: list[list[float]] = []

@@ -1,7 +1,7 @@
 """From the bytes of an image file to what the network was trained on, inside a graph.
 
 Nothing raises: whatever is wrong with a file comes back as a text, so that one bad image never fails its
-batch. Pixels and statistics are those of `effdet_tf.images.read` and `effdet_tf.images.prepare`.
+batch. Pixels and statistics are those of `effdet_tf.images.read` and `effdet_tf.images.normalize`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from effdet_tf.config import Config
+from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from effdet_tf.images.read import LUMA
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _HEADER = 26  # bytes of a PNG up to its bit depth and colour type
@@ -101,7 +101,7 @@ def decode(data: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
-    """Turn decoded pixels into what the network was trained on: `effdet_tf.images.prepare.normalize`.
+    """Turn decoded pixels into what the network was trained on: `effdet_tf.images.normalize.normalize`.
 
     Args:
         image: float32 `[H, W, C]`, C 1 or 3, in its own units.

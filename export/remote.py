@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.images.read import encode_png, stretch, to_gray
+from effdet_tf.images.gray import stretch, to_gray
+from effdet_tf.images.read import encode_png
 from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
 from export.serving_api import serving_api
 

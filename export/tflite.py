@@ -20,7 +20,7 @@ from tensorflow.lite.python.convert import ConverterError
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.resample import resize
-from effdet_tf.images.prepare import normalize
+from effdet_tf.images.normalize import normalize
 from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network
 from effdet_tf.model.postprocess import detect, ranked

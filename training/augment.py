@@ -10,8 +10,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from effdet_tf.images.read import LUMA
 from effdet_tf.images.resize import fit_scale, pad, resize, scaled_size
 
 _HALF_COVERED = 127.5

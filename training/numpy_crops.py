@@ -12,8 +12,8 @@ import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.geometry.resample import resize
+from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
-from effdet_tf.images.read import LUMA
 
 _HALF_COVERED = 127.5
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain

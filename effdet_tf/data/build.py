@@ -14,7 +14,8 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageTask
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import patch_to_bitmap
-from effdet_tf.images.read import Stack, encode_png, image_statistics, read_image, stretch, to_gray
+from effdet_tf.images.gray import image_statistics, stretch, to_gray
+from effdet_tf.images.read import Stack, encode_png, read_image
 
 CROWDED = 2000
 """More cells than this in one image are worth a note: the default limit of loader, NMS and metrics."""

@@ -17,7 +17,8 @@ from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.geometry.rle import rle_to_patch
-from effdet_tf.images import read as image_io
+from effdet_tf.images.gray import to_gray
+from effdet_tf.images.read import encode_png
 from effdet_tf.model import anchors
 
 SIZE_EDGES = (0, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -224,7 +225,7 @@ def write_overlay(directory: str | Path, path: str | Path, images: int = 4) -> l
         y, x = place // columns * height, place % columns * width
         canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     with atomic_write(path) as temporary:
-        temporary.write_bytes(image_io.encode_png(canvas))
+        temporary.write_bytes(encode_png(canvas))
     return [record.file_name for record in chosen]
 
 
@@ -235,7 +236,7 @@ def draw_record(record: ImageRecord) -> np.ndarray:
         uint8 RGB, with a caption above.
     """
     image = cv2.imdecode(np.frombuffer(record.image, np.uint8), cv2.IMREAD_UNCHANGED)
-    gray = image_io.to_gray(image[..., ::-1] if image.ndim == 3 else image)
+    gray = to_gray(image[..., ::-1] if image.ndim == 3 else image)
     low, high = np.percentile(gray, [0.2, 99.8])
     gray = np.clip((gray - low) * (255 / max(high - low, 1e-3)), 0, 255).astype(np.uint8)
     factor = 2 if max(gray.shape) <= 1024 else 1

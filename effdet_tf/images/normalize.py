@@ -1,14 +1,119 @@
-"""The fixed pixel statistics of `data.normalization=fixed`, alike in training and prediction."""
+"""From the pixels of an image to what the network was trained on, alike in training and prediction."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from effdet_tf.config import DataConfig
+from effdet_tf.config import Config, DataConfig
 from effdet_tf.errors import UserError
+from effdet_tf.images.gray import image_statistics, stretch, to_gray
 
+_BAND = 2**24  # pixels that are looked at together
 # `data.mean` and `data.std` are of 8-bit pixels; 257 x 255 = 65,535.
 SIXTEEN_BIT_UNIT = np.float32(1 / 257)
+
+
+class Brightness(NamedTuple):
+    """What an image is normalised by, in its own units; a part of an image by what the whole has."""
+
+    mean: float
+    std: float
+    least: float
+    largest: float
+
+
+def brightness(image: np.ndarray) -> Brightness:
+    """Of an image `[H, W]` or `[H, W, C]` as gray, in bands of rows, so that a large one takes no memory."""
+    rows = max(_BAND // max(image.shape[1], 1), 1)
+    count, mean, spread, least, largest = 0, 0.0, 0.0, np.inf, -np.inf
+    for top in range(0, image.shape[0], rows):
+        gray = to_gray(np.asarray(image[top : top + rows]))
+        middle, square = gray.mean(dtype=np.float64), gray.var(dtype=np.float64)
+        whole = count + gray.size
+        off = middle - mean
+        spread += square * gray.size + off * off * count * gray.size / whole  # Chan et al. (1979)
+        mean += off * gray.size / whole
+        least, largest, count = min(least, gray.min()), max(largest, gray.max()), whole
+    std = max(float(np.sqrt(spread / max(count, 1))), 1e-3 * max(1.0, abs(mean)))  # as `image_statistics`
+    return Brightness(float(mean), std, float(least), float(largest))
+
+
+def check_image(image: np.ndarray) -> np.ndarray:
+    """An image as every network takes it in.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, C 1, 3 or 4, uint8, uint16 or any other real type.
+
+    Returns:
+        The image without alpha.
+
+    Raises:
+        UserError: for an array that is no image, or holds values that are not finite.
+    """
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise UserError(f"an image is [H, W] or [H, W, 1|3|4], this array is {list(image.shape)}")
+    if image.dtype.kind not in "biuf":
+        raise UserError(f"an image holds integer or floating-point pixels, this array {image.dtype}")
+    image = image[..., :3] if image.ndim == 3 else image
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise UserError("the image holds values that are not finite; replace them before predicting")
+    return image
+
+
+def to_channels(image: np.ndarray, config: Config, whole: Brightness | None = None) -> np.ndarray:
+    """Give an image the network's channels.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
+        config: `data.normalization`, `data.channels`.
+        whole: of the image that this is a part of; None for a whole image.
+
+    Returns:
+        `[H, W, channels]` float32, gray (luma) for one channel. With "fixed" normalization in units of 8-bit
+        pixels: uint16 is divided by 257, floating-point images are gray and stretched from their least and
+        largest value to 0..255, as `convert` does it; with "image" in the image's own units.
+
+    Raises:
+        UserError: as `check_image`.
+    """
+    image = check_image(image)
+    gray = to_gray(image)
+    fixed = config.data.normalization == "fixed"
+    if fixed and image.dtype.kind == "f":
+        gray = stretch(gray, 255.0, None if whole is None else (whole.least, whole.largest))
+        return np.repeat(gray[..., None], config.data.channels, axis=-1)
+    if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
+        values = image.astype(np.float32)
+    else:
+        values = np.repeat(gray[..., None], config.data.channels, axis=-1)
+    return values * SIXTEEN_BIT_UNIT if fixed and image.dtype == np.uint16 else values
+
+
+def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None) -> np.ndarray:
+    """Turn an image into what the network was trained on.
+
+    Args:
+        image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
+        config: `data.normalization`, `data.channels`.
+        whole: of the image that this is a part of; None for a whole image.
+
+    Returns:
+        `[H, W, channels]` float32: (x - mean) / std of `to_channels`, with the mean and standard deviation
+        of the whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
+
+    Raises:
+        UserError: as `to_channels`, and for a configured mean or standard deviation that does not fit the
+            channels.
+    """
+    values = to_channels(image, config, whole)
+    if config.data.normalization == "image":
+        mean, std = map(np.float32, image_statistics(to_gray(values)) if whole is None else whole[:2])
+    else:
+        mean, std = fixed_statistics(config.data)
+    return (values - mean) / std
 
 
 def fixed_statistics(config: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,6 @@ _LARGE = 2**26  # values of a page from which it is
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-LUMA = np.float32([0.299, 0.587, 0.114])
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -153,27 +152,6 @@ def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
     return np.ascontiguousarray(labels)
 
 
-def to_gray(image: np.ndarray) -> np.ndarray:
-    """Turn an image gray: luma .299 R + .587 G + .114 B, or the channel itself when all are equal.
-
-    Args:
-        image: [H, W] or [H, W, C], C 1 or 3, any real type.
-
-    Returns:
-        float32 [H, W] in native units.
-
-    Raises:
-        ValueError: for another number of channels.
-    """
-    if image.ndim == 2:
-        return image.astype(np.float32)
-    if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"an image is [H, W], [H, W, 1] or [H, W, 3], not {list(image.shape)}")
-    if image.shape[2] == 1 or (image == image[..., :1]).all():
-        return image[..., 0].astype(np.float32)
-    return image.astype(np.float32) @ LUMA
-
-
 def encode_png(image: np.ndarray) -> bytes:
     """Encode as PNG without loss; the same image gives the same bytes.
 
@@ -196,44 +174,6 @@ def encode_png(image: np.ndarray) -> bytes:
     if not done:
         raise ValueError(f"an image of shape {list(image.shape)} could not be encoded as PNG")
     return buffer.tobytes()
-
-
-def image_statistics(gray: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels.
-
-    Args:
-        gray: [H, W], native units.
-
-    Returns:
-        (mean, std); std is at least 1e-3 * max(1, |mean|), so that a flat image is not divided by 0.
-    """
-    mean = float(gray.mean(dtype=np.float64))
-    std = float(gray.std(dtype=np.float64))
-    return mean, max(std, 1e-3 * max(1.0, abs(mean)))
-
-
-def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Spread a floating-point image `[H, W]` over 0..top: its least value becomes 0, its largest `top`.
-
-    A flat image becomes 0. `limits` are those values, of the image that this is a part of.
-    """
-    low, high = limits or (float(gray.min()), float(gray.max()))
-    return (gray - low) * (top / (high - low)) if high > low else np.zeros_like(gray)
-
-
-def stretch_contrast(image: np.ndarray) -> np.ndarray:
-    """Spread percentile 0.2 to 99.8 of an image over 0-255, for the eye; a flat image becomes middle gray.
-
-    Args:
-        image: `[H, W]` or `[H, W, C]`, any real type.
-
-    Returns:
-        uint8, of the same shape.
-    """
-    low, high = np.percentile(image, (0.2, 99.8))
-    if high <= low:
-        return np.full(image.shape, 128, np.uint8)
-    return np.clip((image - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
 
 def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.images.prepare import check_image
+from effdet_tf.images.normalize import check_image
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from effdet_tf.images.read import to_gray
+from effdet_tf.images.gray import to_gray
 
 _BAND = 2**22  # pixels that are looked at together
 

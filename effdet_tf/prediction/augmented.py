@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from effdet_tf.geometry.resample import resample_bitmaps
-from effdet_tf.images.prepare import Brightness
+from effdet_tf.images.normalize import Brightness
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result

@@ -8,8 +8,7 @@ import logging
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.images.normalize import fixed_statistics
-from effdet_tf.images.prepare import Brightness, to_channels
+from effdet_tf.images.normalize import Brightness, fixed_statistics, to_channels
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.metadata import read_metadata
 from effdet_tf.prediction.predictor import Predictor

@@ -11,7 +11,7 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.geometry.resample import resize
-from effdet_tf.images.prepare import Brightness, normalize
+from effdet_tf.images.normalize import Brightness, normalize
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.predictor import DENSE_OVERLAP, Predictor
 from effdet_tf.prediction.results import Result

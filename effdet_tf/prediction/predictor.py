@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from effdet_tf.config import Config
-from effdet_tf.images.prepare import Brightness, brightness, check_image
+from effdet_tf.images.normalize import Brightness, brightness, check_image
 from effdet_tf.images.read import read_image
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.results import Result

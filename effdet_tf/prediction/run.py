@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from effdet_tf.config import Config, load_config
-from effdet_tf.images.normalize import fixed_statistics
-from effdet_tf.images.prepare import Brightness, normalize
+from effdet_tf.images.normalize import Brightness, fixed_statistics, normalize
 from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.postprocess import detect, ranked

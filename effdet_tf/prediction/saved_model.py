@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from effdet_tf.errors import UserError
-from effdet_tf.images.prepare import to_channels
+from effdet_tf.images.normalize import to_channels
 from effdet_tf.images.read import encode_png
 from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
 

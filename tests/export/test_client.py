@@ -21,7 +21,7 @@ import grpc
 
 from effdet_tf import cli
 from effdet_tf.errors import UserError
-from effdet_tf.images.prepare import brightness
+from effdet_tf.images.normalize import brightness
 from effdet_tf.prediction.metadata import describe
 from export import client, serving_api
 from export.remote import RemotePredictor, connect

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf.errors import UserError
-from effdet_tf.images.prepare import brightness
+from effdet_tf.images.normalize import brightness
 from effdet_tf.images.read import encode_png
 from effdet_tf.model.network import build_network
 from effdet_tf.prediction.run import RunPredictor

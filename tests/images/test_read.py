@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from effdet_tf.errors import UserError
+from effdet_tf.images import gray as gray_values
 from effdet_tf.images import read as image_io
 from effdet_tf.images.read import Stack, encode_png, read_image
 
@@ -213,21 +214,21 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
 
 def test_gray_is_luma_or_the_channel_itself() -> None:
     np.testing.assert_allclose(
-        image_io.to_gray(np.uint8([[[10, 20, 30]]])), [[2.99 + 11.74 + 3.42]], rtol=1e-6
+        gray_values.to_gray(np.uint8([[[10, 20, 30]]])), [[2.99 + 11.74 + 3.42]], rtol=1e-6
     )
     same = np.repeat(GRAY16[..., None], 3, axis=2)
     for image in (same, GRAY16, GRAY16[..., None]):
-        gray = image_io.to_gray(image)
+        gray = gray_values.to_gray(image)
         assert gray.dtype == np.float32
         np.testing.assert_array_equal(gray, GRAY16)
     with pytest.raises(ValueError, match="H, W"):
-        image_io.to_gray(np.zeros((2, 2, 4)))
+        gray_values.to_gray(np.zeros((2, 2, 4)))
 
 
 def test_statistics_and_their_floor() -> None:
-    assert image_io.image_statistics(np.float32([[1, 3]])) == (2.0, 1.0)
-    assert image_io.image_statistics(np.full((4, 4), 5000, np.float32)) == (5000.0, 5.0)
-    assert image_io.image_statistics(np.zeros((4, 4), np.float32)) == (0.0, 1e-3)
+    assert gray_values.image_statistics(np.float32([[1, 3]])) == (2.0, 1.0)
+    assert gray_values.image_statistics(np.full((4, 4), 5000, np.float32)) == (5000.0, 5.0)
+    assert gray_values.image_statistics(np.zeros((4, 4), np.float32)) == (0.0, 1e-3)
 
 
 @pytest.mark.parametrize("image", [GRAY8, GRAY16, RGB8, RGB16, GRAY8[..., None]])

@@ -19,7 +19,7 @@ from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import labels_to_patches, patch_box, patch_to_bitmap
 from effdet_tf.geometry.rle import decode_kaggle_rle
-from effdet_tf.images.read import to_gray
+from effdet_tf.images.gray import to_gray
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.results import Result

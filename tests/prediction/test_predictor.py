@@ -17,7 +17,7 @@ import effdet_tf
 from effdet_tf import outputs
 from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.geometry.boxes import iou
-from effdet_tf.images.prepare import brightness, normalize
+from effdet_tf.images.normalize import brightness, normalize
 from effdet_tf.images.read import read_image
 from effdet_tf.outputs import cells as cells_module
 from effdet_tf.outputs import labels as labels_module
@@ -137,7 +137,7 @@ def test_dense_images_lose_no_cell(predictor, monkeypatch):
 
 def test_brightness_in_bands_is_that_of_the_image(monkeypatch, tiny_config):
     image = np.random.default_rng(0).normal(900, 77, (203, 131)).astype(np.float32)
-    monkeypatch.setattr("effdet_tf.images.prepare._BAND", 1000)
+    monkeypatch.setattr("effdet_tf.images.normalize._BAND", 1000)
     found = brightness(image)
     np.testing.assert_allclose(found, [image.mean(), image.std(), image.min(), image.max()], rtol=1e-5)
     for config in (

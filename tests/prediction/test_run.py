@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import effdet_tf
 from effdet_tf.errors import UserError
-from effdet_tf.images.prepare import normalize
+from effdet_tf.images.normalize import normalize
 from effdet_tf.model.anchors import grid
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays

@@ -16,7 +16,8 @@ from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.geometry import MASK_SIZE
 from effdet_tf.geometry.masks import mask_to_patch, patch_box, patch_to_bitmap
 from effdet_tf.geometry.rle import Patch, patch_to_rle, rle_to_patch
-from effdet_tf.images.read import encode_png, image_statistics, to_gray
+from effdet_tf.images.gray import image_statistics, to_gray
+from effdet_tf.images.read import encode_png
 from effdet_tf.runs import LOG_FILE
 from training.main import main
 
