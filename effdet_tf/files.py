@@ -86,7 +86,7 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
             f"{folder}: {who or 'another process'} {work}; stop it, or choose another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
             f"{folder / LOCK_FILE}: cannot be locked ({reason}); choose an --out on another disk"
         ) from None

@@ -1,7 +1,7 @@
 """From the bytes of an image file to what the network was trained on, inside a graph.
 
 Nothing raises: whatever is wrong with a file comes back as a text, so that one bad image never fails its
-batch. Pixels and statistics are those of `effdet_tf.images.read` and `effdet_tf.images.normalize`.
+batch. Pixels and statistics are those of `effdet_tf.images`.
 """
 
 from __future__ import annotations

@@ -232,10 +232,10 @@ def _runs_to_lines(runs: Sequence[int], line: int) -> tuple[int, int, np.ndarray
     if len(runs) % 2:
         near[-1] %= line  # background behind the last cell pixel
     lines = _paint(near).reshape(-1, line)
-    positions = lines.any(axis=0).nonzero()[0]
+    positions = np.flatnonzero(lines.any(axis=0))
     if positions.size == 0:
         return None
-    filled = lines.any(axis=1).nonzero()[0]  # runs of length 0 may leave empty lines at either end
+    filled = np.flatnonzero(lines.any(axis=1))  # runs of length 0 may leave empty lines at either end
     top, low = int(filled[0]), int(positions[0])
     return first + top, low, lines[top : int(filled[-1]) + 1, low : int(positions[-1]) + 1]
 
