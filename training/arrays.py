@@ -57,16 +57,6 @@ def training_batches(
         UserError: for fewer crops than one batch, or when a process was killed.
     """
     places = first_places(data, data_config, augment_config)
-    steps = steps_per_epoch(data, data_config, batch_size)
-
-    def plans() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        number, first = epoch, done
-        while True:
-            numbers, seeds = epoch_plan(data, data_config, seed, number)
-            for step in range(first, steps):
-                part = slice(step * batch_size, (step + 1) * batch_size)
-                yield numbers[part], seeds[part]
-            number, first = number + 1, 0
 
     def make(numbers: np.ndarray, seeds: np.ndarray) -> Batch:
         crops = [
@@ -80,22 +70,40 @@ def training_batches(
         pool = CropProcesses(make, processes, most_bytes(data, data_config, batch_size))
         submit, close = pool.submit, pool.close
     else:
-        executor = ThreadPoolExecutor(workers, "crops")
-
-        def submit(numbers: np.ndarray, seeds: np.ndarray) -> Callable[[], Batch]:
-            return executor.submit(make, numbers, seeds).result
-
-        def close() -> None:
-            executor.shutdown(wait=False, cancel_futures=True)
-
+        submit, close = _thread_pool(make, workers)
     try:
         waiting: deque[Callable[[], Batch]] = deque()
-        for numbers, seeds in plans():
+        for numbers, seeds in _plans(data, data_config, batch_size, seed, epoch, done):
             waiting.append(submit(numbers, seeds))
             if len(waiting) > workers + 1:
                 yield waiting.popleft()()
     finally:
         close()
+
+
+def _plans(
+    data: PackedSet, config: DataConfig, batch_size: int, seed: int, epoch: int, done: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image numbers and crop seeds of each batch, epoch after epoch."""
+    steps = steps_per_epoch(data, config, batch_size)
+    while True:
+        numbers, seeds = epoch_plan(data, config, seed, epoch)
+        for step in range(done, steps):
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            yield numbers[part], seeds[part]
+        epoch, done = epoch + 1, 0
+
+
+def _thread_pool(
+    make: Callable[[np.ndarray, np.ndarray], Batch], threads: int
+) -> tuple[Callable[[np.ndarray, np.ndarray], Callable[[], Batch]], Callable[[], None]]:
+    """What begins a batch and gives what waits for it, and what ends the threads."""
+    executor = ThreadPoolExecutor(threads, "crops")
+
+    def submit(numbers: np.ndarray, seeds: np.ndarray) -> Callable[[], Batch]:
+        return executor.submit(make, numbers, seeds).result
+
+    return submit, lambda: executor.shutdown(wait=False, cancel_futures=True)
 
 
 def first_places(data: PackedSet, data_config: DataConfig, augment_config: AugmentConfig) -> int:

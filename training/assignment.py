@@ -302,24 +302,20 @@ def assign(
         assert predictions is not None, "task_aligned needs the predictions"
         near = _candidates(cells, image_size, anchors, levels, lambda *_: np.full(2, rules.reach))
         return _task_aligned(cells, valid, near, rules, predictions, most)
-    if rules.method == "atss":
-        near = _candidates(cells, image_size, anchors, levels, lambda *_: np.full(2, 2))
-        iou = ops.where(valid[..., None], near.iou, -1.0)
+    atss, threshold = rules.method == "atss", min(rules.negative_iou, rules.positive_iou)
+    reach = (lambda *_: np.full(2, 2)) if atss else (lambda *shape: _reach(*shape, threshold))
+    near = _candidates(cells, image_size, anchors, levels, reach)
+    iou = ops.where(valid[..., None], near.iou, -1.0)
+    if atss:
         claimed, least = _atss(near, iou, rules.candidates * anchors.per_location) & valid[..., None], 0.0
     else:
-        threshold = min(rules.negative_iou, rules.positive_iou)
-        near = _candidates(
-            cells, image_size, anchors, levels, lambda shapes, stride: _reach(shapes, stride, threshold)
-        )
-        iou = ops.where(valid[..., None], near.iou, -1.0)
         claimed, least = iou >= rules.negative_iou, rules.positive_iou
     best = ops.max(iou, axis=-1, keepdims=True)
     forced = (iou >= best) & (iou > 0) & rules.force_match
     claims = _Claims(iou, near.anchor, claimed, forced, near.total, most)
     positive = claims.reaching(least)
-    state = ops.where(
-        positive, int(State.POSITIVE), ops.where(claims.taken, int(State.IGNORE), int(State.NEGATIVE))
-    )
+    others = ops.where(claims.taken, int(State.IGNORE), int(State.NEGATIVE))
+    state = ops.where(positive, int(State.POSITIVE), others)
     return Assignment(ops.cast(state, "int32"), claims.owner)
 
 

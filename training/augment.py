@@ -1,11 +1,10 @@
 """Random scale, crop, flip, turn and intensity of one image and its cells, in TensorFlow operations.
 
-All draws come from one explicit seed per example, so the same (seed, epoch, position) gives the same crop.
+All augmentation parameters come from one explicit seed per example: the same (seed, epoch, position) gives
+the same crop.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -13,33 +12,10 @@ from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.images.resize import fit_scale, pad, resize, scaled_size
+from training.crop_params import CropParams
 
 _HALF_COVERED = 127.5
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
-
-
-class Draws(NamedTuple):
-    """What chance decides for one crop; scalars.
-
-    Attributes:
-        scale: float32, crop pixels per source pixel.
-        y: float32 in [0, 1], position of the crop within its range.
-        x: likewise.
-        transpose: bool, swap the axes (before the flips).
-        flip_y: bool, mirror top and bottom.
-        flip_x: bool, mirror left and right.
-        gain: float32, contrast factor on the normalised image.
-        offset: float32, brightness added after that.
-    """
-
-    scale: tf.Tensor
-    y: tf.Tensor
-    x: tf.Tensor
-    transpose: tf.Tensor
-    flip_y: tf.Tensor
-    flip_x: tf.Tensor
-    gain: tf.Tensor
-    offset: tf.Tensor
 
 
 def draw(
@@ -49,7 +25,7 @@ def draw(
     config: AugmentConfig,
     fitting: tf.Tensor | None = None,
     zoom: float = 1.0,
-) -> Draws:
+) -> CropParams:
     """Draw one set of augmentation parameters.
 
     Args:
@@ -62,8 +38,8 @@ def draw(
         zoom: magnification that the drawn scale comes on top of.
 
     Returns:
-        The draws; with a scale range the scale is log-uniform, so half and double are equally likely, but
-        uniform where it is relative to the fitted image.
+        Augmentation parameters; with a scale range the scale is log-uniform, so half and double are
+        equally likely, but uniform where it is relative to the fitted image.
     """
     uniform = tf.random.stateless_uniform([9], seed)
     if config.short_sides:
@@ -90,7 +66,7 @@ def draw(
     mirror_y = uniform[4] < 0.5 if config.flip and config.flip_vertical else no
     mirror_x = uniform[5] < 0.5 if config.flip else no
     low, high = config.contrast
-    return Draws(
+    return CropParams(
         scale=scale,
         y=uniform[1],
         x=uniform[2],
@@ -122,29 +98,29 @@ def augment(
     crop_size, fit = data.crop_size, data.resize == "fit"
     size = tf.shape(example["image"])[:2]
     fitting = fit_scale(size, crop_size) if fit else None
-    draws = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config, fitting, data.zoom)
-    window = crop_window(size, draws, crop_size, fit)
+    params = draw(seed, tf.cast(tf.reduce_min(size), tf.float32), crop_size, config, fitting, data.zoom)
+    window = crop_window(size, params, crop_size, fit)
     scale = tf.constant(crop_size, tf.float32) / tf.cast(window[2:], tf.float32)
     if fit:  # the part that the image fills is scaled on its own, to whole pixels
         part = tf.minimum(window[2:], size - window[:2])
         scale = tf.cast(scaled_size(part, scale, crop_size), tf.float32) / tf.cast(part, tf.float32)
-    image = crop_image(example, window, scale, draws, data)
+    image = crop_image(example, window, scale, params, data)
     keep = tf.equal(example["iscrowd"], 0)
     cells = crop_cells(example, keep, window, scale, crop_size, config.min_visible)
-    image = orient_image(image, draws)
+    image = orient_image(image, params)
     return {
         "image": tf.ensure_shape(image, [*crop_size, data.channels]),
-        "boxes": orient_boxes(cells["boxes"], draws, crop_size),
+        "boxes": orient_boxes(cells["boxes"], params, crop_size),
         "classes": cells["classes"],
-        "masks": orient_masks(cells["masks"], draws),
-        "ignored": orient_boxes(cells["ignored"], draws, crop_size),
-        "scale": tf.where(draws.transpose, scale[::-1], scale),
+        "masks": orient_masks(cells["masks"], params),
+        "ignored": orient_boxes(cells["ignored"], params, crop_size),
+        "scale": tf.where(params.transpose, scale[::-1], scale),
         "image_id": example["image_id"],
     }
 
 
 def crop_window(
-    size: tf.Tensor, draws: Draws, crop_size: tuple[int, int], top_left: bool = False
+    size: tf.Tensor, params: CropParams, crop_size: tuple[int, int], top_left: bool = False
 ) -> tf.Tensor:
     """Return the source window of a crop: int32 `[4]` (y, x, height, width), whole source pixels.
 
@@ -152,18 +128,18 @@ def crop_window(
     would. The window leaves the image only along an axis on which the image is too small to fill it; the
     image lies anywhere in it then, or at its top left, as in prediction, where `top_left` asks for that.
     """
-    wanted = tf.cast(tf.round(tf.constant(crop_size, tf.float32) / draws.scale), tf.int32)
+    wanted = tf.cast(tf.round(tf.constant(crop_size, tf.float32) / params.scale), tf.int32)
     wanted = tf.maximum(wanted, 1)
     room = size - wanted
     high = tf.maximum(room, 0)
     low = tf.zeros_like(room) if top_left else tf.minimum(room, 0)
-    position = tf.stack([draws.y, draws.x]) * tf.cast(high - low + 1, tf.float32)
+    position = tf.stack([params.y, params.x]) * tf.cast(high - low + 1, tf.float32)
     start = tf.minimum(low + tf.cast(position, tf.int32), high)
     return tf.concat([start, wanted], 0)
 
 
 def crop_image(
-    example: dict[str, tf.Tensor], window: tf.Tensor, scale: tf.Tensor, draws: Draws, data: DataConfig
+    example: dict[str, tf.Tensor], window: tf.Tensor, scale: tf.Tensor, params: CropParams, data: DataConfig
 ) -> tf.Tensor:
     """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
 
@@ -171,7 +147,7 @@ def crop_image(
         example: of `augment`.
         window: int32 `[4]`, source window (y, x, height, width).
         scale: float32 `[2]`, crop pixels per source pixel.
-        draws: what chance decides.
+        params: augmentation parameters.
         data: crop size, channels, normalization and resize.
     """
     image = example["image"]
@@ -185,17 +161,17 @@ def crop_image(
     else:
         mean, std = fixed_statistics(data)
         unit = tf.where(tf.equal(example["bit_depth"], 16), SIXTEEN_BIT_UNIT, 1.0)
-    gain = draws.gain / std
-    part = part * (gain * unit) + (draws.offset - mean * gain)
+    gain = params.gain / std
+    part = part * (gain * unit) + (params.offset - mean * gain)
     if data.resize == "fit":
         target = scaled_size(stop - start, scale, data.crop_size)
-        return pad(resize(part, stop - start, target), target, data.crop_size, draws.offset)
+        return pad(resize(part, stop - start, target), target, data.crop_size, params.offset)
     before, after = start - window[:2], window[:2] + window[2:] - stop
     if_small = tf.reduce_any(before + after > 0)
     paddings = tf.stack(
         [tf.stack([before[0], after[0]]), tf.stack([before[1], after[1]]), tf.zeros(2, tf.int32)]
     )
-    part = tf.cond(if_small, lambda: tf.pad(part, paddings, constant_values=draws.offset), lambda: part)
+    part = tf.cond(if_small, lambda: tf.pad(part, paddings, constant_values=params.offset), lambda: part)
     return resize(part, window[2:], data.crop_size)
 
 
@@ -294,26 +270,26 @@ def tighten(bitmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     return tf.where(empty[:, None], tf.concat([origin, origin], -1), tight)
 
 
-def orient_image(image: tf.Tensor, draws: Draws) -> tf.Tensor:
+def orient_image(image: tf.Tensor, params: CropParams) -> tf.Tensor:
     """Transpose and flip an image `[H, W, C]`."""
-    image = tf.cond(draws.transpose, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-    image = tf.cond(draws.flip_y, lambda: tf.reverse(image, [0]), lambda: image)
-    return tf.cond(draws.flip_x, lambda: tf.reverse(image, [1]), lambda: image)
+    image = tf.cond(params.transpose, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    image = tf.cond(params.flip_y, lambda: tf.reverse(image, [0]), lambda: image)
+    return tf.cond(params.flip_x, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def orient_masks(masks: tf.Tensor, draws: Draws) -> tf.Tensor:
+def orient_masks(masks: tf.Tensor, params: CropParams) -> tf.Tensor:
     """Transpose and flip bitmaps `[N, m, m]` as `orient_image` does the crop."""
-    masks = tf.cond(draws.transpose, lambda: tf.transpose(masks, [0, 2, 1]), lambda: masks)
-    masks = tf.cond(draws.flip_y, lambda: tf.reverse(masks, [1]), lambda: masks)
-    return tf.cond(draws.flip_x, lambda: tf.reverse(masks, [2]), lambda: masks)
+    masks = tf.cond(params.transpose, lambda: tf.transpose(masks, [0, 2, 1]), lambda: masks)
+    masks = tf.cond(params.flip_y, lambda: tf.reverse(masks, [1]), lambda: masks)
+    return tf.cond(params.flip_x, lambda: tf.reverse(masks, [2]), lambda: masks)
 
 
-def orient_boxes(boxes: tf.Tensor, draws: Draws, crop_size: tuple[int, int]) -> tf.Tensor:
+def orient_boxes(boxes: tf.Tensor, params: CropParams, crop_size: tuple[int, int]) -> tf.Tensor:
     """Transpose and flip boxes `[N, 4]` as `orient_image` does the crop."""
-    boxes = tf.where(draws.transpose, tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
+    boxes = tf.where(params.transpose, tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
     y1, x1, y2, x2 = tf.unstack(boxes, axis=1)
-    y1, y2 = tf.where(draws.flip_y, crop_size[0] - y2, y1), tf.where(draws.flip_y, crop_size[0] - y1, y2)
-    x1, x2 = tf.where(draws.flip_x, crop_size[1] - x2, x1), tf.where(draws.flip_x, crop_size[1] - x1, x2)
+    y1, y2 = tf.where(params.flip_y, crop_size[0] - y2, y1), tf.where(params.flip_y, crop_size[0] - y1, y2)
+    x1, x2 = tf.where(params.flip_x, crop_size[1] - x2, x1), tf.where(params.flip_x, crop_size[1] - x1, x2)
     return tf.stack([y1, x1, y2, x2], 1)
 
 

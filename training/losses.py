@@ -146,26 +146,16 @@ def detection_losses(
     """
     model = config.model
     size = ops.shape(batch["image"])[1:3]
-    cells = ops.cast(batch["boxes"], "float32")
-    classes = ops.cast(batch["classes"], "int32")
+    cells, classes = ops.cast(batch["boxes"], "float32"), ops.cast(batch["classes"], "int32")
     levels = (model.min_level, model.max_level)
     anchors = ops.concatenate(anchor_ops.grid(*size, config.anchors, *levels), axis=0)[None]
-    deltas = ops.cast(outputs["box_deltas"], "float32")
-    logits = ops.cast(outputs["class_logits"], "float32")
+    deltas, logits = (ops.cast(outputs[name], "float32") for name in ("box_deltas", "class_logits"))
     boxes = box_ops.decode(deltas, anchors, config.anchors.code)
     seen = None
     if config.assign.method == "task_aligned":
         seen = Predictions(ops.stop_gradient(boxes), ops.stop_gradient(ops.sigmoid(logits)), classes)
-    assignment = assign(
-        cells,
-        classes >= 0,
-        size,
-        config.anchors,
-        config.assign,
-        *levels,
-        max_cells=config.data.max_instances,
-        predictions=seen,
-    )
+    rules = (config.anchors, config.assign, *levels, config.data.max_instances)
+    assignment = assign(cells, classes >= 0, size, *rules, predictions=seen)
     positive = assignment.state == int(State.POSITIVE)
     matched_boxes = ops.take_along_axis(cells, assignment.matched[..., None], axis=1)
     matched_classes = ops.take_along_axis(classes, assignment.matched, axis=1)
@@ -178,25 +168,26 @@ def detection_losses(
     # Where there is no cell the loss may be anything, infinite too: it is left out, not multiplied by 0.
     box_loss = ops.where(positive, _box_loss(config, boxes, deltas, anchors, matched_boxes), 0.0)
 
-    one_hot = ops.one_hot(ops.where(positive, matched_classes, -1), len(config.class_names), dtype="float32")
-    if config.loss.class_loss == "quality_focal":
-        class_loss = quality_focal(one_hot * quality[..., None], logits, config.loss.gamma)
-    else:
-        class_loss = focal(one_hot, logits, config.loss.alpha, config.loss.gamma)
+    class_loss = _class_loss(config, logits, ops.where(positive, matched_classes, -1), quality)
     state = leave_out(assignment.state, ops.cast(batch["ignored"], "float32"), size, config.anchors, *levels)
     counted = ops.cast(state != int(State.IGNORE), "float32")
     result = {
         "class": ops.sum(class_loss * counted[..., None]),
         "box": ops.sum(box_loss * weight),
         "positives": ops.sum(weight),
-        "mask": ops.zeros(()),
-        "instances": ops.zeros(()),
     }
-    if head is not None:
-        result["mask"], result["instances"] = _mask_term(
-            config, head, outputs, batch, assignment, step, first
-        )
-    return result
+    if head is None:
+        return result | {"mask": ops.zeros(()), "instances": ops.zeros(())}
+    mask, instances = _mask_term(config, head, outputs, batch, assignment, step, first)
+    return result | {"mask": mask, "instances": instances}
+
+
+def _class_loss(config: Config, logits: Tensor, matched_classes: Tensor, quality: Tensor) -> Tensor:
+    """Loss of each anchor and class `[B, A, K]`; a matched class of -1 is background."""
+    one_hot = ops.one_hot(matched_classes, len(config.class_names), dtype="float32")
+    if config.loss.class_loss == "quality_focal":
+        return quality_focal(one_hot * quality[..., None], logits, config.loss.gamma)
+    return focal(one_hot, logits, config.loss.alpha, config.loss.gamma)
 
 
 def combine(

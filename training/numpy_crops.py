@@ -6,7 +6,7 @@ another generator. `augment` there explains the choices.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +14,10 @@ from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.geometry.resample import resize
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
+from training.crop_params import CropParams
 
 _HALF_COVERED = 127.5
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
-
-
-class Draws(NamedTuple):
-    """What chance decides for one crop."""
-
-    scale: np.float32  # crop pixels per source pixel
-    y: np.float32  # position of the crop within its range, 0..1
-    x: np.float32
-    transpose: bool  # swap the axes, before the flips
-    flip_y: bool  # mirror top and bottom
-    flip_x: bool
-    gain: np.float32  # contrast factor on the normalised image
-    offset: np.float32  # brightness added after that
 
 
 def draw(
@@ -39,7 +27,7 @@ def draw(
     config: AugmentConfig,
     fit: bool,
     zoom: float = 1.0,
-) -> Draws:
+) -> CropParams:
     """Draw one set of augmentation parameters.
 
     Args:
@@ -65,7 +53,7 @@ def draw(
     mirror_y = config.flip and config.flip_vertical and uniform[4] < 0.5
     mirror_x = config.flip and uniform[5] < 0.5
     low, high = config.contrast
-    return Draws(
+    return CropParams(
         scale=np.float32(scale * zoom),
         y=uniform[1],
         x=uniform[2],
@@ -95,34 +83,34 @@ def augment(
     """
     crop_size, fit = np.array(data.crop_size), data.resize == "fit"
     size = np.array(example["image"].shape[:2])
-    draws = draw(seed, size, data.crop_size, config, fit, data.zoom)
-    start, wanted = crop_window(size, draws, crop_size, fit)
+    params = draw(seed, size, data.crop_size, config, fit, data.zoom)
+    start, wanted = crop_window(size, params, crop_size, fit)
     scale = crop_size.astype(np.float32) / wanted.astype(np.float32)
     if fit:  # the part that the image fills is scaled on its own, to whole pixels
         part = np.minimum(wanted, size - start).astype(np.float32)
         scale = np.clip(np.rint(part * scale), 1, crop_size).astype(np.float32) / part
-    image = crop_image(example, start, wanted, scale, draws, data)
+    image = crop_image(example, start, wanted, scale, params, data)
     boxes, classes, masks, ignored = crop_cells(example, start, scale, crop_size, config.min_visible)
     return {
-        "image": orient(image, draws, (0, 1)),
-        "boxes": orient_boxes(boxes, draws, crop_size),
+        "image": orient(image, params, (0, 1)),
+        "boxes": orient_boxes(boxes, params, crop_size),
         "classes": classes,
-        "masks": orient(masks, draws, (1, 2)),
-        "ignored": orient_boxes(ignored, draws, crop_size),
-        "scale": scale[::-1] if draws.transpose else scale,
+        "masks": orient(masks, params, (1, 2)),
+        "ignored": orient_boxes(ignored, params, crop_size),
+        "scale": scale[::-1] if params.transpose else scale,
         "image_id": example["image_id"],
     }
 
 
 def crop_window(
-    size: np.ndarray, draws: Draws, crop_size: np.ndarray, top_left: bool
+    size: np.ndarray, params: CropParams, crop_size: np.ndarray, top_left: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return where the crop begins in the source, and its size there: int `[2]` each, whole pixels."""
-    wanted = np.maximum(np.rint(crop_size.astype(np.float32) / draws.scale).astype(int), 1)
+    wanted = np.maximum(np.rint(crop_size.astype(np.float32) / params.scale).astype(int), 1)
     room = size - wanted
     high = np.maximum(room, 0)
     low = np.zeros_like(room) if top_left else np.minimum(room, 0)
-    position = np.float32([draws.y, draws.x]) * (high - low + 1).astype(np.float32)
+    position = np.float32([params.y, params.x]) * (high - low + 1).astype(np.float32)
     return np.minimum(low + position.astype(int), high), wanted
 
 
@@ -131,7 +119,7 @@ def crop_image(
     start: np.ndarray,
     wanted: np.ndarray,
     scale: np.ndarray,
-    draws: Draws,
+    params: CropParams,
     data: DataConfig,
 ) -> np.ndarray:
     """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
@@ -141,7 +129,7 @@ def crop_image(
         start: int `[2]`, of the window in the source, px.
         wanted: int `[2]`, its size.
         scale: float32 `[2]`, crop pixels per source pixel.
-        draws: what chance decides.
+        params: augmentation parameters.
         data: crop size, channels, normalization and resize.
     """
     size, crop_size = np.array(example["image"].shape[:2]), np.array(data.crop_size)
@@ -152,12 +140,12 @@ def crop_image(
     else:
         mean, std = fixed_statistics(data)
         unit = SIXTEEN_BIT_UNIT if example["bit_depth"] == 16 else np.float32(1)
-    gain = draws.gain / std
-    part = part * (gain * unit) + (draws.offset - mean * gain)
+    gain = params.gain / std
+    part = part * (gain * unit) + (params.offset - mean * gain)
     if data.resize == "fit":
         target = np.clip(np.rint((last - first).astype(np.float32) * scale).astype(int), 1, crop_size)
-        return _pad(resize(part, target), np.zeros(2, int), crop_size - target, draws.offset)
-    return resize(_pad(part, first - start, start + wanted - last, draws.offset), crop_size)
+        return _pad(resize(part, target), np.zeros(2, int), crop_size - target, params.offset)
+    return resize(_pad(part, first - start, start + wanted - last, params.offset), crop_size)
 
 
 def crop_cells(
@@ -218,21 +206,21 @@ def tighten(bitmaps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.where(empty[:, None], np.concatenate([origin, origin], -1), tight)
 
 
-def orient(array: np.ndarray, draws: Draws, axes: tuple[int, int]) -> np.ndarray:
+def orient(array: np.ndarray, params: CropParams, axes: tuple[int, int]) -> np.ndarray:
     """Transpose and flip the height and width of an array, which are its `axes`; a view."""
-    array = array.swapaxes(*axes) if draws.transpose else array
-    array = np.flip(array, axes[0]) if draws.flip_y else array
-    return np.flip(array, axes[1]) if draws.flip_x else array
+    array = array.swapaxes(*axes) if params.transpose else array
+    array = np.flip(array, axes[0]) if params.flip_y else array
+    return np.flip(array, axes[1]) if params.flip_x else array
 
 
-def orient_boxes(boxes: np.ndarray, draws: Draws, crop_size: np.ndarray) -> np.ndarray:
+def orient_boxes(boxes: np.ndarray, params: CropParams, crop_size: np.ndarray) -> np.ndarray:
     """Transpose and flip boxes `[N, 4]` as `orient` does the crop."""
-    boxes = boxes[:, [1, 0, 3, 2]] if draws.transpose else boxes
+    boxes = boxes[:, [1, 0, 3, 2]] if params.transpose else boxes
     y1, x1, y2, x2 = boxes.T
     height, width = crop_size.astype(np.float32)
-    if draws.flip_y:
+    if params.flip_y:
         y1, y2 = height - y2, height - y1
-    if draws.flip_x:
+    if params.flip_x:
         x1, x2 = width - x2, width - x1
     return np.stack([y1, x1, y2, x2], 1)
 

@@ -59,15 +59,8 @@ def make_step(
     """
     strategy = strategy or tf.distribute.get_strategy()
     floats = list(named_variables(network).values())
-    size, replicas = config.data.crop_size, local_replicas(strategy)
-    signature = {
-        "image": tf.TensorSpec((None, *size, config.data.channels), tf.float32),
-        "boxes": tf.TensorSpec((None, None, 4), tf.float32),
-        "classes": tf.TensorSpec((None, None), tf.int32),
-        "masks": tf.TensorSpec((None, None, mask_size, mask_size), tf.uint8),
-        "ignored": tf.TensorSpec((None, None, 4), tf.float32),
-    }
-    scalar = [tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.float32)]
+    replicas = local_replicas(strategy)
+    signature = [_batch_spec(config, mask_size), tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.float32)]
 
     def learn(batch: dict[str, tf.Tensor], number: tf.Tensor) -> tf.Tensor:
         """One replica's share of a step."""
@@ -89,20 +82,37 @@ def make_step(
         optimizer.apply([g * share for g in gradients], network.trainable_variables)
         return tf.stack([*total([terms[k] for k in TERMS]), positives, instances, norm])
 
-    @tf.function(input_signature=[signature, *scalar], autograph=False)
+    @tf.function(input_signature=signature, autograph=False)
     def step(batch: dict[str, tf.Tensor], number: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         optimizer.learning_rate.assign(rate)
         figures = strategy.run(learn, (batch, number))
-        # Early on the average follows closely, or it would remember the random start.
-        done = tf.cast(number, tf.float32)
-        keep = tf.minimum(config.train.ema, (1 + done) / (10 + done))
-        for variable, mean in zip(floats, average, strict=True):
-            strategy.extended.update(
-                mean.value, lambda m, v, k: m.assign_add((v - m) * (1 - k)), (variable.value, keep)
-            )
+        _follow(strategy, floats, average, config.train.ema, tf.cast(number, tf.float32))
         return strategy.experimental_local_results(figures)[0]
 
     return step
+
+
+def _follow(
+    strategy: tf.distribute.Strategy, floats: list[Any], average: list[Any], ema: float, done: tf.Tensor
+) -> None:
+    """Move the running averages towards the variables after `done` steps."""
+    # Early on the average follows closely, or it would remember the random start.
+    keep = tf.minimum(ema, (1 + done) / (10 + done))
+    for variable, mean in zip(floats, average, strict=True):
+        strategy.extended.update(
+            mean.value, lambda m, v, k: m.assign_add((v - m) * (1 - k)), (variable.value, keep)
+        )
+
+
+def _batch_spec(config: Config, mask_size: int) -> dict[str, tf.TensorSpec]:
+    """Shapes and types of a batch of crops."""
+    return {
+        "image": tf.TensorSpec((None, *config.data.crop_size, config.data.channels), tf.float32),
+        "boxes": tf.TensorSpec((None, None, 4), tf.float32),
+        "classes": tf.TensorSpec((None, None), tf.int32),
+        "masks": tf.TensorSpec((None, None, mask_size, mask_size), tf.uint8),
+        "ignored": tf.TensorSpec((None, None, 4), tf.float32),
+    }
 
 
 def _line(error: tf.errors.OpError) -> str:

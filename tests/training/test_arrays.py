@@ -17,6 +17,7 @@ from effdet_tf.errors import UserError
 from training import augment as tf_augment
 from training import numpy_crops, pipeline
 from training.arrays import PLACES, first_places, stack, training_batches
+from training.crop_params import CropParams
 
 SIZE = (90, 130)
 CELLS = 25
@@ -49,7 +50,7 @@ def example(channels: int = 1, sixteen: bool = False, seed: int = 0) -> dict[str
 def draws(scale: float = 1.0, y: float = 0.4, x: float = 0.6, turn: tuple = (0, 0, 0), **tone: float):
     tone = {"gain": 1.2, "offset": 0.1} | tone
     numbers = [np.float32(v) for v in (scale, y, x)]
-    return numpy_crops.Draws(*numbers, *map(bool, turn), *(np.float32(tone[k]) for k in ("gain", "offset")))
+    return CropParams(*numbers, *map(bool, turn), *(np.float32(tone[k]) for k in ("gain", "offset")))
 
 
 FIXED = {"normalization": "fixed", "mean": 110.0, "std": 30.0}
@@ -78,7 +79,7 @@ def test_the_same_draws_give_the_crop_that_tensorflow_gives(name: str, monkeypat
     source = example(**image)
     data = DataConfig(**{"crop_size": (56, 56), **settings})
     monkeypatch.setattr(numpy_crops, "draw", lambda *arguments: chosen)
-    monkeypatch.setattr(tf_augment, "draw", lambda *arguments: tf_augment.Draws(*map(tf.constant, chosen)))
+    monkeypatch.setattr(tf_augment, "draw", lambda *arguments: CropParams(*map(tf.constant, chosen)))
     seed = np.int32([1, 2])
     found = numpy_crops.augment(source, seed, AugmentConfig(), data)
     tensors = {key: tf.constant(value) for key, value in source.items()}
@@ -129,7 +130,7 @@ def test_chance_is_spread_as_in_tensorflow(config: AugmentConfig) -> None:
         4000
     )
     (expected,) = drawn.as_numpy_iterator()
-    for name in numpy_crops.Draws._fields:
+    for name in CropParams._fields:
         a = np.sort(np.array([getattr(draw, name) for draw in found], np.float64))
         b = np.sort(getattr(expected, name).astype(np.float64))
         spread = np.ptp(b)

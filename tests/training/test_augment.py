@@ -12,6 +12,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import mask_to_patch, paste_bitmap, patch_box, patch_to_bitmap
 from effdet_tf.images.normalize import fixed_statistics
 from training import augment as augment_lib
+from training.crop_params import CropParams
 
 HEIGHT, WIDTH = 180, 260
 
@@ -257,7 +258,7 @@ def test_what_is_left_of_a_cell_that_is_cut_too_far_is_neither_cell_nor_backgrou
     assert found["classes"].numpy().tolist() == [0]
     # A tenth of the second and a fortieth of the third are seen; the third is a pixel wide, magnified.
     np.testing.assert_allclose(found["ignored"], [[36, 10, 40, 30], [0, 39, 40, 40]], atol=1e-4)
-    draws = augment_lib.Draws(
+    draws = CropParams(
         *(tf.constant(v) for v in (1.0, 0.0, 0.0)), *(tf.constant(v) for v in (True, False, True)), 1.0, 0.0
     )
     turned = augment_lib.orient_boxes(found["ignored"], draws, (40, 40))
