@@ -43,7 +43,7 @@ from training.trainer import Trainer, make_step
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("jax_probe.py")
-NEEDED = ("keras>=3.15,<4", "jax>=0.5", "numpy", "pyyaml", "tqdm")
+NEEDED = ("keras>=3.15,<4", "jax>=0.5", "numpy", "pyyaml", "tqdm", "filelock")
 UNNEEDED = (
     "tensorflow", "tensorboard", "cv2", "pycocotools", "faster_coco_eval", "pandas", "PIL", "tifffile",
     "imagecodecs", "google", "ijson", "skimage",
