@@ -157,7 +157,7 @@ class NoTraining:
 
 def untrained(folder: Path, patch: MonkeyPatch) -> None:
     patch.setattr("training.trainer.Trainer", NoTraining)
-    patch.setattr("training.main._conclude", lambda options, report: None)  # there is no run to report on
+    patch.setattr("training.job._conclude", lambda options, report: None)  # there is no run to report on
 
 
 def no_gpu(folder: Path, patch: MonkeyPatch) -> None:
