@@ -81,10 +81,10 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
-        raise UserError(
-            f"{folder}: {who or 'another process'} {work}; stop it, or choose another --out"
-        ) from None
+        who = "another process"
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            who = holder.read_text(encoding="utf-8").strip() or who
+        raise UserError(f"{folder}: {who} {work}; stop it, or choose another --out") from None
     except (OSError, NotImplementedError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
@@ -96,4 +96,5 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
