@@ -31,7 +31,9 @@ main(["--help"])
 
 def test_the_listed_packages_are_enough() -> None:
     text = (ROOT / "docs" / "exports.md").read_text()
-    (line,) = re.findall(r"^pip install (ai-edge-litert .*)$", text, re.MULTILINE)
-    names = ",".join(IMPORTED.get(name, name.replace("-", "_")) for name in line.split())
+    (listed,) = re.findall(r"^pip install (ai-edge-litert (?:[^\n]*\\\n)*[^\n]*)$", text, re.MULTILINE)
+    names = ",".join(
+        IMPORTED.get(name, name.replace("-", "_")) for name in listed.replace("\\\n", " ").split()
+    )
     done = subprocess.run([sys.executable, "-c", CODE, names], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "predict" in done.stdout, done.stderr[-500:]

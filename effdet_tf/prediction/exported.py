@@ -41,8 +41,8 @@ class ExportedPredictor(Predictor):
         """The answer of the signature `part` for its inputs, all without the axis of the batch."""
 
     def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+        by_image = self.config.data.normalization == "image"
         if part_of is not None and self._takes_parts:
-            by_image = self.config.data.normalization == "image"
             mean, std = part_of[:2] if by_image else fixed_statistics(self.config.data)
             found = self._ask_part(
                 {
@@ -52,7 +52,8 @@ class ExportedPredictor(Predictor):
                 }
             )
         else:
-            if part_of is not None and not self._warned:
+            by_itself = by_image or image.dtype.kind == "f"  # fixed statistics fit every tile of integers
+            if part_of is not None and by_itself and not self._warned:
                 self._warned = True
                 logging.getLogger("effdet_tf").warning(
                     "%s: an older export: each tile of a large image is normalised by itself; "
