@@ -347,3 +347,16 @@ def test_a_demo_step_that_fails_ends_the_demo(demo, tmp_path: Path, capsys) -> N
 def test_the_demo_refuses_wrong_settings_before_it_makes_anything(demo, tmp_path: Path, capsys) -> None:
     assert demo("--out", str(tmp_path), "--set", "train.lerning_rate=1") == [["1"]]
     assert "did you mean train.learning_rate" in one_error(capsys)
+
+
+def test_the_demo_trains_and_predicts(run_config: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Nothing is stood in for but the size: few small images, a tiny network, one epoch."""
+    from training import demo as demo_module
+
+    small = ("--train", 4, "--val", 2, "--size", 96, 96, "--cells", 3, 6)
+    monkeypatch.setattr(demo_module, "SYNTHETIC", small)
+    options = ["--config", str(run_config), "--epochs", "1", "--out", str(tmp_path)]
+    assert demo_module.main(options) == 0, capsys.readouterr().err
+    assert {"best.npz", "config.yaml", "report.html", "check.png"} <= {p.name for p in tmp_path.iterdir()}
+    summary = (tmp_path / "predictions" / "summary.csv").read_text().splitlines()
+    assert len(summary) == 3 and len(list((tmp_path / "predictions").glob("**/*.labels.tif"))) == 2
