@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -62,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
         # Without a display, Python would start a browser in the terminal.
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         screen = sys.platform in ("win32", "darwin") or bool(display)
-        try:
+        # A process that was started in the background ignores Ctrl-C: there it ends without an exception.
+        with contextlib.suppress(KeyboardInterrupt):
             serve(session, listening, args.host, args.open and screen)
-        except KeyboardInterrupt:
-            print("ended", flush=True)
-            if session.at_work:
-                # Python would wait for the network's thread; the session's files are gone already.
-                os._exit(0)
+        print("ended", flush=True)
+        if session.at_work:
+            # Python would wait for the network's thread; the session's files are gone already.
+            os._exit(0)
     return 0

@@ -72,7 +72,7 @@ def serve(session: Session, listening: socket.socket, host: str, open_browser: b
         open_browser: open the web app when it can be answered.
 
     Raises:
-        KeyboardInterrupt: at the end, by Ctrl-C.
+        KeyboardInterrupt: at the end, by Ctrl-C, where the process does not ignore it.
     """
     url, beyond, hosts = address(listening, host), not is_loopback(listening), {*LOOPBACK, host}
     if beyond:
