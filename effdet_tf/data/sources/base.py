@@ -21,7 +21,7 @@ class Cell(NamedTuple):
     Attributes:
         name: for reports, for example "a.tif (annotation 7)".
         patch: the mask to train on, tight.
-        counts: compressed COCO counts of the annotation itself, full resolution: the evaluation truth. Empty
+        counts: compressed COCO counts of the annotation itself, full resolution: what evaluation takes. Empty
             in a set of boxes alone; the patch is all that the box touches then.
         box: float32 [4] yxyx pixels as annotated, or None where the source has no boxes of its own.
         class_id: from 0.
@@ -41,7 +41,7 @@ class CellReader(Protocol):
 
     @property
     def annotated(self) -> int:
-        """Number of annotations, before any is judged; 0 where that is known only after reading."""
+        """Number of annotations, faulty ones too; 0 where that is known only after reading."""
         ...
 
     def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
@@ -98,16 +98,10 @@ class Source:
 
 
 class ImageFinder:
-    """Finds image files by the names that an annotation file gives them, in flat and nested folders.
-
-    Args:
-        root: folder that holds the images, at any depth.
-
-    Raises:
-        UserError: when `root` is no folder.
-    """
+    """Finds image files by the names that an annotation file gives them, in flat and nested folders."""
 
     def __init__(self, root: Path) -> None:
+        """List the files below `root`, which must be a folder."""
         require_folder(root)
         self.root = root
         self._by_name: dict[str, list[Path]] = {}
@@ -132,11 +126,7 @@ class ImageFinder:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, by name.
-
-    Raises:
-        UserError: when `folder` is no folder.
-    """
+    """The image files directly in `folder`, which must be one, by name."""
     require_folder(folder)
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
@@ -153,11 +143,7 @@ def page_names(path: Path, name: str) -> list[tuple[int | None, str]]:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise a UserError unless `folder` is a folder.
-
-    Raises:
-        UserError: when it is missing or a file.
-    """
+    """Raise a UserError where `folder` is missing or a file."""
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else f"does not exist{near_files(folder)}"
         end = "" if what.endswith("?") else "; name the folder that holds the data set"

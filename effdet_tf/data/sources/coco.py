@@ -23,7 +23,7 @@ from effdet_tf.geometry.polygons import polygons_to_rle
 from effdet_tf.geometry.rle import Patch, patch_to_rle, rle_to_patch
 
 _INT64 = 2**63
-_OUTSIDE = 0.5  # pixels that a coordinate may lie beyond the frame before it is worth a note
+_OUTSIDE = 0.5  # pixels that a coordinate may lie beyond the image before it is worth a note
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,10 @@ class CocoCells:
                 else:
                     found = _mask(segmentation, bbox, height, width, name, faults)
                 if found is not None:
-                    patch, counts = found
                     box = _box(bbox)
                     if box is None:
                         faults.note("no valid annotated box: the mask's box is used", name)
-                    cells.append(Cell(name, patch, counts, box, class_id, bool(iscrowd)))
+                    cells.append(Cell(name, *found, box, class_id, bool(iscrowd)))
         return cells
 
 
@@ -94,15 +93,12 @@ def find_annotations(root: Path) -> Path:
 
 
 def open_coco(annotations: Path, images: Path, scratch: Path) -> Source:
-    """Open a COCO detection or segmentation set.
+    """Open a COCO detection or segmentation set; its classes are by rising category id.
 
     Args:
         annotations: the JSON file.
         images: folder of the images, flat or nested.
         scratch: folder for the scratch file; it must live until the conversion is over.
-
-    Returns:
-        The source, its classes by rising category id.
 
     Raises:
         UserError: when the file or folder is missing, or is no COCO JSON.
@@ -142,17 +138,14 @@ def coco_tasks(
     classify: Callable[[str], tuple[str, dict[Any, int] | None, int] | None],
     faults: Faults,
 ) -> list[ImageTask]:
-    """Join images and annotations.
+    """Join images and annotations to tasks by rising file name.
 
     Args:
         index: the file's index.
         finder: finds image files.
         classify: file name -> (cell type, class ids or None, only class), as in `CocoCells`; None leaves the
             image out, after `classify` itself has said why.
-        faults: takes missing files, double images and annotations of unknown images.
-
-    Returns:
-        Tasks by rising file name.
+        faults: takes missing files, duplicate images and annotations of unknown images.
     """
     entries: dict[Any, dict[str, Any]] = {}
     for entry in index.images:
@@ -185,7 +178,8 @@ def coco_tasks(
 
 def _places_by_image(index: CocoIndex, rank: dict[Any, int], faults: Faults) -> list[np.ndarray]:
     """Offset and length of each image's annotations, uint64 [N, 2], in file order."""
-    ranks = np.fromiter((_rank(rank, i) for i in index.image_ids), dtype=np.int64, count=len(index.image_ids))
+    known = (rank.get(i, -1) if isinstance(i, (int, str)) else -1 for i in index.image_ids)
+    ranks = np.fromiter(known, dtype=np.int64, count=len(index.image_ids))
     for position in np.flatnonzero(ranks < 0).tolist():
         faults.drop("annotation of an unknown image", f"image id {index.image_ids[position]}")
     offsets = np.array(index.offsets, dtype=np.uint64)
@@ -193,10 +187,6 @@ def _places_by_image(index: CocoIndex, rank: dict[Any, int], faults: Faults) -> 
     order = np.argsort(ranks, kind="stable")
     bounds = np.searchsorted(ranks[order], np.arange(len(rank) + 1))
     return [places[order[low:high]] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def _rank(rank: dict[Any, int], image_id: Any) -> int:
-    return rank.get(image_id, -1) if isinstance(image_id, (int, str)) else -1
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -221,12 +211,10 @@ def _only_box(bbox: Any, height: int, width: int, name: str, faults: Faults) -> 
     if box is None:
         faults.drop("no valid annotated box", name)
         return None
-    y0, x0 = np.clip(np.floor(box[:2]), 0, [height, width]).astype(int).tolist()
-    y1, x1 = np.clip(np.ceil(box[2:]), 0, [height, width]).astype(int).tolist()
-    if y1 <= y0 or x1 <= x0:
+    patch = _filled(np.floor(box[:2]), np.ceil(box[2:]), height, width)
+    if patch is None:
         faults.drop("box outside the image", name)
-        return None
-    return Patch(y0, x0, np.ones((y1 - y0, x1 - x0), dtype=bool)), b""
+    return patch and (patch, b"")
 
 
 def _mask(
@@ -290,6 +278,10 @@ def _box_patch(bbox: Any, height: int, width: int) -> Patch | None:
     box = _box(bbox)
     if box is None:
         raise ValueError("neither segmentation nor box")
-    y0, x0 = np.clip(np.floor(box[:2] + 0.5), 0, [height, width]).astype(int).tolist()
-    y1, x1 = np.clip(np.floor(box[2:] + 0.5), 0, [height, width]).astype(int).tolist()
+    return _filled(np.floor(box[:2] + 0.5), np.floor(box[2:] + 0.5), height, width)
+
+
+def _filled(low: np.ndarray, high: np.ndarray, height: int, width: int) -> Patch | None:
+    """All pixels of a box, y and x of its corners, that lie in the image; None where none does."""
+    (y0, x0), (y1, x1) = np.clip([low, high], 0, [height, width]).astype(int).tolist()
     return Patch(y0, x0, np.ones((y1 - y0, x1 - x0), dtype=bool)) if y1 > y0 and x1 > x0 else None

@@ -18,9 +18,8 @@ import numpy as np
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
 
+# What is kept of an annotation, in this order.
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "bbox", "iscrowd")
-"""What is kept of an annotation, in this order."""
-
 _CHUNK = 1 << 20
 _INT64 = 2**63
 
@@ -59,9 +58,6 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
         scratch: folder for the scratch file.
         faults: takes annotations that are no objects and annotation ids that occur twice.
 
-    Returns:
-        The index.
-
     Raises:
         UserError: when the file is missing, is no JSON, or lacks "images" or "annotations".
     """
@@ -95,7 +91,7 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
     if "images" not in tops or keyed is None:
         missing = "images" if "images" not in tops else "annotations"
         raise UserError(f'{annotations}: has no "{missing}"; this is not a COCO file')
-    for identity in identities.doubles():
+    for identity in identities.duplicates():
         faults.note("annotation id occurs twice: both cells are kept", f"annotation {identity}")
     return index
 
@@ -113,7 +109,7 @@ class _Identities:
         elif identity is not None:
             self._others.append(str(identity))
 
-    def doubles(self) -> list[Any]:
+    def duplicates(self) -> list[Any]:
         found: list[Any] = []
         for values in (np.array(self._numbers, dtype=np.int64), np.array(self._others, dtype=str)):
             unique, counts = np.unique(values, return_counts=True)
@@ -145,10 +141,8 @@ def _annotations_are_keyed(path: Path) -> bool | None:
 def _stream(path: Path, keyed: bool | None, tops: dict[str, Any]) -> Iterator[Any]:
     """Yield the annotations while "images" and "categories" are gathered from the same chunks into `tops`."""
     annotations = ijson.sendable_list()
-    if keyed:
-        readers = {"annotations": ijson.kvitems_coro(annotations, "annotations", use_float=True)}
-    else:
-        readers = {"annotations": ijson.items_coro(annotations, "annotations.item", use_float=True)}
+    read, place = (ijson.kvitems_coro, "annotations") if keyed else (ijson.items_coro, "annotations.item")
+    readers = {"annotations": read(annotations, place, use_float=True)}
     lists = {key: ijson.sendable_list() for key in ("images", "categories")}
     readers |= {key: ijson.items_coro(found, key, use_float=True) for key, found in lists.items()}
     with path.open("rb") as file:

@@ -57,7 +57,7 @@ class LabelMapCells:
 
 
 def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = None) -> Source:
-    """Open a set of image and label-map pairs with the same stem.
+    """Open a set of image and label-map pairs with the same stem; the one class is "cell".
 
     Without `images` and `masks`: `root/images` with `root/masks`, or, where there are no such folders, `root`
     with x_img.* or x.* beside x_masks.* or x.labels.*. Stacks are pairs of pages.
@@ -66,9 +66,6 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
         root: the data set's folder.
         images: folder of the images.
         masks: folder of the label maps.
-
-    Returns:
-        The source, with the one class "cell".
 
     Raises:
         UserError: when a folder is missing, only one of two is given, or no pair is found.
@@ -127,10 +124,8 @@ def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dic
         stem = path.stem
         if stem.endswith(_PICTURE_ENDING):
             continue
-        for ending in endings:
-            if stem.endswith(ending) and stem != ending:
-                stem = stem[: -len(ending)]
-                break
+        ending = next((e for e in endings if stem.endswith(e) and stem != e), "")
+        stem = stem.removesuffix(ending)
         if stem in found:
             faults.drop("two files of one stem: the first is used", path.name)
         else:

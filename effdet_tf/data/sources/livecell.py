@@ -38,9 +38,6 @@ def find_annotations(root: Path, split: str, cell_type: str | None = None) -> Pa
         split: one of `SPLITS`.
         cell_type: one of the eight, for a single-type set; None for LIVECell-wide and the size splits.
 
-    Returns:
-        The file.
-
     Raises:
         UserError: when there is none; it names where it was looked for.
     """
@@ -56,9 +53,8 @@ def find_annotations(root: Path, split: str, cell_type: str | None = None) -> Pa
         names = [f"LIVECell/livecell_coco_{split}.json"]
     candidates = [root / "annotations" / name for name in names]
     candidates += [base / Path(name).name for base in (root / "annotations", root) for name in names]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    if found := next(filter(Path.is_file, candidates), None):
+        return found
     raise UserError(
         f"{root}: has no {' or '.join('annotations/' + n for n in names)}; SRC is the folder that holds "
         "annotations/ and images/, or name the file by --annotations"
@@ -85,9 +81,6 @@ def open_livecell(
         images: the image folder instead of `root/images`, or `root` where that is missing.
         classes: "one" takes the file's own categories, "type" the cell types: the eight, or those found
             when the file names hold none of the eight.
-
-    Returns:
-        The source.
 
     Raises:
         UserError: when a file or folder is missing, or the file is no COCO JSON.

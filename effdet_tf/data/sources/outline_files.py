@@ -1,8 +1,4 @@
-"""Readers of files of outlines: each gives name, rings, class and page of every region.
-
-Rings are float64 `[K, 2]`, x and y; a class is a name, "" for none, or YOLO's number; a page is None where
-the file does not tell.
-"""
+"""Readers of files of outlines."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -19,12 +15,21 @@ from roifile import ROI_TYPE, ImagejRoi
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
 
-Row = tuple[str, list[np.ndarray], "str | int", "int | None"]
+UNNAMED = "cell"  # class of what has none
 _AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL)
 _OVAL_POINTS = 72
 
 
-def read_rois(path: Path, faults: Faults) -> list[Row]:
+class Outline(NamedTuple):
+    """One cell as it is drawn."""
+
+    name: str  # within its file
+    rings: list[np.ndarray]  # float64 [K, 2], x and y in pixels or shares of the image; filled even-odd
+    label: str | int  # name of its class, or its number
+    page: int | None  # of a stack, from 0; None: of every page
+
+
+def read_rois(path: Path, faults: Faults) -> Iterator[Outline]:
     """The areas of an ImageJ `.roi` or `.zip`; lines and points are left out, noted.
 
     Raises:
@@ -33,18 +38,15 @@ def read_rois(path: Path, faults: Faults) -> list[Row]:
     try:
         read = ImagejRoi.fromfile(path)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, IndexError) as error:
-        raise UserError(
-            f"{path}: is no file of ImageJ regions ({error}); save them by the ROI manager"
-        ) from error
-    rows: list[Row] = []
+        reason = f"is no file of ImageJ regions ({error}); save them by the ROI manager"
+        raise UserError(f"{path}: {reason}") from error
     for number, roi in enumerate(read if isinstance(read, list) else [read], start=1):
         name = f"region {roi.name or number}"
         if roi.roitype not in _AREAS:
             faults.drop("region that is no area", f"{path.name}: {name}")
             continue
         page = max(roi.t_position, roi.z_position, roi.position) - 1
-        rows.append((name, _rings(roi), _property(roi, "class"), page if page >= 0 else None))
-    return rows
+        yield Outline(name, _rings(roi), _class_of(roi) or UNNAMED, page if page >= 0 else None)
 
 
 def _rings(roi: ImagejRoi) -> list[np.ndarray]:
@@ -61,15 +63,12 @@ def _rings(roi: ImagejRoi) -> list[np.ndarray]:
     return [np.asarray(roi.coordinates(), np.float64)]
 
 
-def _property(roi: ImagejRoi, name: str) -> str:
-    for line in roi.props.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
+def _class_of(roi: ImagejRoi) -> str:
+    pairs = (line.partition(":") for line in roi.props.splitlines())
+    return next((value.strip() for key, _, value in pairs if key.strip() == "class"), "")
 
 
-def read_geojson(path: Path, faults: Faults) -> list[Row]:
+def read_geojson(path: Path, faults: Faults) -> Iterator[Outline]:
     """The polygons of a GeoJSON file, as QuPath writes it: a collection, a list of features or one feature.
 
     Raises:
@@ -80,7 +79,6 @@ def read_geojson(path: Path, faults: Faults) -> list[Row]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no GeoJSON ({error}); export it again") from error
     features = document.get("features", [document]) if isinstance(document, dict) else document
-    rows: list[Row] = []
     for number, feature in enumerate(features if isinstance(features, list) else [], start=1):
         name = f"feature {number}"
         try:
@@ -97,8 +95,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Row]:
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
-        rows.append((name, rings, str(label), page))
-    return rows
+        yield Outline(name, rings, str(label) or UNNAMED, page)
 
 
 def _ring(points: Any) -> np.ndarray:
@@ -107,7 +104,7 @@ def _ring(points: Any) -> np.ndarray:
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 
-def read_yolo(path: Path, faults: Faults) -> Iterator[Row]:
+def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
     """The lines of a YOLO segmentation file, or of a detection file (class, middle x and y, width, height).
 
     Raises:
@@ -130,7 +127,7 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Row]:
         except ValueError:
             faults.drop("degenerate or unreadable outline", f"{path.name}: line {number}")
             continue
-        yield f"line {number}", rings, label, None
+        yield Outline(f"line {number}", rings, label, None)
 
 
 def yolo_classes(*folders: Path) -> list[str]:

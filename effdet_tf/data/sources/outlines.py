@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,32 +10,29 @@ from typing import NamedTuple
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.sources.base import Cell, ImageTask, Source, page_names, require_folder
-from effdet_tf.data.sources.outline_files import read_geojson, read_rois, read_yolo, yolo_classes
+from effdet_tf.data.sources.base import Cell, ImageTask, Source, page_names, require_folder, type_classes
+from effdet_tf.data.sources.outline_files import (
+    UNNAMED,
+    Outline,
+    read_geojson,
+    read_rois,
+    read_yolo,
+    yolo_classes,
+)
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import largest_component
 from effdet_tf.geometry.polygons import rings_to_patch
 from effdet_tf.geometry.rle import patch_to_rle
 from effdet_tf.images.read import IMAGE_SUFFIXES
 
-UNNAMED = "cell"  # class of what has none
 _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes beside its outlines
-
-
-class Outline(NamedTuple):
-    """One cell as it is drawn."""
-
-    name: str  # within its file
-    rings: list[np.ndarray]  # [K, 2] x, y in pixels, or in shares of the image; filled by the even-odd rule
-    label: str | int  # name of its class, or its number
-    page: int | None  # of a stack, from 0; None: of every page
 
 
 class Kind(NamedTuple):
     """A kind of annotation file."""
 
     suffixes: tuple[str, ...]
-    read: Callable[[Path, Faults], Iterable[tuple[str, list[np.ndarray], str | int, int | None]]]
+    read: Callable[[Path, Faults], Iterator[Outline]]
     shares: bool  # whether coordinates are shares of the image's size
 
 
@@ -51,14 +48,14 @@ class OutlineCells:
     """Rasterises the outlines of one image, each to its largest connected piece.
 
     Attributes:
-        path: the annotation file, or None for an image without one.
+        path: the annotation file.
         kind: one of `KINDS`.
         class_ids: class id by name or number.
         page: of a stack, from 0, or None.
         annotated: unknown before reading, so 0.
     """
 
-    path: Path | None
+    path: Path
     kind: str
     class_ids: dict[str | int, int]
     page: int | None = None
@@ -68,7 +65,7 @@ class OutlineCells:
         """Read the outlines; see `CellReader`."""
         cells = []
         size = np.array([width, height]) if KINDS[self.kind].shares else np.ones(2)
-        for outline in _outlines(self.path, self.kind, faults):
+        for outline in KINDS[self.kind].read(self.path, faults):
             if None not in (self.page, outline.page) and outline.page != self.page:
                 continue
             name = f"{file_name} ({outline.name})"
@@ -94,14 +91,13 @@ class OutlineCells:
 def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: Path | None = None) -> Source:
     """Open a set of images with files of outlines of the same name, at the same place in two trees or one.
 
+    Its classes are those that the files name, by name, or YOLO's in their own order.
+
     Args:
         kind: one of `KINDS`.
         root: folder of the data set.
         images: folder of the images (`root/images` or `root`).
         outlines: folder of the annotation files (`root/labels` or `root`).
-
-    Returns:
-        The source; its classes are those that the files name, by name, or YOLO's in their own order.
 
     Raises:
         UserError: when a folder is missing, no image has outlines, or a file cannot be read.
@@ -113,7 +109,6 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
         require_folder(folder)
     faults = Faults()
     found = _by_name(outlines, KINDS[kind].suffixes)
-    tasks: list[ImageTask] = []
     pairs: list[tuple[Path, str, Path]] = []
     for path in sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
         relative = path.relative_to(images)
@@ -133,6 +128,7 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
             "name the folders by --images and --outlines"
         )
     names, class_ids = _classes(kind, outlines, root, [file for _, _, file in pairs])
+    tasks: list[ImageTask] = []
     for path, name, file in pairs:
         try:
             pages = page_names(path, name)
@@ -141,8 +137,7 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
         for page, shown in pages:
             cells = OutlineCells(file, kind, class_ids, page)
             tasks.append(ImageTask(path, shown, len(tasks) + 1, None, "", cells, page))
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
-    return Source(kind, categories, tasks, faults)
+    return Source(kind, type_classes(names)[0], tasks, faults)
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -160,19 +155,8 @@ def _classes(
     kind: str, folder: Path, root: Path, files: list[Path]
 ) -> tuple[list[str], dict[str | int, int]]:
     """Names of the classes, and class id by what the files call them."""
-    if kind == "yolo":
-        names = yolo_classes(folder, root)
-        if names:
-            return names, {number: number for number in range(len(names))}
-    labels = {outline.label for file in files for outline in _outlines(file, kind, Faults())} or {UNNAMED}
+    if kind == "yolo" and (names := yolo_classes(folder, root)):
+        return names, {number: number for number in range(len(names))}
+    labels = {outline.label for file in files for outline in KINDS[kind].read(file, Faults())} or {UNNAMED}
     ordered = sorted(labels, key=lambda label: (isinstance(label, str), label))
     return [str(label) for label in ordered], {label: number for number, label in enumerate(ordered)}
-
-
-def _outlines(path: Path | None, kind: str, faults: Faults) -> list[Outline]:
-    if path is None:
-        return []
-    rows = KINDS[kind].read(path, faults)
-    return [
-        Outline(name, rings, UNNAMED if label == "" else label, page) for name, rings, label, page in rows
-    ]

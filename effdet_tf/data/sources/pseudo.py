@@ -1,4 +1,4 @@
-"""Images without annotation, labelled by a network: they train beside annotated ones, never judge."""
+"""Images without annotation, labelled by a network: for training, never for evaluation."""
 
 from __future__ import annotations
 
@@ -56,9 +56,6 @@ def open_pseudo(
         label: the network; it is asked image by image, in this process: convert with one worker.
         categories: [{"id", "name"}] by class id of the network.
         about: of the network, for the manifest; not empty.
-
-    Returns:
-        The source.
     """
     assert about, "a manifest without a word on the network would pass for annotated by people"
     tasks = [

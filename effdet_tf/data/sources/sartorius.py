@@ -1,4 +1,4 @@
-"""Sartorius Cell Instance Segmentation (Kaggle 2021): train.csv with row-major run-length codes."""
+"""Sartorius Cell Instance Segmentation (Kaggle 2021): train.csv with row-major run-length encodings."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from effdet_tf.geometry.masks import fill_holes
 from effdet_tf.geometry.rle import kaggle_rle_to_patch, patch_to_rle
 
 CELL_TYPES = ("shsy5y", "astro", "cort")
-
 _COLUMNS = ("id", "annotation", "width", "height", "cell_type")
-_LONGEST_FIELD = 1 << 27  # a code may be far longer than csv's limit of 128 KiB
+_LONGEST_FIELD = 1 << 27  # an encoding may be far longer than csv's limit of 128 KiB
 
 
 @dataclass(frozen=True)
 class SartoriusCells:
-    """Decodes the codes of one image and fills the pin holes of the training mask.
+    """Decodes the masks of one image and fills the pin holes of the training mask.
 
     Attributes:
-        codes: one code per cell.
+        rles: one run-length encoding per cell.
         class_id: class of all of them.
     """
 
-    codes: tuple[str, ...]
+    rles: tuple[str, ...]
     class_id: int
 
     @property
     def annotated(self) -> int:
-        """Number of codes."""
-        return len(self.codes)
+        """Number of masks."""
+        return len(self.rles)
 
     def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
-        """Decode the codes; see `CellReader`."""
+        """Decode the masks; see `CellReader`."""
         cells = []
-        for number, code in enumerate(self.codes, start=1):
+        for number, rle in enumerate(self.rles, start=1):
             name = f"{file_name} (mask {number})"
             try:
-                patch = kaggle_rle_to_patch(code, height, width)
+                patch = kaggle_rle_to_patch(rle, height, width)
             except ValueError:
                 faults.drop("degenerate or unreadable segmentation", name)
                 continue
@@ -62,7 +61,7 @@ class _Row:
 
     size: tuple[int, int]
     cell_type: str
-    codes: list[str] = field(default_factory=list)
+    rles: list[str] = field(default_factory=list)
 
 
 def open_sartorius(
@@ -78,9 +77,6 @@ def open_sartorius(
         exclude_ids: file of image ids to leave out.
         classes: "type" for shsy5y, astro and cort, "one" for a single class "cell".
 
-    Returns:
-        The source.
-
     Raises:
         UserError: when a file or folder is missing, or the csv lacks a column.
     """
@@ -88,14 +84,14 @@ def open_sartorius(
     faults = Faults()
     rows = _read_csv(root / "train.csv", faults)
     finder = ImageFinder(root / "train")
-    wanted = _read_ids(ids) if ids else None
+    wanted = _read_ids(ids) if ids else set(rows)
     unwanted = _read_ids(exclude_ids) if exclude_ids else set()
-    for name in sorted(((wanted or set()) | unwanted) - rows.keys()):
+    for name in sorted((wanted | unwanted) - rows.keys()):
         faults.note("listed id is not in train.csv", name)
     categories, by_type = type_classes(list(CELL_TYPES) if classes == "type" else ["cell"])
     tasks = []
     for number, name in enumerate(sorted(rows), start=1):
-        if (wanted is not None and name not in wanted) or name in unwanted:
+        if name not in wanted - unwanted:
             continue
         row = rows[name]
         class_id = by_type.get(row.cell_type.casefold()) if classes == "type" else 0
@@ -103,37 +99,30 @@ def open_sartorius(
             faults.drop(f"unknown cell type {row.cell_type!r}", name)
         path = finder.find(f"{name}.png", faults)
         if path is None or class_id is None:
-            if row.codes:
-                faults.drop("cells of a dropped image", name, len(row.codes))
+            if row.rles:
+                faults.drop("cells of a dropped image", name, len(row.rles))
             continue
-        cells = SartoriusCells(tuple(row.codes), class_id)
+        cells = SartoriusCells(tuple(row.rles), class_id)
         tasks.append(ImageTask(path, f"{name}.png", number, row.size, row.cell_type, cells))
     return Source("sartorius", categories, tasks, faults)
 
 
 def _read_csv(path: Path, faults: Faults) -> dict[str, _Row]:
-    """Rows by image id.
-
-    Raises:
-        UserError: when the file is missing, no csv, or lacks a column.
-    """
+    """Rows by image id."""
     rows: dict[str, _Row] = {}
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
+            if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
                 raise UserError(
                     f"{path}: lacks the column {', '.join(missing)}; take the competition's train.csv"
                 )
             for line in reader:
                 _add_row(rows, line, f"{path.name} line {reader.line_num}", faults)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{path}: cannot be read ({reason}); SRC is the folder that holds train.csv"
-        ) from error
+        told = f"cannot be read ({error.strerror or error}); SRC is the folder that holds train.csv"
+        raise UserError(f"{path}: {told}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no csv file ({error})") from error
     finally:
@@ -142,7 +131,7 @@ def _read_csv(path: Path, faults: Faults) -> dict[str, _Row]:
 
 
 def _add_row(rows: dict[str, _Row], line: dict[str, str | None], place: str, faults: Faults) -> None:
-    name, code = (line["id"] or "").strip(), (line["annotation"] or "").strip()
+    name, rle = (line["id"] or "").strip(), (line["annotation"] or "").strip()
     try:
         size = (int(line["height"] or ""), int(line["width"] or ""))
     except ValueError:
@@ -154,8 +143,8 @@ def _add_row(rows: dict[str, _Row], line: dict[str, str | None], place: str, fau
     row = rows.setdefault(name, _Row(size, (line["cell_type"] or "").strip()))
     if row.size != size:
         faults.drop("csv row with another image size than the rows before", place)
-    elif code and code.casefold() != "nan":
-        row.codes.append(code)
+    elif rle and rle.casefold() != "nan":
+        row.rles.append(rle)
 
 
 def _read_ids(path: Path) -> set[str]:
