@@ -41,6 +41,7 @@ setup(
     # what an export says of itself.
     package_data={
         "export": ["serving_templates/*"],
+        "training": ["*.template"],
         "effdet_tf": ["models/*/*", "report/template/*", "webapp/static/*", "napari_plugin/napari.yaml"],
     },
     entry_points={

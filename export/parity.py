@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from effdet_tf._version import __version__
 from effdet_tf.data.ground_truth import decode_pixels
-from effdet_tf.data.record import read_manifest
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.metrics.evaluation import CocoPredictions, annotated_images
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.protocols import KINDS, CocoEvaluator
@@ -175,7 +175,7 @@ def _score(
     number: int,
 ) -> tuple[str, list[dict[str, Any]]]:
     """The protocol, and {kind: {"AP", "AP50"}} of each network by it."""
-    categories = read_manifest(data).categories
+    categories = load_manifest(data).categories
     cells = [CocoPredictions(network.class_names, categories, data) for network in networks]
     # Where the network tells classes apart, so must its metrics.
     protocol = "coco" if networks[0].per_class and not cells[0].class_mismatch else "livecell"

@@ -23,8 +23,9 @@ import tifffile
 
 import effdet_tf
 from effdet_tf import cli
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.packed import load_packed
-from effdet_tf.data.record import iterate_records, read_manifest
+from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
 from effdet_tf.prediction import predictor as tiling
 from effdet_tf.prediction.results import Result
@@ -147,10 +148,10 @@ def test_the_report_of_a_run_is_written_again(sources: dict[str, Path]) -> None:
 
 def test_records_and_the_packed_file_hold_the_same_images() -> None:
     folder = BEFORE / "train"
-    manifest, packed = read_manifest(folder), load_packed(BEFORE / "train.npz")
+    manifest, packed = load_manifest(folder), load_packed(BEFORE / "train.npz")
     assert (manifest.images, manifest.cells, packed.images, packed.cells.sum()) == (6, 57, 6, 57)
     assert (
-        read_manifest(BEFORE / "val").cells
+        load_manifest(BEFORE / "val").cells
         == sum(len(r.boxes) for r in iterate_records(BEFORE / "val"))
         == 20
     )

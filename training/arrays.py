@@ -107,23 +107,17 @@ def _thread_pool(
 
 
 def first_places(data: PackedSet, data_config: DataConfig, augment_config: AugmentConfig) -> int:
-    """Places for cells that hardly a batch needs more of, so that all have one shape.
+    """Places for cells, a multiple of `PLACES` up to max_instances, that suffice for nearly all batches.
 
-    Args:
-        data: the images.
-        data_config: crop size, zoom, resize and max_instances.
-        augment_config: the smallest scale, at which a crop sees the most cells.
-
-    Returns:
-        A multiple of `PLACES`, or max_instances where that is less.
+    They follow from the smallest scale, at which a crop sees the most cells; so most batches have one shape.
     """
     sizes = data.arrays["size"][:, :2].astype(float)
     scale = augment_config.scale_range[0] * data_config.zoom
     seen = np.minimum(np.array(data_config.crop_size) / scale, sizes).prod(1) / sizes.prod(1)
     if data_config.resize == "fit" or augment_config.short_sides:
         seen = np.ones_like(seen)
-    most = float((data.cells * np.minimum(_SLACK * seen, 1)).max(initial=0.0))
-    return min(max(math.ceil(most / PLACES), 1) * PLACES, data_config.max_instances)
+    largest = float((data.cells * np.minimum(_SLACK * seen, 1)).max(initial=0.0))
+    return min(max(math.ceil(largest / PLACES), 1) * PLACES, data_config.max_instances)
 
 
 def most_bytes(data: PackedSet, data_config: DataConfig, batch_size: int) -> int:

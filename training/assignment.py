@@ -1,7 +1,7 @@
-"""Which anchors answer for which cell, on the device, without a full anchors x cells matrix.
+"""Label assignment: match anchors to cells, on the device, without a full anchors x cells matrix.
 
-Only anchors near a cell's centre can stand for it, so every cell is compared with a window of
-locations around its centre; the winners are scattered into the anchors with one segment maximum.
+Only anchors near a cell's centre can match it, so every cell is compared with a window of
+locations around its centre; the best matches are scattered into the anchors with one segment maximum.
 Memory grows with cells x window, not with cells x anchors: 2,000 cells train at any input size.
 """
 
@@ -33,8 +33,8 @@ class Assignment(NamedTuple):
 
     state: Tensor  # int32, a State
     matched: Tensor  # int32 index of the cell; 0 where there is none
-    # float32, how well the anchor stands for its cell, 0..1: its weight, and its score to be learned. None
-    # where every positive counts alike.
+    # float32, how well the anchor fits its cell, 0..1: its weight, and the score to be learned. None where
+    # every positive counts alike.
     alignment: Tensor | None = None
 
 
@@ -50,11 +50,11 @@ class _Candidates(NamedTuple):
     """The anchors of all levels in a window around each cell's centre."""
 
     anchor: Tensor  # [B, M, N] int32, in the order of `anchors.grid`
-    inside: Tensor  # [B, M, N] bool: in the frame
+    inside: Tensor  # [B, M, N] bool: in the input
     covered: Tensor  # [B, M, N] bool: its location lies in the cell's box
     nearest: Tensor  # [B, M, N] bool: the location of the finest level that the cell's centre lies in
     distance: Tensor  # [B, M, N] of location and centre, squared, in strides
-    iou: Tensor  # [B, M, N] of anchor and cell, -1 outside the frame
+    iou: Tensor  # [B, M, N] of anchor and cell, -1 outside the input
     level_sizes: tuple[int, ...]  # candidates of each level; N is their sum
     total: Any  # all anchors of an image
 
@@ -63,15 +63,8 @@ def _reach(shapes: np.ndarray, stride: int, threshold: float) -> np.ndarray:
     """How many locations from a cell's centre an anchor may reach IoU >= threshold.
 
     For anchor side a and cell side c, IoU >= t needs c <= a / t and an offset of at most
-    (a / t - a) / 2; one location more covers the rounding of the centre.
-
-    Args:
-        shapes: `[S, 2]` height, width of the anchors, px.
-        stride: of the level, px.
-        threshold: smallest IoU that matters.
-
-    Returns:
-        int `[2]` rows, columns.
+    (a / t - a) / 2; one location more covers the rounding of the centre. `shapes [S, 2]` are height and width
+    of the anchors and `stride` that of the level, px.
     """
     return np.floor((1 / threshold - 1) / 2 * shapes.max(0) / stride + 0.5).astype(int) + 1
 
@@ -89,17 +82,9 @@ def _level_candidates(
     sides: Tensor,
     window: np.ndarray,
 ) -> tuple[Tensor, ...]:
-    """`_Candidates` of one level, without `nearest`, the sizes and the total.
+    """Anchor (within the level), inside, covered, distance and IoU of one level, each `[B, M, W * S]`.
 
-    Args:
-        cells: `[B, M, 4]` yxyx, px.
-        feature_size: rows, columns of the level.
-        strides: of the level, vertical and horizontal, px.
-        sides: `[S, 2]` height, width of the anchors, px.
-        window: `[W, 2]` offsets.
-
-    Returns:
-        anchor (within the level), inside, covered, distance, iou, each `[B, M, W * S]`.
+    `cells [B, M, 4]` and `sides [S, 2]` of the anchors are in px, `window [W, 2]` are offsets.
     """
     y0, x0, y1, x1 = (cells[..., k, None] for k in range(4))
     spans, indices, inside, covered, distance = [], [], [], [], []
@@ -110,10 +95,8 @@ def _level_candidates(
         place = ops.cast(index, "float32") + 0.5
         position = place * strides[axis]
         half = sides[:, axis] / 2
-        spans.append(
-            ops.minimum(high[..., None], position[..., None] + half)
-            - ops.maximum(low[..., None], position[..., None] - half)
-        )
+        end = ops.minimum(high[..., None], position[..., None] + half)
+        spans.append(end - ops.maximum(low[..., None], position[..., None] - half))
         inside.append((index >= 0) & (index < feature_size[axis]))
         covered.append((position > low) & (position < high))
         distance.append((place - middle) ** 2)
@@ -172,22 +155,15 @@ def _candidates(
 class _Claims:
     """Cells that claim anchors; every anchor goes to the strongest claim.
 
-    One integer orders the claims on an anchor: forced first, then the value, then the cell's index.
+    One integer orders the claims on an anchor: forced first, then the value 0..1, then the cell's index.
+    Value, anchor, claimed and forced are `[B, M, N]`; there are `total` anchors, at most `max_cells` cells.
     """
 
-    def __init__(self, value: Tensor, anchor: Tensor, claimed: Tensor, forced: Tensor, total: Any, most: int):
-        """Let cells claim.
-
-        Args:
-            value: `[B, M, N]` 0..1, the strength.
-            anchor: `[B, M, N]` int32.
-            claimed: `[B, M, N]` bool.
-            forced: `[B, M, N]` bool; these win over all others.
-            total: anchors of an image.
-            most: largest M.
-        """
+    def __init__(
+        self, value: Tensor, anchor: Tensor, claimed: Tensor, forced: Tensor, total: Any, max_cells: int
+    ):
         batch, count, width = ops.shape(value)
-        bits = max(8, math.ceil(math.log2(most + 1)))
+        bits = max(8, math.ceil(math.log2(max_cells + 1)))
         self._steps, self._unit = 2 ** (30 - bits) - 1, 2**bits
         self._flat = (batch * count * width,)
         self._total, self._batch = total, batch
@@ -210,10 +186,10 @@ class _Claims:
         )
         return ops.reshape(largest, (self._batch, self._total))
 
-    def reaching(self, least: float) -> Tensor:
+    def reaching(self, minimum: float) -> Tensor:
         """Anchors `[B, A]` whose claim is forced or of at least this value."""
         # Rounded as the keys are, so that a value of exactly the threshold reaches it.
-        enough = int(np.float32(least) * np.float32(self._steps))
+        enough = int(np.float32(minimum) * np.float32(self._steps))
         return self.taken & (self._forced | (self._rest // self._unit >= enough))
 
     def held(self) -> Tensor:
@@ -232,16 +208,15 @@ def leave_out(
 ) -> Tensor:
     """Ignore the background anchors whose location lies in a region that is neither cell nor background.
 
+    Memory grows with R x (rows + columns), not with R x A.
+
     Args:
-        state: `[B, A]` int32.
+        state: `[B, A]` int32, which is returned with changes.
         regions: `[B, R, 4]` yxyx, px; empty ones are padding.
         input_size: height, width of the input, px.
         anchors: their number at a location counts.
         min_level: first level.
         max_level: last level.
-
-    Returns:
-        `[B, A]` int32. Memory grows with R x (rows + columns), not with R x A.
     """
     levels = []
     for rows, columns in anchor_ops.feature_sizes(*input_size, min_level, max_level):
@@ -268,7 +243,7 @@ def assign(
     max_cells: int = 2000,
     predictions: Predictions | None = None,
 ) -> Assignment:
-    """Match anchors to cells by `rules.method`.
+    """Match anchors, in the order of `anchors.grid`, to cells by `rules.method`.
 
     "iou" (Ren et al., Faster R-CNN, 2015): an anchor belongs to the cell it overlaps most. It is
     positive from `positive_iou` on, or when it is the best anchor of a cell (`force_match`);
@@ -292,28 +267,25 @@ def assign(
         max_level: last level.
         max_cells: largest M, where M is known only at run time.
         predictions: of the network, for "task_aligned".
-
-    Returns:
-        `Assignment` over all anchors, in the order of `anchors.grid`.
     """
     levels = range(min_level, max_level + 1)
-    most = cells.shape[1] or max_cells
+    max_cells = cells.shape[1] or max_cells
     if rules.method == "task_aligned":
         assert predictions is not None, "task_aligned needs the predictions"
         near = _candidates(cells, image_size, anchors, levels, lambda *_: np.full(2, rules.reach))
-        return _task_aligned(cells, valid, near, rules, predictions, most)
+        return _task_aligned(cells, valid, near, rules, predictions, max_cells)
     atss, threshold = rules.method == "atss", min(rules.negative_iou, rules.positive_iou)
     reach = (lambda *_: np.full(2, 2)) if atss else (lambda *shape: _reach(*shape, threshold))
     near = _candidates(cells, image_size, anchors, levels, reach)
     iou = ops.where(valid[..., None], near.iou, -1.0)
     if atss:
-        claimed, least = _atss(near, iou, rules.candidates * anchors.per_location) & valid[..., None], 0.0
+        claimed, minimum = _atss(near, iou, rules.candidates * anchors.per_location) & valid[..., None], 0.0
     else:
-        claimed, least = iou >= rules.negative_iou, rules.positive_iou
+        claimed, minimum = iou >= rules.negative_iou, rules.positive_iou
     best = ops.max(iou, axis=-1, keepdims=True)
     forced = (iou >= best) & (iou > 0) & rules.force_match
-    claims = _Claims(iou, near.anchor, claimed, forced, near.total, most)
-    positive = claims.reaching(least)
+    claims = _Claims(iou, near.anchor, claimed, forced, near.total, max_cells)
+    positive = claims.reaching(minimum)
     others = ops.where(claims.taken, int(State.IGNORE), int(State.NEGATIVE))
     state = ops.where(positive, int(State.POSITIVE), others)
     return Assignment(ops.cast(state, "int32"), claims.owner)
@@ -343,7 +315,7 @@ def _task_aligned(
     near: _Candidates,
     rules: AssignConfig,
     predictions: Predictions,
-    most: int,
+    max_cells: int,
 ) -> Assignment:
     batch, count, width = ops.shape(near.anchor)
     flat = ops.reshape(near.anchor, (batch, -1))
@@ -356,13 +328,13 @@ def _task_aligned(
     scores = ops.take_along_axis(ops.reshape(predictions.scores, (batch, -1)), place, axis=1)
     scores = ops.reshape(scores, (batch, count, width))
     metric = scores**rules.score_power * overlap**rules.iou_power
-    # A cell between all locations would go without: the nearest one stands for it.
+    # A cell between all locations would have no match: it gets the nearest one.
     allowed = near.inside & valid[..., None] & (near.covered | near.nearest)
     top, index = ops.top_k(ops.where(allowed, metric, -1.0), min(rules.candidates, sum(near.level_sizes)))
     claimed = top >= 0
     metric, overlap = ops.maximum(top, 0.0), ops.take_along_axis(overlap, index, axis=-1)
     anchor = ops.take_along_axis(near.anchor, index, axis=-1)
-    claims = _Claims(overlap, anchor, claimed, ops.zeros_like(claimed), near.total, most)
+    claims = _Claims(overlap, anchor, claimed, ops.zeros_like(claimed), near.total, max_cells)
     held = claims.held()
     strongest = ops.max(ops.where(held, metric, 0.0), axis=-1, keepdims=True)
     widest = ops.max(ops.where(held, overlap, 0.0), axis=-1, keepdims=True)

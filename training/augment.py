@@ -7,8 +7,10 @@ the same crop.
 from __future__ import annotations
 
 import tensorflow as tf
+from keras import ops
 
 from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.geometry.resample import resample_bitmaps
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.images.resize import fit_scale, pad, resize, scaled_size
@@ -28,6 +30,9 @@ def draw(
 ) -> CropParams:
     """Draw one set of augmentation parameters.
 
+    With a scale range the scale is log-uniform, so half and double are equally likely, but uniform where it
+    is relative to the fitted image.
+
     Args:
         seed: int32 `[2]`.
         short_side: scalar float32, the shorter side of the source image in pixels.
@@ -36,25 +41,18 @@ def draw(
         fitting: scalar float32, the scale at which the image just fits into the crop, where the scale range
             is relative to that (`data.resize=fit`).
         zoom: magnification that the drawn scale comes on top of.
-
-    Returns:
-        Augmentation parameters; with a scale range the scale is log-uniform, so half and double are
-        equally likely, but uniform where it is relative to the fitted image.
     """
     uniform = tf.random.stateless_uniform([9], seed)
     if config.short_sides:
-        sides = tf.constant(config.short_sides, tf.float32)
-        choice = tf.minimum(
-            tf.cast(uniform[0] * len(config.short_sides), tf.int32), len(config.short_sides) - 1
-        )
-        scale = sides[choice] / short_side
+        count = len(config.short_sides)
+        choice = tf.minimum(tf.cast(uniform[0] * count, tf.int32), count - 1)
+        scale = tf.constant(config.short_sides, tf.float32)[choice] / short_side
     elif fitting is not None:
         low, high = config.scale_range
         scale = fitting * (low + uniform[0] * (high - low))
     else:
         low, high = tf.math.log(float(config.scale_range[0])), tf.math.log(float(config.scale_range[1]))
         scale = tf.exp(low + uniform[0] * (high - low))
-    scale = scale * zoom
     no = tf.constant(False)
     turns = tf.cast(uniform[3] * 4.0, tf.int32) if config.rot90 else tf.constant(0)
     if crop_size[0] != crop_size[1]:
@@ -67,7 +65,7 @@ def draw(
     mirror_x = uniform[5] < 0.5 if config.flip else no
     low, high = config.contrast
     return CropParams(
-        scale=scale,
+        scale=scale * zoom,
         y=uniform[1],
         x=uniform[2],
         transpose=odd,
@@ -107,12 +105,11 @@ def augment(
     image = crop_image(example, window, scale, params, data)
     keep = tf.equal(example["iscrowd"], 0)
     cells = crop_cells(example, keep, window, scale, crop_size, config.min_visible)
-    image = orient_image(image, params)
     return {
-        "image": tf.ensure_shape(image, [*crop_size, data.channels]),
+        "image": tf.ensure_shape(orient(image, params, (0, 1)), [*crop_size, data.channels]),
         "boxes": orient_boxes(cells["boxes"], params, crop_size),
         "classes": cells["classes"],
-        "masks": orient_masks(cells["masks"], params),
+        "masks": orient(cells["masks"], params, (1, 2)),
         "ignored": orient_boxes(cells["ignored"], params, crop_size),
         "scale": tf.where(params.transpose, scale[::-1], scale),
         "image_id": example["image_id"],
@@ -213,8 +210,9 @@ def crop_cells(
     def with_cut_cells() -> tuple[tf.Tensor, tf.Tensor]:
         bitmaps = tf.cast(tf.gather_nd(masks, cut), tf.float32)
         outer, inner = tf.gather_nd(whole, cut), tf.gather_nd(clipped, cut)
-        tight = tighten(resample(bitmaps, outer, inner), inner)
-        rest = tf.cast(tf.round(resample(bitmaps, outer, tight)), tf.uint8)
+        size = bitmaps.shape[1]
+        tight = tighten(resample_bitmaps(bitmaps, outer, inner, size, ops), inner)
+        rest = tf.cast(tf.round(resample_bitmaps(bitmaps, outer, tight, size, ops)), tf.uint8)
         return tf.tensor_scatter_nd_update(clipped, cut, tight), tf.tensor_scatter_nd_update(masks, cut, rest)
 
     boxes, masks = tf.cond(tf.size(cut) > 0, with_cut_cells, lambda: (clipped, masks))
@@ -227,38 +225,10 @@ def crop_cells(
     }
 
 
-def resample(bitmaps: tf.Tensor, boxes: tf.Tensor, inner: tf.Tensor) -> tf.Tensor:
-    """Sample box-aligned bitmaps again over boxes inside theirs; bilinear.
-
-    Args:
-        bitmaps: float32 `[N, m, m]` over `boxes`.
-        boxes: float32 `[N, 4]` yxyx.
-        inner: float32 `[N, 4]` yxyx, inside `boxes`.
-
-    Returns:
-        float32 `[N, m, m]` over `inner`.
-    """
-    size = tf.cast(tf.shape(bitmaps)[1], tf.float32)
-    cells = tf.range(size)
-    centres = (cells + 0.5) / size
-    origin, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    # [N, 2, m]: where each new bitmap cell's centre lies, in old bitmap cells.
-    points = inner[:, :2, None] + centres * (inner[:, 2:, None] - inner[:, :2, None])
-    points = (points - origin[..., None]) / extent[..., None] * size - 0.5
-    points = tf.clip_by_value(points, 0.0, size - 1.0)
-    weights = tf.nn.relu(1.0 - tf.abs(points[..., None] - cells))
-    return tf.matmul(tf.matmul(weights[:, 0], bitmaps), weights[:, 1], transpose_b=True)
-
-
 def tighten(bitmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Return the boxes drawn in to where their bitmaps pass half coverage, between bitmap cells too.
+    """Return boxes `[N, 4]` drawn in to where their bitmaps `[N, m, m]`, 0-255, pass half coverage.
 
-    Args:
-        bitmaps: float32 `[N, m, m]`, 0-255.
-        boxes: float32 `[N, 4]` yxyx.
-
-    Returns:
-        float32 `[N, 4]`; of no extent where a bitmap holds nothing.
+    A box of whose bitmap nothing does has no extent then.
     """
     size = tf.cast(tf.shape(bitmaps)[1], tf.float32)
     profiles = tf.stack([tf.reduce_max(bitmaps, 2), tf.reduce_max(bitmaps, 1)], 1)  # [N, 2, m]
@@ -270,22 +240,16 @@ def tighten(bitmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
     return tf.where(empty[:, None], tf.concat([origin, origin], -1), tight)
 
 
-def orient_image(image: tf.Tensor, params: CropParams) -> tf.Tensor:
-    """Transpose and flip an image `[H, W, C]`."""
-    image = tf.cond(params.transpose, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-    image = tf.cond(params.flip_y, lambda: tf.reverse(image, [0]), lambda: image)
-    return tf.cond(params.flip_x, lambda: tf.reverse(image, [1]), lambda: image)
-
-
-def orient_masks(masks: tf.Tensor, params: CropParams) -> tf.Tensor:
-    """Transpose and flip bitmaps `[N, m, m]` as `orient_image` does the crop."""
-    masks = tf.cond(params.transpose, lambda: tf.transpose(masks, [0, 2, 1]), lambda: masks)
-    masks = tf.cond(params.flip_y, lambda: tf.reverse(masks, [1]), lambda: masks)
-    return tf.cond(params.flip_x, lambda: tf.reverse(masks, [2]), lambda: masks)
+def orient(array: tf.Tensor, params: CropParams, axes: tuple[int, int]) -> tf.Tensor:
+    """Transpose and flip the height and width of an array of three axes, which are its `axes`."""
+    order = (1, 0, 2) if axes == (0, 1) else (0, 2, 1)
+    array = tf.cond(params.transpose, lambda: tf.transpose(array, order), lambda: array)
+    array = tf.cond(params.flip_y, lambda: tf.reverse(array, axes[:1]), lambda: array)
+    return tf.cond(params.flip_x, lambda: tf.reverse(array, axes[1:]), lambda: array)
 
 
 def orient_boxes(boxes: tf.Tensor, params: CropParams, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Transpose and flip boxes `[N, 4]` as `orient_image` does the crop."""
+    """Transpose and flip boxes `[N, 4]` as `orient` does the crop."""
     boxes = tf.where(params.transpose, tf.gather(boxes, [1, 0, 3, 2], axis=1), boxes)
     y1, x1, y2, x2 = tf.unstack(boxes, axis=1)
     y1, y2 = tf.where(params.flip_y, crop_size[0] - y2, y1), tf.where(params.flip_y, crop_size[0] - y1, y2)

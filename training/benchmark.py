@@ -9,6 +9,7 @@ same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 from effdet_tf.commands.parser import Parser, exit_code
 from effdet_tf.data.livecell_names import CELL_TYPES, COUNTED, SIZE_SPLITS
-from effdet_tf.data.record import read_manifest
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from training import evaluate
@@ -34,9 +35,8 @@ from training.benchmark_tables import (
 from training.steps import convert, run_step
 
 EXPERIMENTS = ("wide", "single-type", "transfer", "size", "counts")
-SHARES = {int(name.removeprefix("train").removesuffix("percent")): name for name in SIZE_SPLITS} | {
-    100: "train"
-}
+SHARES = {int(name.removeprefix("train").removesuffix("percent")): name for name in SIZE_SPLITS}
+SHARES |= {100: "train"}
 SUITE_FILE = "suite.json"
 Report = dict[str, Any]
 
@@ -54,9 +54,6 @@ class Suite:
             out: gets `data/`, `runs/`, `results/`, and a table for each experiment.
             training: words for `training.main`: preset, length, settings.
             types: the cell types of the single-type experiments.
-
-        Raises:
-            UserError: when `out` holds a suite of another source or of other trainings.
         """
         self.source, self.out, self.training, self.types = source, out, list(training), tuple(types)
         settings = {"source": str(source.resolve()), "training": self.training}
@@ -87,7 +84,7 @@ class Suite:
             run_step("training.main", training_main.main, [*data, *self.training, "--out", run])
         return run
 
-    def judge(self, run: Path, data: Path) -> Report:
+    def evaluate(self, run: Path, data: Path) -> Report:
         """The report of a run on converted images."""
         path = self.out / "results" / f"{run.name}-on-{data.name}.json"
         if not path.exists():
@@ -96,23 +93,22 @@ class Suite:
 
     def wide(self) -> str:
         """One network for all types."""
-        return wide_table(self.judge(self.train(), self.data("test")))
+        return wide_table(self.evaluate(self.train(), self.data("test")))
 
     def single_type(self) -> str:
         """A network for each type, on its own test images."""
-        return single_table(
-            {name: self.judge(self.train("train", name), self.data("test", name)) for name in self.types}
-        )
+        return single_table({name: self._report(name, name) for name in self.types})
+
+    def _report(self, trained: str, tested: str) -> Report:
+        """Of the network for one type on the test images of another."""
+        return self.evaluate(self.train("train", trained), self.data("test", tested))
 
     def transfer(self) -> str:
         """The networks of `single_type` on the test images of every type."""
         from training.benchmark_plots import draw_transfer
 
-        reports = {
-            (trained, tested): self.judge(self.train("train", trained), self.data("test", tested))
-            for trained in self.types
-            for tested in self.types
-        }
+        pairs = itertools.product(self.types, self.types)
+        reports = {(trained, tested): self._report(trained, tested) for trained, tested in pairs}
         matrix = transfer_matrix(reports, self.types)
         draw_transfer(matrix, self.types, self.out / "transfer.png")
         return transfer_table(matrix, self.types)
@@ -123,14 +119,12 @@ class Suite:
 
         reports, sizes, scores = {}, {}, {}
         for share, split in SHARES.items():
-            manifest = read_manifest(self.data(split))
+            manifest = load_manifest(self.data(split))
             sizes[share] = (manifest.images, manifest.cells)
-            reports[share] = self.judge(self.train(split), self.data("test"))
+            reports[share] = self.evaluate(self.train(split), self.data("test"))
             group = reports[share]["livecell"]["all"]
-            scores[share] = tuple(
-                float("nan") if group.get(kind, {}).get("AP") is None else group[kind]["AP"]
-                for kind in ("bbox", "segm")
-            )
+            found = [group.get(kind, {}).get("AP") for kind in ("bbox", "segm")]
+            scores[share] = tuple(float("nan") if value is None else value for value in found)
         draw_sizes(scores, self.out / "size.png")
         return size_table(reports, sizes)
 
@@ -149,11 +143,7 @@ class Suite:
         return count_table(result)
 
     def _count(self, name: str) -> list[dict[str, Any]]:
-        """Image, marked nuclei and found cells, image by image.
-
-        Raises:
-            UserError: when the counts or an image are missing.
-        """
+        """Image, marked nuclei and found cells, image by image."""
         from tqdm import tqdm
 
         import effdet_tf
@@ -213,27 +203,15 @@ def build_parser() -> Parser:
         ],
         epilog="Every further option goes to training.main.",
     )
-    parser.add_argument("dataset", choices=("livecell",))
-    parser.add_argument(
-        "--experiment",
-        choices=EXPERIMENTS,
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help=", ".join(EXPERIMENTS),
-    )
-    parser.add_argument(
-        "--source", type=Path, required=True, help="LIVECell, as `effdet_tf download` brings it"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of data, runs, results and tables")
-    parser.add_argument(
-        "--types",
-        nargs="+",
-        choices=CELL_TYPES,
-        metavar="TYPE",
-        default=list(CELL_TYPES),
-        help=f"for the single-type experiments: {', '.join(CELL_TYPES)} (default: all eight)",
-    )
+    add, needed = parser.add_argument, {"type": Path, "required": True}
+    several = {"choices": EXPERIMENTS, "nargs": "+", "required": True, "metavar": "NAME"}
+    add("dataset", choices=("livecell",))
+    add("--experiment", help=", ".join(EXPERIMENTS), **several)
+    add("--source", help="LIVECell, as `effdet_tf download` brings it", **needed)
+    add("--out", help="folder of data, runs, results and tables", **needed)
+    types = {"nargs": "+", "choices": CELL_TYPES, "metavar": "TYPE", "default": list(CELL_TYPES)}
+    names = f"for the single-type experiments: {', '.join(CELL_TYPES)} (default: all eight)"
+    add("--types", help=names, **types)
     return parser
 
 

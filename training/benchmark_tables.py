@@ -79,16 +79,9 @@ def transfer_table(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def size_table(reports: Mapping[int, Mapping[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> str:
-    """Networks trained on a share of the images, each on the whole test set.
-
-    Args:
-        reports: by share in %.
-        sizes: images and cells trained on, by share.
-    """
-    lines = [
-        "| share, % | images | cells | box AP / AP50 | mask AP / AP50 | AFNR, mask |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Networks trained on a share of the images, %, each on the whole test set; `sizes`: images, cells."""
+    lines = ["| share, % | images | cells | box AP / AP50 | mask AP / AP50 | AFNR, mask |"]
+    lines.append("|---|---|---|---|---|---|")
     for share, report in reports.items():
         images, cells = sizes[share]
         row = figures(report["livecell"]["all"])[2:]
@@ -99,12 +92,8 @@ def size_table(reports: Mapping[int, Mapping[str, Any]], sizes: Mapping[int, tup
 def count_figures(found: Sequence[int], marked: Sequence[int]) -> dict[str, float]:
     """How well counts agree, over the images.
 
-    `mean_error` is the mean absolute difference, `r2` the coefficient of determination of found = marked,
-    `r2_line` that of the best line (the squared correlation).
-
-    Args:
-        found: cells that the network found.
-        marked: nuclei that the fluorescent marker shows.
+    `mean_error` is the mean absolute difference of found cells and marked nuclei, `r2` the coefficient of
+    determination of found = marked, `r2_line` that of the best line (the squared correlation).
     """
     x, y = np.asarray(marked, np.float64), np.asarray(found, np.float64)
     spread = float(((y - y.mean()) ** 2).sum())

@@ -58,10 +58,9 @@ class CropProcesses:
             self._pool.submit(os.getpid).result()  # all are forked with the first task
 
     def submit(self, numbers: np.ndarray, seeds: np.ndarray) -> Callable[[], Batch]:
-        """Let a process make a batch; at most `count + 2` may be under way.
+        """Let a process make a batch, of which at most `count + 2` may be under way; gives what waits for it.
 
-        Returns:
-            What waits for the batch and returns it; it raises UserError when a process was killed.
+        That raises a UserError when a process was killed.
         """
         slot = self._free.popleft()
         future = self._pool.submit(_work, slot, numbers, seeds)

@@ -37,16 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_demo(options: argparse.Namespace) -> None:
     """Make the data, train, evaluate and predict; what is already there is not made again.
 
-    Args:
-        options: of `add_options`, and the `command` that they were given to.
+    `options` are those of `add_options`, and the `command` that they were given to.
 
     Raises:
         UserError: for a wrong setting, when a step fails, or in a cluster.
     """
     if os.environ.get("TF_CONFIG"):
-        raise UserError(
-            "TF_CONFIG names a cluster; the demo is for one process: give --data, or unset TF_CONFIG"
-        )
+        advice = "the demo is for one process: give --data, or unset TF_CONFIG"
+        raise UserError(f"TF_CONFIG names a cluster; {advice}")
     wanted_config(options)  # fail early, before the data are made
     out = options.out = options.out or Path("runs/demo")
     source, data, found = out / "images", out / "data", out / "predictions"

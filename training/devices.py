@@ -73,19 +73,14 @@ def make_strategy(devices: str) -> tf.distribute.Strategy:
 
 
 def _split_cpu(parts: int) -> int:
-    """Make logical CPU devices; returns their number.
-
-    Raises:
-        UserError: when TensorFlow was at work before.
-    """
+    """Make logical CPU devices; returns their number."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     if len(tf.config.get_logical_device_configuration(cpu) or []) != parts:
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * parts)
         except RuntimeError:
-            raise UserError(
-                f"--devices {parts}: TensorFlow is at work already; start a new process"
-            ) from None
+            reason = "TensorFlow is at work already; start a new process"
+            raise UserError(f"--devices {parts}: {reason}") from None
     return parts
 
 
@@ -132,11 +127,8 @@ def own_part(batch: dict[str, tf.Tensor], replicas: int) -> dict[str, tf.Tensor]
     context = tf.distribute.get_replica_context()
     with tf.device("CPU:0"):
         number = context.replica_id_in_sync_group % replicas
-        result = {}
-        for name, value in batch.items():
-            share = tf.shape(value)[0] // replicas
-            result[name] = value[number * share : (number + 1) * share]
-    return result
+        share = tf.shape(batch["image"])[0] // replicas
+        return {name: value[number * share : (number + 1) * share] for name, value in batch.items()}
 
 
 def total(values: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share, with_views
-from effdet_tf.data.record import read_manifest
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.files import write_json
 from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
 from effdet_tf.metrics.instances import image_instances, unknown_image
@@ -25,6 +25,15 @@ from effdet_tf.runs import MODELS, find_run
 from training.prediction_files import PredictionFile, prediction_writer
 
 BEST = "best"
+_HELP = {
+    "run": "folder of a trained network, or cells: the network that comes with the package",
+    "out": "report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
+    "network's predictions and a page with charts and pictures go beside it",
+    "score": "minimum score of a cell, or best: the one that is best on these very images, an upper bound "
+    "(default: the one that the network was saved with; best for --predictions)",
+    "coco": "score by COCO's own protocol, class by class, too (default: for a network that tells classes "
+    "apart)",
+}
 
 
 def evaluate_file(
@@ -43,7 +52,7 @@ def evaluate_file(
         UserError: for a file that is no COCO results list, or does not fit the images.
     """
     predictions = PredictionFile(path)
-    evaluator = Evaluator(read_manifest(data_dir).categories, score_threshold, coco=bool(coco))
+    evaluator = Evaluator(load_manifest(data_dir).categories, score_threshold, coco=bool(coco))
     images = 0
     for truth in annotated_images(data_dir, limit):
         images += 1
@@ -77,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
             settings["score_threshold"] = None
         predictor = with_views(predictor, options)
         class_mismatch = CocoPredictions(
-            predictor.class_names, read_manifest(options.data).categories, options.data
+            predictor.class_names, load_manifest(options.data).categories, options.data
         ).class_mismatch
         if class_mismatch and options.coco is None and not predictor.per_class:
             print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
@@ -94,7 +103,7 @@ def _run(options: argparse.Namespace) -> None:
             scratch = stack.enter_context(FoundScratch(settings["score_threshold"]))
             writers.append(scratch.add)
         if found is not None:
-            writers.append(stack.enter_context(prediction_writer(found)).write)
+            writers.append(stack.enter_context(prediction_writer(found)))
 
         def keep(entries: Entries) -> None:
             for write in writers:
@@ -142,32 +151,14 @@ def build_parser() -> Parser:
             ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
         ],
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--run", help="folder of a trained network, or cells: the network that comes with the package"
-    )
+    what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    what.add_argument("--run", help=_HELP["run"])
     what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
-    parser.add_argument("--data", type=Path, required=True, help="folder of converted, annotated images")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
-        "network's predictions and a page with charts and pictures go beside it",
-    )
-    parser.add_argument("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
-    parser.add_argument(
-        "--score",
-        type=_score,
-        metavar="X",
-        help="least score of a cell, or best: the one that is best on these very images, an upper bound "
-        "(default: the one that the network was saved with; best for --predictions)",
-    )
-    parser.add_argument(
-        "--coco",
-        action=argparse.BooleanOptionalAction,
-        help="score by COCO's own protocol, class by class, too (default: for a network that tells classes "
-        "apart)",
-    )
+    add("--data", type=Path, required=True, help="folder of converted, annotated images")
+    add("--out", type=Path, help=_HELP["out"])
+    add("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
+    add("--score", type=_score, metavar="X", help=_HELP["score"])
+    add("--coco", action=argparse.BooleanOptionalAction, help=_HELP["coco"])
     add_view_options(parser)
     return parser
 

@@ -29,7 +29,7 @@ BACKEND = "jax"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     return training_exit_code(lambda: train(options))
 
 
@@ -55,11 +55,9 @@ def train(options: argparse.Namespace) -> None:
         workers = crop_workers(options.workers, device.platform != "cpu")
         trainer = JaxTrainer(config, data, folder, options.strict, workers)
         trainer.announce()
-        hands = f"{workers} processes make" if workers else "threads make"
-        print(
-            f"JAX {jax.__version__} on {device.device_kind}; {hands} the crops; "
-            "the first step is compiled, for minutes"
-        )
+        makers = f"{workers} processes" if workers else "threads"
+        place = f"JAX {jax.__version__} on {device.device_kind}"
+        print(f"{place}; {makers} make the crops; the first step is compiled, for minutes")
         trainer.run()
     print(
         "done; the weights of the last step are kept. Evaluate them where TensorFlow is installed: "
@@ -119,10 +117,6 @@ def build_parser() -> Parser:
     )
     parser.set_defaults(out=Path("runs/jax"))
     return parser
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    return build_parser().parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,7 @@ State = dict[str, list[jax.Array]]
 
 
 def make_loss(config: Config, network: Network) -> Any:
-    """Return the loss as a pure function, for `jax.value_and_grad(..., has_aux=True)`.
-
-    Args:
-        config: everything.
-        network: built; its variables are read for their places only.
+    """Return the loss of a network, built, as a pure function for `jax.value_and_grad(..., has_aux=True)`.
 
     Returns:
         A function of (trainable, others, batch, step number) -> (total loss, (figures float32 `[6]`, others
@@ -57,12 +53,7 @@ def untrained(network: Network) -> list[Any]:
 
 
 def make_step(config: Config, network: Network, optimizer: Any) -> Any:
-    """Compile one training step.
-
-    Args:
-        config: everything.
-        network: its variables give the places of the state's arrays.
-        optimizer: built for the network.
+    """Compile one training step of a network with an optimizer built for it.
 
     Returns:
         A function of (state, batch, step int32, rate float32) -> (state, `FIGURES` float32 `[7]`). The state
@@ -89,9 +80,8 @@ def make_step(config: Config, network: Network, optimizer: Any) -> Any:
         done = jnp.asarray(number, jnp.float32)
         keep = jnp.minimum(config.train.ema, (1 + done) / (10 + done))
         values = [*weights, *rest]
-        average = [
-            mean + (values[k] - mean) * (1 - keep) for k, mean in zip(floats, state["average"], strict=True)
-        ]
+        pairs = zip(floats, state["average"], strict=True)
+        average = [mean + (values[k] - mean) * (1 - keep) for k, mean in pairs]
         after = {"trainable": weights, "others": rest, "optimizer": settings, "average": average}
         return after, jnp.append(figures, norm)
 
@@ -106,18 +96,7 @@ class JaxTrainer(Run):
     def __init__(
         self, config: Config, store: PackedSet, folder: Path, strict: bool = False, workers: int = 0
     ) -> None:
-        """Build the network, and pick up a saved state or the weights that `train.init` names.
-
-        Args:
-            config: resolved: classes, anchors and max_instances fit the data.
-            store: the training images.
-            folder: the run folder.
-            strict: refuse start weights that do not fill the parts of the network that they cover.
-            workers: processes that make crops; 0 for threads of this one.
-
-        Raises:
-            UserError: when the folder's state belongs to another network, or the start weights do not fit.
-        """
+        """As `Run`; `workers` processes make crops, with 0 threads of this one do."""
         super().__init__(config, store, folder, strict)
         self.workers = workers
         self.step_function = make_step(config, self.network, self.optimizer)
@@ -142,17 +121,9 @@ class JaxTrainer(Run):
         }
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        config = self.config
-        return training_batches(
-            self.store,
-            config.data,
-            config.augment,
-            config.train.batch,
-            config.train.seed,
-            self.epoch,
-            self.epoch_step,
-            processes=self.workers,
-        )
+        data, augment, train = self.config.data, self.config.augment, self.config.train
+        place = (train.batch, train.seed, self.epoch, self.epoch_step)
+        return training_batches(self.store, data, augment, *place, processes=self.workers)
 
     def _train(self, batch: dict[str, np.ndarray], number: int, rate: float) -> jax.Array:
         fed = {name: batch[name] for name in FED}

@@ -12,21 +12,11 @@ from typing import Any
 
 from effdet_tf.files import locked, write_json
 from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE
-from training.options import (
-    chosen_settings,
-    for_devices,
-    open_run,
-    resolve,
-    set_precision,
-    wanted_config,
-)
+from training.options import chosen_settings, for_devices, open_run, resolve, set_precision, wanted_config
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train as the options say, evaluate at the end, print the metrics and write the report.
-
-    Args:
-        options: of `training.main`, with `data` and `out`.
+    """Train as the options of `training.main` say, evaluate at the end, print metrics and write the report.
 
     Raises:
         UserError: for unusable data or settings.
@@ -36,14 +26,14 @@ def train(options: argparse.Namespace) -> None:
 
     strategy = make_strategy(options.devices)  # before TensorFlow does anything else
     config = for_devices(config, strategy.num_replicas_in_sync, chosen_settings(options), options.out)
-    from effdet_tf.data.manifest import refuse_pseudo
-    from effdet_tf.data.record import read_manifest, shard_paths
+    from effdet_tf.data.manifest import load_manifest, refuse_pseudo
+    from effdet_tf.data.record import shard_paths
     from effdet_tf.data.store import RecordStore
 
     if options.val:
         # Fail early: not after the first epoch.
         shard_paths(options.val)
-        refuse_pseudo(options.val, read_manifest(options.val), "validate on annotated images")
+        refuse_pseudo(options.val, load_manifest(options.val), "validate on annotated images")
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
     config = resolve(config, store)
     first = (cluster_task() or (0, 1))[0] == 0
@@ -66,28 +56,25 @@ def train(options: argparse.Namespace) -> None:
             from effdet_tf.report.inventory import describe_work
 
             work = describe_work(options.command, time.monotonic() - began)
-            work |= {
-                "data": [str(folder) for folder in options.data],
-                "validation": None if options.val is None else str(options.val),
-            }
+            work["data"] = [str(folder) for folder in options.data]
+            work["validation"] = None if options.val is None else str(options.val)
             write_json(options.out / ABOUT_FILE, work)
         _conclude(options, trainer.report)
 
 
 def _warn(data: Sequence[Path], val: Path | None) -> None:
     """Warn of validation images that are missing, trained on too, or of other classes."""
-    from effdet_tf.data.record import read_manifest
+    from effdet_tf.data.manifest import load_manifest
 
     if val is None:
         told = "no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"
     else:
-        manifest = read_manifest(val)
-        learned = [read_manifest(folder) for folder in data]
+        manifest = load_manifest(val)
+        learned = [load_manifest(folder) for folder in data]
         shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
         classes = {name for own in learned for name in own.class_names}
-        if any(val.resolve() == folder.resolve() for folder in data) or any(
-            shard["sha256"] in shards for shard in manifest.shards
-        ):
+        same = any(val.resolve() == folder.resolve() for folder in data)
+        if same or any(shard["sha256"] in shards for shard in manifest.shards):
             told = f"--val {val}: is trained on as well, so its metrics say nothing of new images"
         elif classes.isdisjoint(manifest.class_names):
             told = (

@@ -15,7 +15,7 @@ from effdet_tf.geometry import boxes as box_ops
 from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.model import anchors as anchor_ops
 from effdet_tf.model.mask_head import MaskHead
-from training.assignment import Predictions, State, assign, leave_out
+from training.assignment import Assignment, Predictions, State, assign, leave_out
 from training.mask_targets import mask_targets, sample_instances
 
 
@@ -25,13 +25,9 @@ def sigmoid_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def focal(labels: Tensor, logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017), elementwise.
+    """Focal loss (Lin et al., ICCV 2017), elementwise, of labels 0 or 1.
 
-    Args:
-        labels: `[...]` float32, 0 or 1.
-        logits: `[...]`.
-        alpha: weight of the ones; the zeros get 1 - alpha.
-        gamma: exponent of the error.
+    `alpha` is the weight of the ones, 1 - alpha that of the zeros; `gamma` is the exponent of the error.
     """
     probability = ops.sigmoid(logits)
     error = labels * (1 - probability) + (1 - labels) * probability
@@ -40,12 +36,9 @@ def focal(labels: Tensor, logits: Tensor, alpha: float, gamma: float) -> Tensor:
 
 
 def quality_focal(labels: Tensor, logits: Tensor, gamma: float) -> Tensor:
-    """Quality focal loss (Li et al., NeurIPS 2020), elementwise.
+    """Quality focal loss (Li et al., NeurIPS 2020), elementwise; `gamma` is the exponent of the error.
 
-    Args:
-        labels: `[...]` float32 in 0..1: the IoU of the predicted box, 0 for the background.
-        logits: `[...]`.
-        gamma: exponent of the error.
+    Labels, 0..1, are the IoU of the predicted box, 0 for the background.
     """
     return ops.abs(labels - ops.sigmoid(logits)) ** gamma * sigmoid_cross_entropy(labels, logits)
 
@@ -80,24 +73,22 @@ def _mask_term(
     head: MaskHead,
     outputs: dict[str, Tensor],
     batch: dict[str, Tensor],
-    assignment: Any,
+    assignment: Assignment,
     step: Tensor,
     first: Any,
 ) -> tuple[Tensor, Tensor]:
     """Summed mask loss of the sampled instances, and how many there were."""
-    index, weight = sample_instances(
-        assignment, ops.shape(batch["boxes"])[1], config.model.mask.samples, step, first
-    )
+    cells = ops.shape(batch["boxes"])[1]
+    index, weight = sample_instances(assignment, cells, config.model.mask.samples, step, first)
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
     bitmaps = ops.take_along_axis(batch["masks"], cell[..., None, None], axis=1)
     location = index // config.anchors.per_location
-    codes = ops.take_along_axis(outputs["codes"], location[..., None], axis=1)
+    embeddings = ops.take_along_axis(outputs["codes"], location[..., None], axis=1)
     crops = head.crop_boxes(jitter(boxes, index, step))
-    logits = head(outputs["mask_feature"], codes, crops)
+    logits = head(outputs["mask_feature"], embeddings, crops)
     labels = mask_targets(bitmaps, boxes, crops, config.model.mask.size)
-    entropy = ops.mean(sigmoid_cross_entropy(labels, logits), axis=(-2, -1))
-    term = entropy
+    term = ops.mean(sigmoid_cross_entropy(labels, logits), axis=(-2, -1))
     if config.loss.mask_dice:
         term = term + config.loss.mask_dice * dice(labels, ops.sigmoid(logits))
     return ops.sum(term * weight), ops.sum(weight)
@@ -151,11 +142,11 @@ def detection_losses(
     anchors = ops.concatenate(anchor_ops.grid(*size, config.anchors, *levels), axis=0)[None]
     deltas, logits = (ops.cast(outputs[name], "float32") for name in ("box_deltas", "class_logits"))
     boxes = box_ops.decode(deltas, anchors, config.anchors.code)
-    seen = None
+    predictions = None
     if config.assign.method == "task_aligned":
-        seen = Predictions(ops.stop_gradient(boxes), ops.stop_gradient(ops.sigmoid(logits)), classes)
+        predictions = Predictions(ops.stop_gradient(boxes), ops.stop_gradient(ops.sigmoid(logits)), classes)
     rules = (config.anchors, config.assign, *levels, config.data.max_instances)
-    assignment = assign(cells, classes >= 0, size, *rules, predictions=seen)
+    assignment = assign(cells, classes >= 0, size, *rules, predictions=predictions)
     positive = assignment.state == int(State.POSITIVE)
     matched_boxes = ops.take_along_axis(cells, assignment.matched[..., None], axis=1)
     matched_classes = ops.take_along_axis(classes, assignment.matched, axis=1)
@@ -193,27 +184,15 @@ def _class_loss(config: Config, logits: Tensor, matched_classes: Tensor, quality
 def combine(
     config: Config, sums: dict[str, Tensor], positives: Tensor, instances: Tensor
 ) -> dict[str, Tensor]:
-    """Divide the sums by the GLOBAL counts and weigh them.
+    """`class`, `box` and `mask` divided by the GLOBAL counts, and their weighted `total`.
 
     Args:
         config: loss weights.
         sums: of `detection_losses`, on this replica.
         positives: over all replicas; 0 is taken as 1.
         instances: likewise.
-
-    Returns:
-        `class`, `box`, `mask` and their weighted `total`.
     """
-    positives, instances = ops.maximum(positives, 1.0), ops.maximum(instances, 1.0)
-    weights = config.loss
-    terms = {
-        "class": sums["class"] / positives,
-        "box": sums["box"] / positives,
-        "mask": sums["mask"] / instances,
-    }
-    terms["total"] = (
-        weights.class_weight * terms["class"]
-        + weights.box_weight * terms["box"]
-        + weights.mask_weight * terms["mask"]
-    )
-    return terms
+    counts = {"class": positives, "box": positives, "mask": instances}
+    terms = {name: sums[name] / ops.maximum(count, 1.0) for name, count in counts.items()}
+    classes, boxes, masks = (getattr(config.loss, f"{name}_weight") * terms[name] for name in counts)
+    return terms | {"total": classes + boxes + masks}

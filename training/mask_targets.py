@@ -17,7 +17,7 @@ def sample_instances(
 ) -> tuple[Tensor, Tensor]:
     """Choose which instances train the mask head: at most one anchor a cell, at random.
 
-    By cell, not by anchor, so that large cells with many anchors do not crowd out small ones. What is drawn
+    By cell, not by anchor, so that large cells with many anchors do not crowd out small ones. What is chosen
     for an image depends on its place in the whole batch, not on the part of it that this device holds, nor
     on how far its cells are padded.
 
@@ -25,7 +25,7 @@ def sample_instances(
         assignment: of the batch, `[B, A]`.
         cells: padded number of cells M, an int or a scalar int tensor.
         samples: wanted per image.
-        step: int32 scalar; another step draws others, the same step the same.
+        step: int32 scalar; another step chooses others, the same step the same.
         first: place of the first image in the whole batch, where several devices share it.
 
     Returns:
@@ -33,30 +33,30 @@ def sample_instances(
     """
     batch, total = ops.shape(assignment.state)
 
-    # A multiplicative hash in place of a random generator: it needs no state, so a resumed run
-    # draws what the first one would have drawn.
+    # A multiplicative hash in place of a random generator: it needs no state, so a resumed run chooses as
+    # the first one would have done.
     def mix(value: Tensor) -> Tensor:
         value = value * np.int32(1664525) + np.int32(1013904223)
         return ops.bitwise_and(value ^ ops.right_shift(value, 13), np.int32(2**31 - 1))
 
-    def draw(count: Any, stride: Any, salt: int) -> Tensor:
+    def random(count: Any, stride: Any, salt: int) -> Tensor:
         image = ops.arange(batch, dtype="int32")[:, None] + first
         order = image * stride + ops.arange(count, dtype="int32")
         return mix(mix(order) ^ mix(ops.cast(step, "int32") + salt))
 
-    priority = draw(total, total, 0)
+    priority = random(total, total, 0)
     positive = assignment.state == int(State.POSITIVE)
     segment = assignment.matched + ops.arange(batch, dtype="int32")[:, None] * cells
     flat = (batch * total,)
     key = ops.reshape(ops.where(positive, priority, -1), flat)
     segment = ops.reshape(segment, flat)
     best = ops.segment_max(key, segment, num_segments=batch * cells)
-    winner = (key >= 0) & (key == ops.take(best, segment))
+    chosen = (key >= 0) & (key == ops.take(best, segment))
     index = ops.broadcast_to(ops.arange(total, dtype="int32")[None], (batch, total))
-    anchor = ops.where(winner, ops.reshape(index, flat), -1)
+    anchor = ops.where(chosen, ops.reshape(index, flat), -1)
     anchor = ops.reshape(ops.segment_max(anchor, segment, num_segments=batch * cells), (batch, cells))
-    # Cells are drawn anew: the best of many anchors would nearly always beat the one of a small cell.
-    rank = ops.where(anchor >= 0, draw(cells, 2**16, 2**30), -1)
+    # Cells get new numbers: the best of many anchors would nearly always beat the one of a small cell.
+    rank = ops.where(anchor >= 0, random(cells, 2**16, 2**30), -1)
     room = ((0, 0), (0, samples))  # so that there are `samples` to take even from fewer cells
     anchor, rank = ops.pad(anchor, room), ops.pad(rank, room, constant_values=-1)
     top, chosen = ops.top_k(rank, samples)

@@ -1,7 +1,7 @@
 """Random scale, crop, flip, turn and intensity of one image and its cells, in numpy alone.
 
-The same crops as `training.augment` makes in TensorFlow, as a test holds; only chance is drawn from
-another generator. `augment` there explains the choices.
+The same crops as `training.augment` makes in TensorFlow, as a test holds; only the random numbers are those
+of another generator. `augment` there explains the choices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.config import AugmentConfig, DataConfig
-from effdet_tf.geometry.resample import resize
+from effdet_tf.geometry.resample import resample_bitmaps, resize
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from training.crop_params import CropParams
@@ -164,9 +164,8 @@ def crop_cells(
         crop_size: int `[2]`.
         min_visible: share of the box area in [0, 1].
     """
-    frame = np.tile(crop_size, 2).astype(np.float32)
     whole = (example["boxes"] - np.tile(start, 2).astype(np.float32)) * np.tile(scale, 2)
-    clipped = np.clip(whole, 0, frame)
+    clipped = np.clip(whole, 0, np.tile(crop_size, 2).astype(np.float32))
     sides = clipped[:, 2:] - clipped[:, :2]
     visible = sides.prod(-1) >= np.float32(min_visible) * (whole[:, 2:] - whole[:, :2]).prod(-1)
     shown, cell = (sides >= _MIN_SIDE).all(-1), (example["iscrowd"] == 0) & visible
@@ -176,23 +175,11 @@ def crop_cells(
     cut = np.flatnonzero((whole != boxes).any(-1))
     if len(cut):
         bitmaps, outer, inner = masks[cut].astype(np.float32), whole[cut], boxes[cut]
-        tight = tighten(resample(bitmaps, outer, inner), inner)
-        boxes[cut], masks[cut] = tight, np.rint(resample(bitmaps, outer, tight)).astype(np.uint8)
+        tight = tighten(resample_bitmaps(bitmaps, outer, inner, masks.shape[1]), inner)
+        rest = resample_bitmaps(bitmaps, outer, tight, masks.shape[1])
+        boxes[cut], masks[cut] = tight, np.rint(rest).astype(np.uint8)
     left = (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(-1)
     return boxes[left], classes[left], masks[left], ignored
-
-
-def resample(bitmaps: np.ndarray, boxes: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Sample bitmaps over `boxes` again over boxes inside theirs, bilinear: float32 `[N, m, m]`."""
-    size = np.float32(bitmaps.shape[1])
-    cells = np.arange(bitmaps.shape[1], dtype=np.float32)
-    centres = (cells + np.float32(0.5)) / size
-    origin, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    points = inner[:, :2, None] + centres * (inner[:, 2:, None] - inner[:, :2, None])
-    points = (points - origin[..., None]) / extent[..., None] * size - np.float32(0.5)
-    points = np.clip(points, 0, size - 1)
-    weights = np.maximum(1 - np.abs(points[..., None] - cells), 0)  # [N, 2, m, m]
-    return weights[:, 0] @ bitmaps @ weights[:, 1].swapaxes(1, 2)
 
 
 def tighten(bitmaps: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -11,28 +11,23 @@ from effdet_tf.config import Config
 
 def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
     """AdamW, or SGD with momentum .9; weight decay spares biases and batch norm."""
-    settings = config.train
-    if settings.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+    rates = {"learning_rate": config.train.learning_rate, "weight_decay": config.train.weight_decay}
+    if config.train.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(**rates)
     else:
-        optimizer = keras.optimizers.SGD(
-            settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
-        )
+        optimizer = keras.optimizers.SGD(momentum=0.9, **rates)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "base", "weight_"])
     return optimizer
 
 
 def learning_rate(progress: float, peak: float, warmup: float, floor: float = 0.01) -> float:
-    """Linear warm-up, then a cosine down (Loshchilov and Hutter, SGDR, 2017).
+    """The rate for the next step: linear warm-up, then a cosine (Loshchilov and Hutter, SGDR, 2017).
 
     Args:
         progress: share of the training that is done, 0..1; steps or time, as the run is limited.
         peak: highest rate.
         warmup: share of the training that the rise takes.
         floor: last rate as a share of the peak.
-
-    Returns:
-        The rate for the next step.
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:

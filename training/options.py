@@ -19,62 +19,37 @@ from effdet_tf.runs import CONFIG_FILE, find_run
 DEFAULT_PRESET = "cells-lite0"
 # Settings that a resumed run may change: they do not touch what was learned so far.
 FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes")
+_INIT = """weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` wrote, or
+a checkpoint that it takes; whatever fits is loaded, and a table says what was not"""
 
 
 class TrainingImages(Protocol):
-    """What the configuration takes from the training data.
-
-    Attributes:
-        class_names: names of the classes.
-        category_ids: their ids in the source.
-        max_cells: cells in the fullest image.
-        cell_sizes: float `[N, 2]`, height and width of a sample of the cells, px.
-        masks: False when cells are annotated by boxes alone.
-    """
+    """What the configuration takes from the training data."""
 
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    max_cells: int
-    cell_sizes: np.ndarray
-    masks: bool
+    category_ids: tuple[int, ...]  # of the classes in the source
+    max_cells: int  # in the fullest image
+    cell_sizes: np.ndarray  # float [N, 2], height and width of a sample of the cells, px
+    masks: bool  # False when cells are annotated by boxes alone
 
 
 def add_options(parser: argparse.ArgumentParser, default_out: str) -> None:
-    """Add the options that every training command has: network, length, run folder, settings.
-
-    Args:
-        parser: of the command.
-        default_out: the run folder without --out, for the help text.
-    """
-    network = parser.add_mutually_exclusive_group()
-    network.add_argument(
-        "--preset",
-        help=f"one of {', '.join(PRESETS)} (default: the network of the run that --init names, else "
-        f"{DEFAULT_PRESET})",
-    )
+    """Add the options that every training command has; `default_out` is the run folder without --out."""
+    network, length = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    add = parser.add_argument
+    default = f"the network of the run that --init names, else {DEFAULT_PRESET}"
+    network.add_argument("--preset", help=f"one of {', '.join(PRESETS)} (default: {default})")
     network.add_argument("--config", type=Path, help="YAML file in place of a preset")
-    length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive(int), help="passes over the data")
-    length.add_argument(
-        "--minutes", type=positive(float), help="train this long instead; validation included"
-    )
-    parser.add_argument("--batch", type=positive(int), help="crops in a step")
-    parser.add_argument(
-        "--init",
-        metavar="SOURCE",
-        help="weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` "
-        "wrote, or a checkpoint that it takes; whatever fits is loaded, and a table says what was not",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="with --init: refuse weights of which something does not fit"
-    )
-    parser.add_argument("--out", type=Path, help=f"run folder (default: {default_out})")
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="KEY=VALUE",
-        help="any setting, for example train.learning_rate=5e-4",
-    )
+    minutes = "train this long instead; validation included"
+    length.add_argument("--minutes", type=positive(float), help=minutes)
+    add("--batch", type=positive(int), help="crops in a step")
+    add("--init", metavar="SOURCE", help=_INIT)
+    strict = "with --init: refuse weights of which something does not fit"
+    add("--strict", action="store_true", help=strict)
+    add("--out", type=Path, help=f"run folder (default: {default_out})")
+    example = "any setting, for example train.learning_rate=5e-4"
+    add("--set", action="append", metavar="KEY=VALUE", help=example)
 
 
 def training_exit_code(command: Callable[[], None]) -> int:
@@ -152,11 +127,7 @@ def for_devices(config: Config, devices: int, chosen: Collection[str], run: Path
 
 
 def _starting_point(options: argparse.Namespace) -> Config:
-    """The configuration before any setting: of a file, a preset, or the run that is to be trained on.
-
-    Raises:
-        UserError: for an unknown preset, or a file that holds no configuration.
-    """
+    """The configuration before any setting: of a file, a preset, or the run that is to be trained on."""
     if options.config:
         return load_config(options.config)
     run = find_run(options.init) if options.init and options.preset is None else None
@@ -184,10 +155,8 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         )
     config = config.replace(class_names=tuple(data.class_names), category_ids=tuple(data.category_ids))
     if config.model.mask.enabled and not data.masks:
-        raise UserError(
-            "the training data have boxes only, so no masks can be learned; "
-            "add --set model.mask.enabled=false"
-        )
+        advice = "add --set model.mask.enabled=false"
+        raise UserError(f"the training data have boxes only, so no masks can be learned; {advice}")
     check_zoom(config)
     if config.anchors.from_data and config.data.resize == "fit":
         raise UserError(
@@ -201,24 +170,17 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         ratios = config.anchors.ratios if config.anchors.code == "sides" else None
         sizes = data.cell_sizes * config.data.zoom
         found = suggest_anchors(sizes, levels, per_level, ratios, scale)
-        config = config.replace(
-            anchors__sizes=found.sizes, anchors__ratios=found.ratios, anchors__from_data=False
-        )
+        chosen = {"anchors__sizes": found.sizes, "anchors__ratios": found.ratios}
+        config = config.replace(anchors__from_data=False, **chosen)
     if data.max_cells > config.data.max_instances:
-        print(
-            f"data.max_instances raised from {config.data.max_instances} to {data.max_cells}, "
-            "the cells of the fullest image"
-        )
+        change = f"from {config.data.max_instances} to {data.max_cells}"
+        print(f"data.max_instances raised {change}, the cells of the fullest image")
         config = config.replace(data__max_instances=data.max_cells)
     return config
 
 
 def check_zoom(config: Config) -> None:
-    """Refuse a magnification that makes no sense.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Refuse a magnification that makes no sense, with a UserError."""
     zoom = config.data.zoom
     if config.data.resize == "fit" and zoom != 1:
         raise UserError(
@@ -229,12 +191,7 @@ def check_zoom(config: Config) -> None:
 
 
 def open_run(config: Config, folder: Path, write: bool = True) -> Config:
-    """Return the configuration to train with, and save it: a started run keeps its own.
-
-    Args:
-        config: what is wanted.
-        folder: the run folder.
-        write: whether this process saves it.
+    """Return the configuration to train with, and save it if `write`: a started run keeps its own.
 
     Raises:
         UserError: when the folder holds a run with other settings; names the first differences.
@@ -248,8 +205,7 @@ def open_run(config: Config, folder: Path, write: bool = True) -> Config:
         # The run itself tuned the reporting score.
         config = config.replace(postprocess__report_score=past.postprocess.report_score)
         same = dataclasses.replace(past, train=dataclasses.replace(past.train, **free))
-        differences = _differences(same, config)
-        if differences:
+        if differences := _differences(same, config):
             raise UserError(
                 f"{folder} holds a run with other settings ({'; '.join(differences[:3])}); "
                 "repeat its command to go on, or choose another --out"

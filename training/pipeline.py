@@ -1,4 +1,4 @@
-"""Endless variety from a finite set: seeded, resumable batches of fixed shape for training."""
+"""Seeded, resumable batches of fixed shape for training, through tf.data."""
 
 from __future__ import annotations
 
@@ -71,19 +71,14 @@ def training_dataset(
 
 
 def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf.Tensor]:
-    """Pad the cells of an example to `max_instances`, or keep as many of the largest.
-
-    Args:
-        example: `boxes [K, 4]`, `classes [K]`, `masks [K, m, m]`, `ignored [R, 4]` and others, which pass
-            through.
-        max_instances: M.
+    """Pad the K cells of an example to M = `max_instances`, or keep as many of the largest.
 
     Returns:
         The example with `boxes [M, 4]`, `classes [M]` (-1 = padding), `masks [M, m, m]`, `ignored
         [IGNORED_REGIONS, 4]` (the largest, beyond that) and the scalar int32 `dropped`, the number of cells
         that had no place.
     """
-    boxes, classes, masks = example["boxes"], example["classes"], example["masks"]
+    boxes, classes, masks = cells = example["boxes"], example["classes"], example["masks"]
     count = tf.shape(classes)[0]
     regions = tf.pad(example["ignored"], [[0, IGNORED_REGIONS], [0, 0]])
     chosen = tf.math.top_k(tf.reduce_prod(regions[:, 2:] - regions[:, :2], -1), IGNORED_REGIONS).indices
@@ -91,7 +86,7 @@ def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf
     def largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], -1)
         chosen = tf.sort(tf.math.top_k(area, max_instances).indices)
-        return tf.gather(boxes, chosen), tf.gather(classes, chosen), tf.gather(masks, chosen)
+        return tuple(tf.gather(part, chosen) for part in cells)
 
     def padded() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         room = [0, max_instances - count]

@@ -6,10 +6,10 @@ import array
 import json
 import marshal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ijson
 
@@ -19,31 +19,20 @@ from effdet_tf.files import atomic_write
 Entries = list[dict[str, Any]]
 
 
-class PredictionWriter:
-    """Writes a list of results bit by bit."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        """Begin the list."""
-        self._file, self._between = file, b"["
-
-    def write(self, entries: Entries) -> None:
-        """Add results."""
-        for entry in entries:
-            self._file.write(self._between + json.dumps(entry).encode())
-            self._between = b",\n"
-
-    def end(self) -> None:
-        """End the list."""
-        self._file.write(b"[]\n" if self._between == b"[" else b"]\n")
-
-
 @contextmanager
-def prediction_writer(path: Path) -> Iterator[PredictionWriter]:
-    """Yield a writer for a file that appears when the block ends well."""
+def prediction_writer(path: Path) -> Iterator[Callable[[Entries], None]]:
+    """Yield what adds results to a file that appears when the block ends well."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        writer = PredictionWriter(file)
-        yield writer
-        writer.end()
+        between = b"["
+
+        def write(entries: Entries) -> None:
+            nonlocal between
+            for entry in entries:
+                file.write(between + json.dumps(entry).encode())
+                between = b",\n"
+
+        yield write
+        file.write(b"[]\n" if between == b"[" else b"]\n")
 
 
 class PredictionFile:
@@ -63,14 +52,12 @@ class PredictionFile:
         place = 0
         for number, entry in enumerate(_entries(Path(path))):
             if "score" not in entry:
-                raise UserError(
-                    f"{path}: prediction {number} has no score: these are annotations, or no COCO results"
-                )
+                reason = "has no score: these are annotations, or no COCO results"
+                raise UserError(f"{path}: prediction {number} {reason}")
             data = marshal.dumps({"category_id": 1, **entry})
             self._scratch.write(data)
-            offsets, numbers = self._places.setdefault(
-                _key(entry.get("image_id")), (array.array("Q"), array.array("Q"))
-            )
+            key = _key(entry.get("image_id"))
+            offsets, numbers = self._places.setdefault(key, (array.array("Q"), array.array("Q")))
             offsets.append(place)
             numbers.append(number)
             place += len(data)
@@ -106,11 +93,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 found = True
                 yield entry
             file.seek(0)
-            if (
-                first != b"["
-                and not found
-                and ("annotations", "start_array") not in (event[:2] for event in ijson.parse(file))
-            ):
+            begin = ("annotations", "start_array")
+            if first != b"[" and not found and begin not in (event[:2] for event in ijson.parse(file)):
                 raise _not_results(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the name") from error

@@ -1,4 +1,4 @@
-"""The course of a training, whatever the backend: counters, figures, log, checkpoints, resume."""
+"""The course of a training, whatever the backend: counters, losses, log, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -32,10 +32,8 @@ FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given 
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")
-_SHOWN = (
-    *TERMS,
-    *("coco_box_AP", "coco_mask_AP", "box_AP", "mask_AP", "mask_AP50", "sartorius", "images_per_second"),
-)
+_SHOWN = (*TERMS, "coco_box_AP", "coco_mask_AP", "box_AP", "mask_AP", "mask_AP50", "sartorius")
+_SHOWN += ("images_per_second",)
 
 
 class Pending(NamedTuple):
@@ -66,11 +64,11 @@ def uninterrupted() -> Iterator[None]:
 class Run(ABC):
     """One run: from a configuration and training data to a run folder; a backend says how a step is made.
 
-    The counters tell of the steps whose figures were read and found finite, and weights are saved only
-    then: a broken step reaches no file.
+    The counters tell of the steps whose losses were read and found finite, and weights are saved only then: a
+    broken step reaches no file.
     """
 
-    AHEAD: ClassVar[int] = 1  # steps given to the device before their figures are read
+    AHEAD: ClassVar[int] = 1  # steps given to the device before their results are read
     SECONDS_AHEAD: ClassVar[float] = 1.0  # but they are read at least this often
     TENSORBOARD: ClassVar[bool] = False
 
@@ -128,20 +126,14 @@ class Run(ABC):
         self._collect()
 
     def restore(self) -> None:
-        """Go on from the folder's saved state, where there is one.
-
-        Raises:
-            UserError: when it is unreadable or belongs to another network or other data.
-        """
+        """Go on from the folder's saved state, where there is one; a UserError for that of another run."""
         saved = load_state(self.state_folder, self._groups(), mend=self.shared is None) or {}
         if saved and saved["data"] != self.store.fingerprint:
             raise UserError(
                 f"{self.state_folder} holds a run on other training data; give its own --data to go on, "
                 "or choose another --out"
             )
-        self.epoch = saved.get("epoch", 0)
-        self.epoch_step = saved.get("epoch_step", 0)
-        self.step = saved.get("step", 0)
+        self.epoch, self.epoch_step, self.step = (saved.get(k, 0) for k in ("epoch", "epoch_step", "step"))
         self.elapsed = saved.get("elapsed", 0.0)
         self.best = saved.get("best")
         self.report: dict[str, Any] | None = saved.get("report")  # of the weights in BEST_FILE
@@ -157,11 +149,8 @@ class Run(ABC):
         return self.shared or self.folder
 
     def _groups(self) -> dict[str, list[Any]]:
-        return {
-            "network": self.network.variables,
-            "average": self.average,
-            "optimizer": self.optimizer.variables,
-        }
+        network, optimizer = self.network.variables, self.optimizer.variables
+        return {"network": network, "average": self.average, "optimizer": optimizer}
 
     def announce(self) -> None:
         """Say what is trained, on what, and where it goes on."""
@@ -188,14 +177,10 @@ class Run(ABC):
         return self.elapsed + time.monotonic() - self._clock
 
     def run(self) -> None:
-        """Train to the end, saving on the way.
-
-        Raises:
-            UserError: on a loss that is not finite; names step, terms and image ids.
-        """
+        """Train to the end, saving on the way; a UserError names a loss that is not finite and its images."""
         batches = self._batches()
         try:
-            # Steps without an epoch's end: training was stopped while it was judged.
+            # Steps without an epoch's end: training was stopped while it was evaluated.
             while self.progress() < 1 or self.epoch_step or not self.step:
                 row = self._epoch(batches)
                 self._finish_epoch(row, last=self.progress() >= 1)
@@ -205,15 +190,9 @@ class Run(ABC):
 
     def _epoch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         config, started, before = self.config, time.monotonic(), self.epoch_step
-        rate = None
-        bar = tqdm(
-            islice(batches, self.steps - before),
-            f"epoch {self.epoch + 1}",
-            self.steps,
-            initial=before,
-            unit="step",
-            file=sys.stderr,
-        )
+        rate, batches = None, islice(batches, self.steps - before)
+        title = f"epoch {self.epoch + 1}"
+        bar = tqdm(batches, title, self.steps, initial=before, unit="step", file=sys.stderr)
         for batch in bar:
             rate = learning_rate(self.progress(), config.train.learning_rate, config.train.warmup)
             ids, dropped = np.asarray(batch["image_id"]), int(np.sum(batch["dropped"]))
@@ -222,10 +201,8 @@ class Run(ABC):
                 self._pending.append(Pending(figures, ids, dropped, rate))
             late = time.monotonic() - self._read_at > self.SECONDS_AHEAD
             if late or len(self._pending) >= self.AHEAD:
-                shown = self._collect()
-                bar.set_postfix(
-                    {k: f"{v:.3f}" for k, v in shown.items()} | {"lr": f"{rate:.1e}"}, refresh=False
-                )
+                shown = {k: f"{v:.3f}" for k, v in self._collect().items()}
+                bar.set_postfix(shown | {"lr": f"{rate:.1e}"}, refresh=False)
             if time.monotonic() - self._saved_at > 60 * config.train.save_minutes:
                 self.save()
             if config.train.minutes > 0 and self.progress() >= 1:
@@ -245,7 +222,7 @@ class Run(ABC):
         }
 
     def _collect(self) -> dict[str, float]:
-        """Read the figures of the steps under way, check and count them; returns the last loss terms."""
+        """Read the results of the steps under way, check and count them; returns the last loss terms."""
         shown: dict[str, float] = {}
         while self._pending:
             figures, image_ids, dropped, rate = self._pending[0]
@@ -266,10 +243,10 @@ class Run(ABC):
             return
         bad = [name for name, value in zip(FIGURES, values, strict=True) if not np.isfinite(value)]
         saved = has_state(self.state_folder)
+        unharmed = f". The last checkpoint in {self.state_folder} is unharmed" if saved else ""
         raise UserError(
             f"step {self.step + 1}: the loss is not finite ({', '.join(bad)}) on images "
-            f"{', '.join(str(i) for i in image_ids)}; look at them, or lower train.learning_rate"
-            + (f". The last checkpoint in {self.state_folder} is unharmed" if saved else "")
+            f"{', '.join(map(str, image_ids))}; look at them, or lower train.learning_rate{unharmed}"
         )
 
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:
@@ -283,10 +260,8 @@ class Run(ABC):
                 f"epoch {row['epoch']}: {row['cells_dropped']} cells did not fit into data.max_instances="
                 f"{self.config.data.max_instances} and were not learned; raise it"
             )
-        print(
-            f"epoch {row['epoch']}: "
-            + "  ".join(f"{k} {row[k]:.3f}" for k in _SHOWN if row.get(k) is not None)
-        )
+        shown = "  ".join(f"{k} {row[k]:.3f}" for k in _SHOWN if row.get(k) is not None)
+        print(f"epoch {row['epoch']}: {shown}")
 
     def averaged_arrays(self) -> dict[str, np.ndarray]:
         """The averaged weights, float32, by the path of their variable."""
@@ -296,16 +271,8 @@ class Run(ABC):
     def save(self) -> None:
         """Write the state that `--out RUN` resumes from."""
         self._settle()
-        progress = {
-            "data": self.store.fingerprint,
-            "epoch": self.epoch,
-            "epoch_step": self.epoch_step,
-            "step": self.step,
-            "elapsed": self._seconds(),
-            "best": self.best,
-            "report": self.report,
-            "sums": self.sums.tolist(),
-            "history": self.log.history,
-        }
+        names = ("epoch", "epoch_step", "step", "best", "report")
+        progress = {"data": self.store.fingerprint, **{name: getattr(self, name) for name in names}}
+        progress |= {"elapsed": self._seconds(), "sums": self.sums.tolist(), "history": self.log.history}
         save_state(self.folder, self._groups(), progress)
         self._saved_at = time.monotonic()

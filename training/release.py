@@ -1,6 +1,6 @@
 """Train the network that comes with the package, and pack it: `python -m training.release DATA --out OUT`.
 
-DATA holds `sartorius/` and, to be judged on alone, `livecell/` and `usiigaci/`, as their publishers lay them
+DATA holds `sartorius/` and, for evaluation alone, `livecell/` and `usiigaci/`, as their publishers lay them
 out. OUT gets the converted data, the run, and `model/`: what lies in `effdet_tf/models/cells`. Each step that
 was done before is left as it is, so the same command goes on where it was stopped.
 """
@@ -19,8 +19,7 @@ import numpy as np
 from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import share
 from effdet_tf.config import load_config
-from effdet_tf.data.manifest import MANIFEST_NAME
-from effdet_tf.data.record import read_manifest
+from effdet_tf.data.manifest import MANIFEST_NAME, load_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.weights import read_arrays, save_arrays
@@ -37,10 +36,19 @@ UPRIGHT = (
     *("--set", "augment.flip=false", "--set", "augment.rot90=false"),
     *("--set", "train.learning_rate=3e-3"),
 )
-_JUDGED = {  # folder of the converted data -> title in the card
+_EVALUATED = {  # folder of the converted data -> title in the card
     "val": "Sartorius validation images, never trained on",
     "livecell": "LIVECell, zero-shot",
     "usiigaci": "Usiigaci (T98G, 16 bit), zero-shot",
+}
+
+
+_HELP = {
+    "upright": "of the parts that follow, without mirrored or turned images (default: one of 70); the "
+    "weights at the ends of several are averaged",
+    "score": "minimum score of a cell (default: tuned on the validation images)",
+    "trained-by": "Markdown for the card that says how the runs of --run were trained (default: this "
+    "command)",
 }
 
 
@@ -71,16 +79,16 @@ def _run(options: argparse.Namespace) -> None:
     predictor = load_run(out / "model")
     score = predictor.config.postprocess.report_score
     reports = {}
-    for name in _JUDGED:
+    for name in _EVALUATED:
         if (out / "data" / name / MANIFEST_NAME).exists():
-            print(f"\njudging on {name}, cells of score {score:.2f} and more", flush=True)
+            print(f"\nevaluating on {name}, cells of score {score:.2f} and more", flush=True)
             reports[name] = evaluate_run(predictor, out / "data" / name, score_threshold=score)
     if "val" in reports:
         write_json(out / "model" / FIGURES_FILE, reports["val"])
     training = f"```\n{_command(options)}\n```"
     if options.trained_by is not None:
         training = options.trained_by.read_text(encoding="utf-8").strip()
-    images = read_manifest(out / "data" / "train").images
+    images = load_manifest(out / "data" / "train").images
     card = model_card(options.name, out / "model", reports, training, images)
     with atomic_write(out / "model" / CARD_FILE) as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -88,11 +96,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _convert(source: Path, data: Path) -> None:
-    """Convert the three data sets, those that are there and not converted yet.
-
-    Raises:
-        UserError: when there are no Sartorius images, or a set cannot be converted.
-    """
+    """Convert the three data sets, those that are there and not converted yet."""
     sartorius, held_out = source / "sartorius", source / "sartorius" / "val_ids.txt"
     if not held_out.is_file():
         raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
@@ -113,7 +117,7 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
     Args:
         runs: one trained run or several; the configuration is that of the last.
         out: folder to write.
-        score: least score of a cell, in place of the last run's.
+        score: minimum score of a cell, in place of the last run's.
 
     Raises:
         UserError: when a run holds no weights, they are of different networks, or a kernel does not fit into
@@ -147,14 +151,10 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def model_card(name: str, model: Path, reports: dict[str, dict[str, Any]], training: str, images: int) -> str:
-    """The card of a packed network, Markdown.
+    """The card, Markdown, of the packed network `name` in the folder `model`.
 
-    Args:
-        name: of the network.
-        model: its folder.
-        reports: of `evaluate_run` by name of the data set.
-        training: how it is made again, Markdown.
-        images: that it was trained on.
+    `reports` are those of `evaluate_run` by name of the data set, `training` says in Markdown how the network
+    is made again, `images` is the number that it was trained on.
     """
     config = load_config(model / CONFIG_FILE)
     arrays = read_arrays(model / BEST_FILE)
@@ -166,14 +166,15 @@ def model_card(name: str, model: Path, reports: dict[str, dict[str, Any]], train
         box, mask, cells = groups["bbox"], groups["segm"], report["cells"]
         kinds = ", ".join(f"{kind} {figures['sartorius']:.3f}" for kind, figures in cells["by"].items())
         rows.append(
-            f"| {_JUDGED[data]}: {groups['images']} images, {groups['cells']:,} cells "
+            f"| {_EVALUATED[data]}: {groups['images']} images, {groups['cells']:,} cells "
             f"| {100 * box['AP']:.1f} / {100 * box['AP50']:.1f} "
             f"| {100 * mask['AP']:.1f} / {100 * mask['AP50']:.1f} / {100 * mask['AP75']:.1f} "
             f"| {100 * mask['AFNR']:.1f} % | {cells['all']['sartorius']:.3f}{f' ({kinds})' if kinds else ''} "
             f"| {cells['all']['f1']:.3f} "
             f"| {cells['all']['count_mean_error']:.1f} of {cells['all']['count_mean_true']:.0f} |"
         )
-    return _CARD.format(
+    template = Path(__file__).with_name("model_card.template").read_text(encoding="utf-8")
+    return template.format(
         name=name,
         backbone=config.model.backbone.replace("efficientnet-", "EfficientNet-").replace("lite", "Lite"),
         parameters=f"{parameters:,}",
@@ -187,99 +188,27 @@ def model_card(name: str, model: Path, reports: dict[str, dict[str, Any]], train
     )
 
 
-_CARD = """\
-# {name}
-
-Finds and outlines every cell in label-free phase-contrast images: `effdet_tf.load("{name}")`, or
-`python -m effdet_tf predict images/ --run {name} --out found`.
-
-{preset}, {parameters} parameters, {megabytes} MB (kernels in float16); one class, `cell`; gray images, 8 or
-16 bit, normalised by their own mean and standard deviation and magnified {zoom:g} times inside the network.
-
-## Data and licence
-
-Non-commercial research only, as the competition data that it was trained on.
-
-Trained on the {images} annotated images of the Kaggle competition "Sartorius - Cell Instance Segmentation"
-(2021) that were not kept for validation: SH-SY5Y neuroblastoma, astrocytes and cortical neurons, phase
-contrast, 704 x 520 px. They are competition data for non-commercial research, and so are these weights. The
-backbone started from the ImageNet weights of {backbone} (Apache-2.0). No LIVECell and no Usiigaci
-image was trained on.
-
-## Training
-
-{training}
-
-## Figures
-
-| evaluated on | box AP / AP50 | mask AP / AP50 / AP75 | AFNR (mask) | Sartorius metric | F1 | count error |
-|---|---|---|---|---|---|---|
-{rows}
-
-AP and AFNR by the LIVECell protocol, %. The last three at score {score}, which is saved with the network and
-was chosen from a grid on the Sartorius validation images: there it flatters a little, on the others it does
-not.
-
-## Limits
-
-- It knows cells of about 10-100 px at 10x magnification or similar, in phase contrast. Fluorescence,
-  histology and bright-field images are foreign to it.
-- Its outlines follow the annotation of the Sartorius images, which lies half a pixel above the cells.
-- Cells of 60 px and more in confluent sheets, thin processes, and the densest neighbourhoods are its weak
-  points: look at the overlays before you rely on counts. `training.main --init {name}` fine-tunes it on cells
-  of your own.
-"""
-
-
 def build_parser() -> Parser:
     """The parser of the command."""
     parser = Parser(
         prog="python -m training.release",
         description=__doc__,
         examples=[
-            ("train, pack and judge", "DATA --out release"),
+            ("train, pack and evaluate", "DATA --out release"),
             ("pack the mean of two runs that were trained before", "DATA --out release --run runs/a runs/b"),
         ],
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of the real images")
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to work in")
-    parser.add_argument(
-        "--minutes", type=positive(float), default=70.0, help="of the first part of training (%(default)g)"
-    )
-    parser.add_argument(
-        "--upright",
-        type=positive(float),
-        nargs="+",
-        default=[70.0],
-        metavar="MINUTES",
-        help="of the parts that follow, without mirrored or turned images (default: one of 70); the weights "
-        "at the ends of several are averaged",
-    )
-    parser.add_argument(
-        "--score",
-        type=share,
-        metavar="X",
-        help="least score of a cell (default: tuned on the validation images)",
-    )
-    parser.add_argument(
-        "--run", type=Path, nargs="+", help="trained runs to pack, their mean, in place of training"
-    )
-    parser.add_argument("--name", default="cells", help="of the network, for the card (default: %(default)s)")
-    parser.add_argument(
-        "--trained-by",
-        type=Path,
-        metavar="FILE",
-        help="Markdown for the card that says how the runs of --run were trained (default: this command)",
-    )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="extend",
-        nargs=1,
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting of the training",
-    )
+    add, minutes = parser.add_argument, positive(float)
+    add("data", type=Path, metavar="DATA", help="folder of the real images")
+    add("--out", type=Path, required=True, metavar="OUT", help="folder to work in")
+    add("--minutes", type=minutes, default=70.0, help="of the first part of training (%(default)g)")
+    add("--upright", type=minutes, nargs="+", default=[70.0], metavar="MINUTES", help=_HELP["upright"])
+    add("--score", type=share, metavar="X", help=_HELP["score"])
+    add("--run", type=Path, nargs="+", help="trained runs to pack, their mean, in place of training")
+    add("--name", default="cells", help="of the network, for the card (default: %(default)s)")
+    add("--trained-by", type=Path, metavar="FILE", help=_HELP["trained-by"])
+    settings = {"dest": "settings", "action": "extend", "nargs": 1, "default": []}
+    add("--set", metavar="KEY=VALUE", help="any setting of the training", **settings)
     return parser
 
 

@@ -33,13 +33,7 @@ def has_state(folder: Path) -> bool:
 
 
 def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, Any]) -> None:
-    """Write variables and counters; the state before stays beside them.
-
-    Args:
-        folder: the run folder.
-        groups: name -> variables, for example network, average, optimizer; order is what counts.
-        progress: epoch, step, elapsed time and history; anything JSON can hold.
-    """
+    """Write groups of variables, in their order, and counters as JSON; the state before stays beside them."""
     arrays = {
         f"{group}/{k}": np.asarray(v) for group, variables in groups.items() for k, v in enumerate(variables)
     }
@@ -57,13 +51,7 @@ def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, A
 def load_state(folder: Path, groups: dict[str, list[Any]], mend: bool = True) -> dict[str, Any] | None:
     """Put saved values back into variables; those of the state before, where the last is damaged.
 
-    Args:
-        folder: the run folder.
-        groups: as for `save_state`.
-        mend: set a damaged state aside; not for a process that only reads the folder.
-
-    Returns:
-        The progress, or None when the folder has no saved state.
+    Gives the counters, or None when there is no saved state. With `mend` a damaged state is set aside.
 
     Raises:
         UserError: when every file there is damaged, or belongs to another network.
@@ -93,11 +81,7 @@ def load_state(folder: Path, groups: dict[str, list[Any]], mend: bool = True) ->
 
 
 def _put_back(path: Path, arrays: dict[str, np.ndarray], groups: dict[str, list[Any]]) -> None:
-    """Assign arrays to variables, all or none.
-
-    Raises:
-        UserError: when they are those of another network.
-    """
+    """Assign arrays to variables, all or none."""
     pairs = [(f"{group}/{k}", v) for group, variables in groups.items() for k, v in enumerate(variables)]
     fits = set(arrays) == {name for name, _ in pairs}
     if not fits or any(arrays[name].shape != tuple(v.shape) for name, v in pairs):
@@ -109,11 +93,7 @@ def _put_back(path: Path, arrays: dict[str, np.ndarray], groups: dict[str, list[
 def start_weights(network: Network, config: Config, folder: Path, strict: bool = False) -> None:
     """Load what `train.init` names, print what was loaded, and write the whole table into the run folder.
 
-    Args:
-        network: fresh; its weights are overwritten where the source fits.
-        config: of the run.
-        folder: the run folder.
-        strict: refuse a source that does not fill the parts of the network that it covers.
+    With `strict` a source is refused that does not fill the parts of the network that it covers.
 
     Raises:
         UserError: when the source cannot be read, or does not fit.

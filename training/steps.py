@@ -14,16 +14,13 @@ from effdet_tf.errors import UserError
 def run_step(
     module: str, command: Callable[[list[str]], int], words: Sequence[object], shown: int | None = None
 ) -> None:
-    """Print a command as one would type it, and run it.
+    """Print a command as one would type it, and run it; a UserError when it fails.
 
     Args:
         module: `python -m` name.
         command: its `main`.
         words: its arguments.
         shown: print this many of them and the last three; None prints all.
-
-    Raises:
-        UserError: when it fails.
     """
     arguments = [str(word) for word in words]
     text = shlex.join(arguments)
@@ -36,11 +33,7 @@ def run_step(
 
 
 def convert(kind: str, source: Path, folder: Path, *words: object) -> None:
-    """Convert images with `effdet_tf convert KIND SOURCE FOLDER`, unless that was done before.
-
-    Raises:
-        UserError: when it fails.
-    """
+    """Convert images with `effdet_tf convert KIND SOURCE FOLDER`, unless that was done before."""
     if not (folder / MANIFEST_NAME).exists():
         words = ("convert", kind, source, folder, *words, "--overwrite", "--quiet")
         run_step("effdet_tf", cli.main, words)

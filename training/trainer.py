@@ -137,18 +137,17 @@ class Trainer(Run):
         """Build the network, and pick up a saved state or the weights that `train.init` names.
 
         Args:
-            config: resolved: classes, anchors and max_instances fit the data.
-            store: the training images.
-            folder: the run folder.
+            config: as the next, of `Run`.
+            store: as the next.
+            folder: of the run.
             validation: converted data to validate on, or None.
-            strict: refuse start weights that do not fill the parts of the network that they cover.
-            backbone: a Keras model of the caller's, for `model.backbone=custom`.
+            strict: of `Run`.
+            backbone: of `Run`.
             strategy: the devices that share a step, see `devices.make_strategy`; None: one. Of the workers of
                 a cluster the first validates and writes; the others write into a folder that goes with them.
 
         Raises:
-            UserError: when the folder's state belongs to another network, the start weights or the backbone
-                do not fit, or the devices cannot share the batch.
+            UserError: as `Run`, and when the devices cannot share the batch.
         """
         self.strategy = strategy or tf.distribute.get_strategy()
         check_batch(config.train.batch, self.strategy)
@@ -176,11 +175,7 @@ class Trainer(Run):
         self.restore()
 
     def run(self) -> None:
-        """Train to the end, saving on the way; the workers of a cluster end together.
-
-        Raises:
-            UserError: on a loss that is not finite, see `Run.run`, and when another worker is lost.
-        """
+        """As `Run.run`; the workers of a cluster end together."""
         super().run()
         if self.workers > 1:  # one that leaves while the first validates would be taken for lost
             self.strategy.run(lambda: total([tf.constant(1.0)]))
@@ -196,20 +191,13 @@ class Trainer(Run):
             ) from error
 
     def _crops(self) -> Iterator[dict[str, tf.Tensor]]:
-        config, epoch, done = self.config, self.epoch, self.epoch_step
+        train, epoch, done = self.config.train, self.epoch, self.epoch_step
+        sets = (self.store, self.config.data, self.config.augment, train.batch, train.seed)
         while True:
-            left = EPOCHS_AHEAD if config.train.minutes > 0 else config.train.epochs - epoch
+            left = EPOCHS_AHEAD if train.minutes > 0 else train.epochs - epoch
             epochs = max(min(left, EPOCHS_AHEAD), 1)
-            yield from training_dataset(
-                self.store,
-                config.data,
-                config.augment,
-                config.train.batch,
-                config.train.seed,
-                epoch,
-                epochs,
-                part=(self.worker, self.workers),
-            ).skip(done)
+            part = (self.worker, self.workers)
+            yield from training_dataset(*sets, epoch, epochs, part=part).skip(done)
             epoch, done = epoch + epochs, 0
 
     def _train(self, batch: dict[str, tf.Tensor], number: int, rate: float) -> tf.Tensor:
@@ -219,26 +207,22 @@ class Trainer(Run):
         except LOST as error:
             if self.workers == 1:
                 raise
-            raise self._lost(error) from error
+            raise UserError(
+                f"step {self.step + 1}: another worker was lost ({_line(error)}); the last checkpoint is "
+                "unharmed: start all workers again to go on from it"
+            ) from error
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 f"step {self.step + 1}: out of memory ({_line(error)}); lower --batch or data.crop_size; the "
                 "last checkpoint is unharmed"
             ) from error
 
-    def _lost(self, error: tf.errors.OpError) -> UserError:
-        """What a step that broke off means: in a cluster, that another worker is gone."""
-        return UserError(
-            f"step {self.step + 1}: another worker was lost ({_line(error)}); the last checkpoint is "
-            "unharmed: start all workers again to go on from it"
-        )
-
     def _finish_epoch(self, row: dict[str, Any], last: bool) -> None:
         self._validate(row, last)
         super()._finish_epoch(row, last)
 
     def _validate(self, row: dict[str, Any], last: bool) -> None:
-        """Add the figures of the averaged weights to a row, and keep the weights when they are the best."""
+        """Add the metrics of the averaged weights to a row, and keep the weights when they are the best."""
         for variable, mean in zip(named_variables(self.averaged).values(), self.average, strict=True):
             variable.assign(mean)
         every = max(self.config.train.evaluate_every, 1)
@@ -250,7 +234,7 @@ class Trainer(Run):
             figures = headline(report)
             row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
             score = choosing_score(figures)
-            # A figure on fewer images says nothing beside one on all of them: the last always counts.
+            # A metric on fewer images does not compare with one on all of them: the last always counts.
             if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
                 self.best, self.report = score, report
                 save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def _mask_size(text: str) -> int:
-    from effdet_tf.data.manifest import MOST_MASK_SIZE
+    from effdet_tf.data.manifest import MAX_MASK_SIZE
 
     value = int(positive(int)(text))
-    if value > MOST_MASK_SIZE:
-        raise argparse.ArgumentTypeError(f"{text} is above {MOST_MASK_SIZE}")
+    if value > MAX_MASK_SIZE:
+        raise argparse.ArgumentTypeError(f"{text} is above {MAX_MASK_SIZE}")
     return value
 
 

@@ -17,9 +17,7 @@ from effdet_tf.geometry.masks import patch_to_bitmap
 from effdet_tf.images.gray import image_statistics, stretch, to_gray
 from effdet_tf.images.read import Stack, encode_png, read_image
 
-CROWDED = 2000
-"""More cells than this in one image are worth a note: the default limit of loader, NMS and metrics."""
-
+CROWDED = 2000  # cells of an image, the default limit of loader, NMS and metrics; more are worth a note
 _BOX_OFF = 2.0  # pixels between an annotated box and its mask that are worth a note
 _TINY = 4  # pixels below which a cell is worth a note
 
@@ -38,14 +36,11 @@ class BuiltImage:
 
 
 def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
-    """Read one image and its cells.
+    """Read one image and its cells; an image that cannot be used has no fields, and the reason.
 
     Args:
         task: the image.
         mask_size: side of the box-aligned bitmaps.
-
-    Returns:
-        The record's fields, or none with the reason when the image cannot be used.
     """
     faults = Faults()
     image = _load(task, faults)
@@ -58,13 +53,11 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
     except UserError as error:
         faults.drop("annotation of the image unusable", f"{task.file_name}: {error}")
         return _dropped(task, faults)
-    cells = _judge(cells, task.file_name, height, width, faults)
+    cells = _checked(cells, task.file_name, height, width, faults)
     mean, std = image_statistics(to_gray(image))
     boxes = np.array([_box(cell, height, width) for cell in cells], dtype=np.float32).reshape(-1, 4)
     annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
-    masks = np.zeros((len(cells), mask_size, mask_size), dtype=np.uint8)
-    for index, cell in enumerate(cells):
-        masks[index] = patch_to_bitmap(cell.patch, mask_size)
+    masks = [patch_to_bitmap(cell.patch, mask_size) for cell in cells]
     fields = {
         "image": encode_png(image),
         "height": height,
@@ -76,7 +69,7 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
         "boxes": boxes,
         "annotated_boxes": np.array(annotated, dtype=np.float32).reshape(-1, 4),
         "classes": np.array([cell.class_id for cell in cells], dtype=np.int32),
-        "masks": masks,
+        "masks": np.array(masks, np.uint8).reshape(-1, mask_size, mask_size),
         "rles": [cell.counts for cell in cells],
         "iscrowd": np.array([cell.iscrowd for cell in cells], dtype=np.uint8),
         "image_id": task.image_id,
@@ -126,8 +119,8 @@ def _storable(image: np.ndarray, file_name: str, faults: Faults) -> tuple[np.nda
     return image, 8 * image.dtype.itemsize
 
 
-def _judge(cells: list[Cell], file_name: str, height: int, width: int, faults: Faults) -> list[Cell]:
-    """Drop exact doubles and note what is odd."""
+def _checked(cells: list[Cell], file_name: str, height: int, width: int, faults: Faults) -> list[Cell]:
+    """Drop exact duplicates and note what is odd."""
     kept: list[Cell] = []
     seen: set[tuple[int, bytes]] = set()
     for cell in cells:
@@ -137,7 +130,8 @@ def _judge(cells: list[Cell], file_name: str, height: int, width: int, faults: F
             continue
         seen.add(key)
         kept.append(cell)
-        if cell.counts and cell.box is not None and _distance(cell.box, _box(cell, height, width)) > _BOX_OFF:
+        tight = _box(cell, height, width)
+        if cell.counts and cell.box is not None and np.abs(cell.box - tight).max() > _BOX_OFF:
             faults.note("annotated box more than 2 px off its mask", cell.name)
         if cell.patch.mask.size < 4 * _TINY and np.count_nonzero(cell.patch.mask) < _TINY:
             faults.note(f"cell of fewer than {_TINY} pixels", cell.name)
@@ -154,8 +148,3 @@ def _box(cell: Cell, height: int, width: int) -> np.ndarray:
         return np.clip(np.asarray(cell.box, np.float32), 0, np.float32([height, width, height, width]))
     y, x, mask = cell.patch
     return np.float32([y, x, y + mask.shape[0], x + mask.shape[1]])
-
-
-def _distance(box: np.ndarray, other: np.ndarray) -> float:
-    """Largest distance between two boxes' sides, pixels."""
-    return float(np.abs(box - other).max())

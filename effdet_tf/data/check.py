@@ -12,12 +12,13 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.manifest import Manifest
-from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.data.ground_truth import decode_pixels
+from effdet_tf.data.manifest import Manifest, load_manifest
+from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.geometry.rle import rle_to_patch
-from effdet_tf.images.gray import to_gray
+from effdet_tf.images.gray import stretch_contrast, to_gray
 from effdet_tf.images.read import encode_png
 from effdet_tf.model import anchors
 
@@ -39,14 +40,14 @@ class DataReport:
         manifest: its manifest.
         counts: int64 `[images]`, cells of each image.
         sizes: float32 `[cells, 2]`, height and width of the tight boxes in px, crowds left out.
-        frames: int64 `[cells, 2]`, height and width of the image of each.
+        image_sizes: int64 `[cells, 2]`, height and width of the image of each.
         types: `[cells]`, the cell type of each, empty when unknown.
     """
 
     manifest: Manifest
     counts: np.ndarray
     sizes: np.ndarray
-    frames: np.ndarray
+    image_sizes: np.ndarray
     types: np.ndarray
 
     @property
@@ -68,18 +69,18 @@ def read_report(directory: str | Path) -> DataReport:
         UserError: for a missing manifest, or a missing or damaged shard.
     """
     counts, sizes, types = [], [np.zeros((0, 2), np.float32)], []
-    frames: list[tuple[int, int]] = []
+    image_sizes: list[tuple[int, int]] = []
     for record in iterate_records(directory):
         boxes = record.boxes[record.iscrowd == 0]
         counts.append(len(record.rles))
         sizes.append(boxes[:, 2:] - boxes[:, :2])
         types += [record.cell_type] * len(boxes)
-        frames += [(record.height, record.width)] * len(boxes)
+        image_sizes += [(record.height, record.width)] * len(boxes)
     return DataReport(
-        read_manifest(directory),
+        load_manifest(directory),
         np.array(counts, np.int64),
         np.concatenate(sizes),
-        np.array(frames, np.int64).reshape(-1, 2),
+        np.array(image_sizes, np.int64).reshape(-1, 2),
         np.array(types, dtype=str),
     )
 
@@ -102,9 +103,7 @@ def describe(report: DataReport) -> list[str]:
         )
     lines += _type_lines(report) + histogram(report.sides)
     faults = Faults(manifest.dropped, manifest.notes)
-    return lines + (
-        ["faults found by convert:", *faults.lines()] if faults else ["faults found by convert: none"]
-    )
+    return [*lines, f"faults found by convert:{'' if faults else ' none'}", *faults.lines()]
 
 
 def describe_preset(report: DataReport, config: Config) -> list[str]:
@@ -124,7 +123,7 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     if config.data.resize == "fit":
         height, width = config.data.crop_size
         scaled = f", cells as in images fitted into {width} x {height} px"
-        sizes = sizes * (np.array(config.data.crop_size) / report.frames).min(1, keepdims=True)
+        sizes = sizes * (np.array(config.data.crop_size) / report.image_sizes).min(1, keepdims=True)
     elif config.data.zoom != 1:
         scaled = f", cells as in images magnified {config.data.zoom:g} times"
         sizes = sizes * config.data.zoom
@@ -133,13 +132,10 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     lines = [f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px){scaled}:"]
     lines += _points(sizes, 2 ** levels[0]) if config.anchors.code == "sides" else _fit(sizes, config, levels)
     most, places = int(report.counts.max()), config.data.max_instances
-    lines.append(
-        f"  max_instances: {report.max_instances} would do for these images, the preset has {places}"
-    )
+    needed = report.max_instances
+    lines.append(f"  max_instances: {needed} would do for these images, the preset has {places}")
     if most > places:
-        lines.append(
-            f"  suggested: --set data.max_instances={report.max_instances}, the fullest has {most} cells"
-        )
+        lines.append(f"  suggested: --set data.max_instances={needed}, the fullest has {most} cells")
     return lines
 
 
@@ -159,9 +155,7 @@ def _fit(sizes: np.ndarray, config: Config, levels: tuple[int, ...]) -> list[str
     scales = (1.0, 1.0) if config.augment.short_sides else config.augment.scale_range
     suggested = anchors.suggest_anchors(sizes, levels, per_level, scale_range=scales)
     header = "".join(f"{f'IoU {t:.1f}':>9}" for t in IOU_THRESHOLDS)
-    lines = [
-        f"  {'cells that an anchor reaches':<30}{header}",
-    ]
+    lines = [f"  {'cells that an anchor reaches':<30}{header}"]
     reached = {}
     for name, candidate in (("anchors of the preset", config.anchors), ("suggested anchors", suggested)):
         reached[name] = anchors.anchor_recall(sizes, candidate, levels, IOU_THRESHOLDS)
@@ -178,11 +172,7 @@ def _fit(sizes: np.ndarray, config: Config, levels: tuple[int, ...]) -> list[str
 
 
 def histogram(sides: np.ndarray) -> list[str]:
-    """Return the sizes of the cells as text bars.
-
-    Args:
-        sides: `[N]` px.
-    """
+    """Return the sizes of the cells, `sides [N]` px, as text bars."""
     counts, _ = np.histogram(sides, [*SIZE_EDGES, np.inf])
     used = np.flatnonzero(counts)
     if not len(used):
@@ -202,17 +192,14 @@ def write_overlay(directory: str | Path, path: str | Path, images: int = 4) -> l
     Args:
         directory: a converted data set.
         path: the PNG to write.
-        images: how many at most.
-
-    Returns:
-        Names of the images shown.
+        images: how many at most; their names are returned.
 
     Raises:
         UserError: when `path` does not end in .png, or the data set cannot be read or has no images.
     """
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{path}: the overlay is a PNG; give a name that ends in .png")
-    total = read_manifest(directory).images
+    total = load_manifest(directory).images
     if not total:
         raise UserError(f"{directory}: no images to draw; convert a source that has some")
     wanted = set(np.linspace(0, total - 1, min(images, total)).round().astype(int).tolist())
@@ -230,15 +217,8 @@ def write_overlay(directory: str | Path, path: str | Path, images: int = 4) -> l
 
 
 def draw_record(record: ImageRecord) -> np.ndarray:
-    """Return an image with the outline of each cell in the colour of its class, enlarged when small.
-
-    Returns:
-        uint8 RGB, with a caption above.
-    """
-    image = cv2.imdecode(np.frombuffer(record.image, np.uint8), cv2.IMREAD_UNCHANGED)
-    gray = to_gray(image[..., ::-1] if image.ndim == 3 else image)
-    low, high = np.percentile(gray, [0.2, 99.8])
-    gray = np.clip((gray - low) * (255 / max(high - low, 1e-3)), 0, 255).astype(np.uint8)
+    """An image, uint8 RGB, with the outline of each cell in its class's colour and a caption above."""
+    gray = stretch_contrast(to_gray(decode_pixels(record)))
     factor = 2 if max(gray.shape) <= 1024 else 1
     canvas = cv2.cvtColor(cv2.resize(gray, None, fx=factor, fy=factor), cv2.COLOR_GRAY2RGB)
     for counts, class_id, box in zip(record.rles, record.classes, record.boxes, strict=True):

@@ -34,19 +34,12 @@ _MD5 = re.compile(r'"([0-9a-f]{32})"')  # the ETag of an S3 object that was sent
 
 
 class Answer(NamedTuple):
-    """What a server says about a file before it sends it.
+    """What a server says about a file before it sends it."""
 
-    Attributes:
-        start: first byte that follows.
-        total: size of the whole file, or None where the server does not say.
-        tag: its ETag, or "".
-        md5: its MD5 sum, hexadecimal, or "" where the server gives none.
-    """
-
-    start: int
-    total: int | None
-    tag: str
-    md5: str
+    start: int  # first byte that follows
+    total: int | None  # size of the whole file; None where the server does not say
+    tag: str  # its ETag, or ""
+    md5: str  # hexadecimal, or "" where the server gives none
 
 
 def fetch(url: str, path: Path, progress: bool = True) -> None:
@@ -115,16 +108,11 @@ def _receive(url: str, part: Path, progress: bool) -> Answer:
             _tag_file(part).unlink(missing_ok=True)
         if answer.tag:
             _tag_file(part).write_text(answer.tag)
+        shown = {"unit": "B", "unit_scale": True, "disable": not progress}
+        name = part.name.removesuffix(".part")
         with (
             open(part, "ab") as file,
-            tqdm(
-                total=answer.total,
-                initial=answer.start,
-                desc=part.name.removesuffix(".part"),
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
+            tqdm(total=answer.total, initial=answer.start, desc=name, **shown) as bar,
         ):
             while block := response.read(BLOCK):
                 try:
@@ -141,11 +129,7 @@ def _receive(url: str, part: Path, progress: bool) -> Answer:
 
 
 def _answer(url: str, response: Any, have: int) -> Answer:
-    """Read the headers of a response to a request for the bytes from `have` on.
-
-    Raises:
-        UserError: when they contradict themselves.
-    """
+    """Read the headers of a response to a request for the bytes from `have` on."""
     tag = response.headers.get("ETag", "")
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -164,11 +148,7 @@ def _md5(headers: Any, tag: str) -> str:
 
 
 def _refuse_for_good(url: str, error: Exception, part: Path) -> None:
-    """End where another attempt would not help.
-
-    Raises:
-        UserError: for such an error.
-    """
+    """Raise where another attempt would not help."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink(missing_ok=True)  # longer than the file: of another one
@@ -182,29 +162,22 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server says {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
-        return (
-            f"cannot be reached ({getattr(error.reason, 'strerror', None) or error.reason}); are you offline?"
-        )
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        return f"cannot be reached ({reason}); are you offline?"
     if isinstance(error, http.client.IncompleteRead):
         return f"the server broke off {error.expected or 0:,} bytes before the end"
     return f"the line broke ({error})"
 
 
 def _verify(url: str, part: Path, answer: Answer) -> None:
-    """Compare a complete file with what the server said of it.
-
-    Raises:
-        UserError: when it differs; the file is removed, since going on would not mend it.
-    """
+    """Compare a file with what the server said of it, and remove it where it differs."""
     size = part.stat().st_size
     problem = ""
     if answer.total is not None and size != answer.total:
         problem = f"has {size:,} bytes in place of {answer.total:,}"
     elif answer.md5:
-        digest = hashlib.md5(usedforsecurity=False)
         with open(part, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if digest.hexdigest() != answer.md5:
             problem = "does not have the MD5 sum that the server gives for it"
     if problem:
@@ -240,23 +213,14 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> list[Path]:
             members = [member for member in opened.infolist() if not member.is_dir()]
             targets = [_target(archive, folder, member) for member in members]
             _refuse_bomb(archive, members)
-            missing = sum(
-                m.file_size for m, t in zip(members, targets, strict=True) if not _is_there(t, m.file_size)
-            )
+            pairs = zip(members, targets, strict=True)
+            missing = [(m, t) for m, t in pairs if not (t.is_file() and t.stat().st_size == m.file_size)]
             folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-            if missing > free:
-                raise UserError(f"{folder}: {missing:,} bytes are to be unpacked, {free:,} are free")
-            bar = tqdm(
-                zip(members, targets, strict=True),
-                f"unpack {archive.name}",
-                len(members),
-                unit="file",
-                disable=not progress,
-            )
-            for member, target in bar:
-                if not _is_there(target, member.file_size):
-                    _write_member(opened, member, target)
+            size, free = sum(member.file_size for member, _ in missing), shutil.disk_usage(folder).free
+            if size > free:
+                raise UserError(f"{folder}: {size:,} bytes are to be unpacked, {free:,} are free")
+            for member, target in tqdm(missing, f"unpack {archive.name}", unit="file", disable=not progress):
+                _write_member(opened, member, target)
             return targets
     # zipfile's own: NotImplementedError for a compression that it lacks, RuntimeError for what is encrypted.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -273,16 +237,8 @@ def _write_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pat
             raise zipfile.BadZipFile(f"{member.filename} is smaller than it says")
 
 
-def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 def _target(archive: Path, folder: Path, member: zipfile.ZipInfo) -> Path:
-    """Where a member goes.
-
-    Raises:
-        UserError: when that is outside of the folder, or it is no plain file.
-    """
+    """Where a member goes; refuses one that leaves the folder or is no plain file."""
     name = PurePosixPath(member.filename.replace("\\", "/"))
     outside = name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0])
     kind = stat.S_IFMT(member.external_attr >> 16)
@@ -298,11 +254,7 @@ def _target(archive: Path, folder: Path, member: zipfile.ZipInfo) -> Path:
 
 
 def _refuse_bomb(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive that unpacks to more than images can.
-
-    Raises:
-        UserError: with the figures.
-    """
+    """Refuse an archive that unpacks to more than images can."""
     total = sum(member.file_size for member in members)
     packed = max(archive.stat().st_size, 1)
     if len(members) > MAX_MEMBERS or total > MAX_UNPACKED or total > MAX_RATIO * packed:

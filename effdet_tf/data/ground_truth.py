@@ -1,4 +1,4 @@
-"""The evaluation truth of a converted image: COCO entries at full resolution, and the pixels."""
+"""The ground truth of a converted image for evaluation: COCO entries at full resolution, and the pixels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,8 @@ def image_entry(record: ImageRecord) -> dict[str, Any]:
 def cell_entries(record: ImageRecord, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The record's cells as entries of COCO's "annotations", without `id`.
 
-    Args:
-        record: one annotated image.
-        category_ids: COCO category id of each class.
-
-    Returns:
-        One dict per cell: the box as annotated (x, y, w, h pixels), and the mask as compressed RLE at full
-        resolution unless only the box is annotated.
+    Each has the box as annotated (x, y, w, h pixels), and the mask as compressed RLE at full resolution
+    unless only the box is annotated. `category_ids` are the COCO category ids by class.
     """
     cells = []
     for box, index, counts, crowd in zip(

@@ -14,7 +14,7 @@ from effdet_tf.files import write_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
-MOST_MASK_SIZE = 1024  # px; no bitmap of a cell is larger
+MAX_MASK_SIZE = 1024  # px; no bitmap of a cell is larger
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Manifest:
         dropped: {reason: {"count", "examples"}}: what is not in the shards.
         notes: the same for faults that were survived.
         mask_size: side of the box-aligned bitmaps.
-        masks: False when the cells are annotated by boxes alone: the bitmaps are full, and no mask is judged.
+        masks: False when the cells are annotated by boxes alone: the bitmaps are full, no mask is evaluated.
         pseudo: what a network labelled the images with ({"network", "score", ...}); empty when people did.
         format: version of this layout.
     """
@@ -97,15 +97,10 @@ class Manifest:
         return manifest
 
     def _check_parts(self) -> None:
-        """Check what others rely on.
-
-        Raises:
-            ValueError: for the first part that is wrong.
-        """
+        """Check what others rely on; a ValueError names the first part that is wrong."""
         for shard in self.shards:
-            file, images = (
-                (shard.get("file"), shard.get("images")) if isinstance(shard, dict) else (None, None)
-            )
+            shard = shard if isinstance(shard, dict) else {}
+            file, images = shard.get("file"), shard.get("images")
             # A name with a folder in it would lead out of the data set; no file system takes longer ones.
             name = isinstance(file, str) and file.isprintable() and 0 < len(os.fsencode(file)) <= 255
             if not name or Path(file).name != file:
@@ -120,7 +115,7 @@ class Manifest:
             pair = isinstance(size, list) and len(size) == 2 and all(type(x) in (int, float) for x in size)
             if not pair or not all(0 <= x < 2**31 for x in size):
                 raise ValueError(f"cell size {size!r} is not [height, width]")
-        if not 1 <= self.mask_size <= MOST_MASK_SIZE:
+        if not 1 <= self.mask_size <= MAX_MASK_SIZE:
             raise ValueError(f"mask_size is {self.mask_size}")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -139,9 +134,8 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         if not Path(directory).exists():
-            raise UserError(
-                f"{directory}: does not exist{near_files(directory) or '; name a converted data set'}"
-            ) from error
+            advice = near_files(directory) or "; name a converted data set"
+            raise UserError(f"{directory}: does not exist{advice}") from error
         raise UserError(
             f"{directory}: holds no {MANIFEST_NAME}; name a folder that `python -m effdet_tf convert` wrote "
             "to its end"

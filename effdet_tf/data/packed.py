@@ -77,7 +77,7 @@ class PackedSet:
     @property
     def max_cells(self) -> int:
         """Cells in the fullest image."""
-        return int(self.arrays["count"].max())
+        return int(self.cells.max())
 
     @property
     def mask_size(self) -> int:
@@ -104,13 +104,8 @@ class PackedSet:
 
 def save_packed(path: str | os.PathLike[str], packed: PackedSet) -> None:
     """Write a data set, compressed and atomically."""
-    about = {
-        "format": FORMAT,
-        "class_names": packed.class_names,
-        "category_ids": packed.category_ids,
-        "fingerprint": packed.fingerprint,
-        "masks": packed.masks,
-    }
+    names = ("class_names", "category_ids", "fingerprint", "masks")
+    about = {"format": FORMAT, **{name: getattr(packed, name) for name in names}}
     arrays = {name: packed.arrays[name] for name in _ARRAYS}
     arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -136,17 +131,11 @@ def load_packed(path: str | os.PathLike[str]) -> PackedSet:
         if len(about["class_names"]) != len(about["category_ids"]):
             raise ValueError("class names and category ids differ in number")
         _check(arrays, len(about["class_names"]))
-        return PackedSet(
-            arrays,
-            tuple(map(str, about["class_names"])),
-            tuple(map(int, about["category_ids"])),
-            str(about["fingerprint"]),
-            bool(about["masks"]),
-        )
+        names, ids = map(str, about["class_names"]), map(int, about["category_ids"])
+        return PackedSet(arrays, tuple(names), tuple(ids), str(about["fingerprint"]), bool(about["masks"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not what `python -m effdet_tf pack` wrote ({' '.join(str(error).split())}); pack again"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not what `python -m effdet_tf pack` wrote ({reason}); pack again") from None
 
 
 def _check(arrays: Mapping[str, np.ndarray], classes: int) -> None:

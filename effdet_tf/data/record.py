@@ -12,31 +12,36 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from effdet_tf.data.manifest import Manifest, load_manifest
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.errors import UserError
 
 _READ_BUFFER = 1 << 20  # bytes; a few records at a time
 
-# Per-cell arrays are little-endian bytes: one fixed-length feature each, so an image without cells
-# needs no special case and parsing 2,000 cells touches no varint.
-_BYTES = tf.io.FixedLenFeature([], tf.string)
-_INT = tf.io.FixedLenFeature([], tf.int64)
-_FLOAT = tf.io.FixedLenFeature([], tf.float32)
+# Field of `ImageRecord`: its feature, and how it is written. Per-cell arrays are little-endian bytes, one
+# fixed-length feature each: an image without cells is no special case, and 2,000 cells touch no varint.
+_FIELDS = {
+    "image": ("image/encoded", "bytes"),
+    "height": ("image/height", "int"),
+    "width": ("image/width", "int"),
+    "channels": ("image/channels", "int"),
+    "bit_depth": ("image/bit_depth", "int"),
+    "mean": ("image/mean", "float"),
+    "std": ("image/std", "float"),
+    "image_id": ("image/id", "int"),
+    "file_name": ("image/file_name", "text"),
+    "source": ("image/source", "text"),
+    "cell_type": ("image/cell_type", "text"),
+    "boxes": ("cells/boxes", "<f4"),
+    "annotated_boxes": ("cells/annotated_boxes", "<f4"),
+    "classes": ("cells/classes", "<i4"),
+    "iscrowd": ("cells/iscrowd", "u1"),
+}
+_COUNT, _MASK_SIZE, _MASKS, _RLES = "cells/count", "cells/mask_size", "cells/masks", "cells/rles"
+# What training reads.
 _TRAINING_FEATURES = {
-    "image/encoded": _BYTES,
-    "image/height": _INT,
-    "image/width": _INT,
-    "image/channels": _INT,
-    "image/bit_depth": _INT,
-    "image/mean": _FLOAT,
-    "image/std": _FLOAT,
-    "image/id": _INT,
-    "cells/count": _INT,
-    "cells/boxes": _BYTES,
-    "cells/classes": _BYTES,
-    "cells/iscrowd": _BYTES,
-    "cells/mask_size": _INT,
-    "cells/masks": _BYTES,
+    key: tf.io.FixedLenFeature([], {"int": tf.int64, "float": tf.float32}.get(kind, tf.string))
+    for key, kind in (*_FIELDS.values(), (_COUNT, "int"), (_MASK_SIZE, "int"), (_MASKS, "bytes"))
+    if kind != "text" and key != "cells/annotated_boxes"
 }
 
 
@@ -110,29 +115,24 @@ class ImageRecord:
 def serialize(record: ImageRecord) -> bytes:
     """Return the record as a serialized tf.Example; the same record gives the same bytes."""
     masks = np.ascontiguousarray(record.masks, np.uint8)
-    features = {
-        "image/encoded": _bytes(record.image),
-        "image/height": _ints(record.height),
-        "image/width": _ints(record.width),
-        "image/channels": _ints(record.channels),
-        "image/bit_depth": _ints(record.bit_depth),
-        "image/mean": _floats(record.mean),
-        "image/std": _floats(record.std),
-        "image/id": _ints(record.image_id),
-        "image/file_name": _bytes(record.file_name.encode()),
-        "image/source": _bytes(record.source.encode()),
-        "image/cell_type": _bytes(record.cell_type.encode()),
-        "cells/count": _ints(len(record.rles)),
-        "cells/boxes": _array(record.boxes, "<f4"),
-        "cells/annotated_boxes": _array(record.annotated_boxes, "<f4"),
-        "cells/classes": _array(record.classes, "<i4"),
-        "cells/iscrowd": _array(record.iscrowd, "u1"),
-        "cells/mask_size": _ints(masks.shape[-1]),
-        "cells/masks": _bytes(zlib.compress(masks.tobytes(), 6)),
-        "cells/rles": tf.train.Feature(bytes_list=tf.train.BytesList(value=record.rles)),
-    }
+    features = {key: _feature(getattr(record, name), kind) for name, (key, kind) in _FIELDS.items()}
+    features |= {_COUNT: _feature(len(record.rles), "int"), _MASK_SIZE: _feature(masks.shape[-1], "int")}
+    features[_MASKS] = _feature(zlib.compress(masks.tobytes(), 6), "bytes")
+    features[_RLES] = tf.train.Feature(bytes_list=tf.train.BytesList(value=record.rles))
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)
+
+
+def _feature(value: Any, kind: str) -> tf.train.Feature:
+    if kind == "int":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
+    if kind == "float":
+        return tf.train.Feature(float_list=tf.train.FloatList(value=[float(value)]))
+    if kind == "text":
+        value = value.encode()
+    elif kind != "bytes":
+        value = np.ascontiguousarray(value, kind).tobytes()
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
 def deserialize(serialized: bytes) -> ImageRecord:
@@ -142,30 +142,27 @@ def deserialize(serialized: bytes) -> ImageRecord:
         ValueError: when the bytes are no such record.
     """
     try:
-        feature = dict(tf.train.Example.FromString(serialized).features.feature)
-        size = feature["cells/mask_size"].int64_list.value[0]
-        masks = zlib.decompress(feature["cells/masks"].bytes_list.value[0])
-        return ImageRecord(
-            image=feature["image/encoded"].bytes_list.value[0],
-            height=feature["image/height"].int64_list.value[0],
-            width=feature["image/width"].int64_list.value[0],
-            channels=feature["image/channels"].int64_list.value[0],
-            bit_depth=feature["image/bit_depth"].int64_list.value[0],
-            mean=feature["image/mean"].float_list.value[0],
-            std=feature["image/std"].float_list.value[0],
-            boxes=_numpy(feature["cells/boxes"], "<f4").reshape(-1, 4),
-            annotated_boxes=_numpy(feature["cells/annotated_boxes"], "<f4").reshape(-1, 4),
-            classes=_numpy(feature["cells/classes"], "<i4"),
-            masks=np.frombuffer(masks, np.uint8).reshape(-1, size, size),
-            rles=list(feature["cells/rles"].bytes_list.value),
-            iscrowd=_numpy(feature["cells/iscrowd"], "u1"),
-            image_id=feature["image/id"].int64_list.value[0],
-            file_name=feature["image/file_name"].bytes_list.value[0].decode(),
-            source=feature["image/source"].bytes_list.value[0].decode(),
-            cell_type=feature["image/cell_type"].bytes_list.value[0].decode(),
-        )
+        features = dict(tf.train.Example.FromString(serialized).features.feature)
+        fields = {name: _value(features[key], kind) for name, (key, kind) in _FIELDS.items()}
+        for name in ("boxes", "annotated_boxes"):
+            fields[name] = fields[name].reshape(-1, 4)
+        size = _value(features[_MASK_SIZE], "int")
+        masks = np.frombuffer(zlib.decompress(_value(features[_MASKS], "bytes")), np.uint8)
+        rles = list(features[_RLES].bytes_list.value)
+        return ImageRecord(masks=masks.reshape(-1, size, size), rles=rles, **fields)
     except (KeyError, IndexError, zlib.error, DecodeError) as error:
         raise ValueError(f"not an annotated image record: {error!r}") from error
+
+
+def _value(feature: tf.train.Feature, kind: str) -> Any:
+    if kind == "int":
+        return feature.int64_list.value[0]
+    if kind == "float":
+        return feature.float_list.value[0]
+    value = feature.bytes_list.value[0]
+    if kind == "text":
+        return value.decode()
+    return value if kind == "bytes" else np.frombuffer(value, kind)
 
 
 def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str, tf.Tensor]:
@@ -204,15 +201,6 @@ def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str
     }
 
 
-def read_manifest(directory: str | Path) -> Manifest:
-    """Return the manifest of a converted data set.
-
-    Raises:
-        UserError: when the folder has no manifest or one of another format.
-    """
-    return load_manifest(directory)
-
-
 def shard_paths(directory: str | Path) -> list[Path]:
     """Return the shard files of a converted data set, in order.
 
@@ -220,7 +208,7 @@ def shard_paths(directory: str | Path) -> list[Path]:
         UserError: when the manifest or a shard is missing.
     """
     folder = Path(directory)
-    paths = [folder / shard["file"] for shard in read_manifest(folder).shards]
+    paths = [folder / shard["file"] for shard in load_manifest(folder).shards]
     for path in paths:
         if not path.is_file():
             raise UserError(
@@ -242,7 +230,7 @@ def iterate_records(directory: str | Path) -> Iterator[ImageRecord]:
             another number of images than the manifest says; it names the shard.
     """
     paths = shard_paths(directory)
-    for path, shard in zip(paths, read_manifest(directory).shards, strict=True):
+    for path, shard in zip(paths, load_manifest(directory).shards, strict=True):
         seen = 0
         try:
             for serialized in read_shard(str(path)).as_numpy_iterator():
@@ -255,23 +243,3 @@ def iterate_records(directory: str | Path) -> Iterator[ImageRecord]:
             raise UserError(
                 f"{path}: {seen} images, the manifest says {shard['images']}; convert the data again"
             )
-
-
-def _bytes(value: bytes) -> Any:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def _ints(value: int) -> Any:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
-
-
-def _floats(value: float) -> Any:
-    return tf.train.Feature(float_list=tf.train.FloatList(value=[float(value)]))
-
-
-def _array(value: np.ndarray, dtype: str) -> Any:
-    return _bytes(np.ascontiguousarray(value, dtype).tobytes())
-
-
-def _numpy(feature: Any, dtype: str) -> np.ndarray:
-    return np.frombuffer(feature.bytes_list.value[0], dtype)

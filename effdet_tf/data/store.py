@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from effdet_tf.data import record as record_lib
-from effdet_tf.data.manifest import Manifest, refuse_pseudo
+from effdet_tf.data.manifest import Manifest, load_manifest, refuse_pseudo
 from effdet_tf.errors import UserError
 
 _MEGABYTE = 1 << 20
@@ -26,31 +25,8 @@ _OUTLINE_FEATURES = {
 }
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where the records are, and how large: int64 `[N]` each, except `paths`."""
-
-    paths: list[str]
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-    channels: np.ndarray
-    bit_depth: np.ndarray
-    count: np.ndarray
-    mask_size: np.ndarray
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of one value of the decoded images."""
-        return 2 if (self.bit_depth > 8).any() else 1
-
-    @property
-    def decoded_bytes(self) -> int:
-        """What all records take in memory once decoded."""
-        pixels = int((self.height * self.width * self.channels).sum()) * self.pixel_bytes
-        return pixels + int((self.count * (self.mask_size**2 + 4 * 4 + 4 + 1)).sum())
+# Where a record is: number of its shard, offset and bytes of its data; and how large.
+_INDEX = ("shard", "offset", "length", *_OUTLINE_KEYS, "count", "mask_size")
 
 
 class RecordStore:
@@ -94,12 +70,10 @@ class RecordStore:
                 differ in their classes or in the size of their masks, or labels of a network among those of
                 people, or the other way round.
         """
-        one = isinstance(directories, (str, Path))
-        folders = [Path(directories)] if one else [Path(folder) for folder in directories]
+        folders = [directories] if isinstance(directories, (str, Path)) else list(directories)
         if not folders:
             raise UserError("no data set was named; give a folder that `convert` wrote")
-        annotated = len(folders)
-        folders += [Path(folder) for folder in pseudo]
+        annotated, folders = len(folders), [Path(folder) for folder in (*folders, *pseudo)]
         manifests = _read_manifests(folders, annotated)
         self.fingerprint = hashlib.sha256(
             repr([sorted(shard.items()) for manifest in manifests for shard in manifest.shards]).encode()
@@ -109,19 +83,16 @@ class RecordStore:
         self.mask_size = manifests[0].mask_size
         self.masks = all(manifest.masks for manifest in manifests)
         self.cell_sizes = np.concatenate([np.reshape(m.cell_sizes, (-1, 2)) for m in manifests])
-        self._index = _scan(folders)
-        self.images = len(self._index.length)
+        self._paths, self._index = _scan(folders)
+        self.images = len(self._index)
         if self.images == 0:
             raise UserError(f"{', '.join(map(str, folders))}: no images; convert a source that has some")
         self.cells = self._index.count
         self.max_cells = int(self.cells.max())
-        self.decoded_mb = self._index.decoded_bytes / _MEGABYTE
+        self.decoded_mb = self._decoded_bytes() / _MEGABYTE
         self.cached = self.decoded_mb <= cache_mb
         with tf.device("CPU:0"):
-            if self.cached:
-                self._load()
-            else:
-                self._locate()
+            (self._load if self.cached else self._locate)()
 
     def fetch(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return one record, in eager mode or inside `tf.data.map`.
@@ -130,7 +101,7 @@ class RecordStore:
             number: scalar int64 in 0..images-1; data sets follow each other in the order given.
 
         Returns:
-            What `record.parse` returns, with the image as uint8 or uint16.
+            As `record.parse`, with the image as uint8 or uint16.
         """
         example = self._fetch_cached(number) if self.cached else self._fetch_stored(number)
         example["masks"] = tf.ensure_shape(example["masks"], [None, self.mask_size, self.mask_size])
@@ -151,14 +122,20 @@ class RecordStore:
 
     @property
     def _image_dtype(self) -> tf.DType:
-        return tf.uint16 if self._index.pixel_bytes == 2 else tf.uint8
+        return tf.uint16 if (self._index.bit_depth > 8).any() else tf.uint8
+
+    def _decoded_bytes(self) -> int:
+        """What all records take in memory once decoded."""
+        index = self._index
+        pixels = int((index.height * index.width * index.channels).sum()) * self._image_dtype.size
+        return pixels + int((index.count * (index.mask_size**2 + 4 * 4 + 4 + 1)).sum())
 
     def _locate(self) -> None:
         index = self._index
-        ends = np.array([os.path.getsize(path) for path in index.paths], np.int64)[index.shard]
+        ends = np.array([os.path.getsize(path) for path in self._paths], np.int64)[index.shard]
         start = index.offset + _HEADER
         self._spans = tf.constant(np.stack([start, index.length, ends - start - index.length], 1))
-        self._files = tf.constant(np.array(index.paths)[index.shard])
+        self._files = tf.constant(np.array(self._paths)[index.shard])
 
     def _fetch_stored(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         start, length, rest = tf.unstack(self._spans[number])
@@ -184,7 +161,7 @@ class RecordStore:
             "image_id": np.empty(self.images, np.int64),
         }
         records = (
-            tf.data.Dataset.from_tensor_slices(index.paths)
+            tf.data.Dataset.from_tensor_slices(self._paths)
             .flat_map(record_lib.read_shard)
             .map(lambda serialized: record_lib.parse(serialized, self._image_dtype), tf.data.AUTOTUNE)
         )
@@ -198,9 +175,8 @@ class RecordStore:
                 for name, scalar in scalars.items():
                     scalar[number] = record[name]
         except (tf.errors.OpError, ValueError) as error:
-            raise UserError(
-                f"{index.paths[index.shard[number]]}: {_reason(error)}; convert the data again"
-            ) from error
+            path = self._paths[index.shard[number]]
+            raise UserError(f"{path}: {_reason(error)}; convert the data again") from error
         self._flat = {name: tf.constant(arrays.pop(name)) for name in list(arrays)}
         self._scalars = {name: tf.constant(scalar) for name, scalar in scalars.items()}
         spans = [pixel_ends - pixels, pixel_ends, cell_ends - index.count, cell_ends]
@@ -215,12 +191,12 @@ class RecordStore:
         return example
 
 
-def _scan(folders: Sequence[Path]) -> _Index:
-    """Read all shards once: framing, checksums and the size of every record."""
+def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:
+    """Read all shards once, checksums included: their paths, and the `_INDEX` of every record, int64."""
     paths: list[str] = []
     rows: list[np.ndarray] = []
     for folder in folders:
-        shards = record_lib.read_manifest(folder).shards
+        shards = load_manifest(folder).shards
         for path, shard in zip(record_lib.shard_paths(folder), shards, strict=True):
             outlines = record_lib.read_shard(str(path)).map(_outline)
             try:
@@ -235,8 +211,8 @@ def _scan(folders: Sequence[Path]) -> _Index:
             place = np.stack([np.full(len(found), len(paths)), ends - found[:, 0] - _HEADER - _FOOTER], 1)
             rows.append(np.concatenate([place, found], 1))
             paths.append(str(path))
-    table = np.concatenate([np.zeros((0, 9), np.int64), *rows])
-    return _Index(paths, *table.T)
+    table = np.concatenate([np.zeros((0, len(_INDEX)), np.int64), *rows])
+    return paths, np.rec.fromarrays(table.T, names=list(_INDEX))
 
 
 def _outline(serialized: tf.Tensor) -> tf.Tensor:
@@ -252,7 +228,7 @@ def _reason(error: Exception) -> str:
 
 def _read_manifests(folders: Sequence[Path], annotated: int) -> list[Manifest]:
     """Manifests of folders, the first `annotated` of them labelled by people; refuses what does not fit."""
-    manifests = [record_lib.read_manifest(folder) for folder in folders]
+    manifests = [load_manifest(folder) for folder in folders]
     first = manifests[0]
     for place, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
         if place < annotated:

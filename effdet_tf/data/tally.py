@@ -22,7 +22,7 @@ class Tally:
         self.faults = Faults()
         self._counts: list[int] = []
         self._cell_sizes: list[np.ndarray] = []
-        self._frames: Counter[tuple[int, int]] = Counter()
+        self._sizes: Counter[tuple[int, int]] = Counter()
         self._depths: Counter[int] = Counter()
         self._channels: Counter[int] = Counter()
         self._types: dict[str, dict[str, int]] = {}
@@ -30,7 +30,7 @@ class Tally:
 
     @property
     def images(self) -> int:
-        """Images so far."""
+        """Images that were added."""
         return len(self._counts)
 
     def add(self, fields: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Tally:
         self._counts.append(cells)
         boxes = fields["boxes"][fields["iscrowd"] == 0]
         self._cell_sizes.append(boxes[:, 2:] - boxes[:, :2])
-        self._frames[fields["height"], fields["width"]] += 1
+        self._sizes[fields["height"], fields["width"]] += 1
         self._depths[fields["bit_depth"]] += 1
         self._channels[fields["channels"]] += 1
         if fields["cell_type"]:
@@ -81,7 +81,7 @@ class Tally:
         return {
             "sizes": [
                 {"height": height, "width": width, "images": images}
-                for (height, width), images in sorted(self._frames.items())
+                for (height, width), images in sorted(self._sizes.items())
             ],
             "bit_depths": {str(depth): images for depth, images in sorted(self._depths.items())},
             "channels": {str(channels): images for channels, images in sorted(self._channels.items())},

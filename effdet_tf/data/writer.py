@@ -90,7 +90,7 @@ def prepare_output(out: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
-    """Convert all images of a source; the manifest is written last, so a folder without one is incomplete.
+    """Convert all images of a source; the manifest, which is returned, is written last.
 
     Image i by name goes to shard i mod S: every shard mixes the cell types. A data set that lies in `out`,
     whole or interrupted, is replaced in the end; other files there are not touched.
@@ -99,9 +99,6 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
         source: the opened source.
         out: a folder made ready by `prepare_output`.
         options: how.
-
-    Returns:
-        The manifest, as written.
 
     Raises:
         UserError: when no image could be converted, a worker died, the disk is full, or with `strict` when
@@ -112,8 +109,7 @@ def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:
         raise UserError(_nothing(source.faults.lines()))
     tally = Tally()
     tally.faults.merge(source.faults)
-    wanted = options.shards or -(-len(tasks) // options.images_per_shard)
-    count = min(wanted, len(tasks))
+    count = min(options.shards or -(-len(tasks) // options.images_per_shard), len(tasks))
     groups = [tasks[number::count] for number in range(count)]
     bar = tqdm(total=len(tasks), unit="image", desc="convert", disable=not options.progress)
     shards = []
@@ -157,7 +153,7 @@ def _write_shard(
     path: Path, built: Iterator[BuiltImage], source: str, tally: Tally, bar: Any
 ) -> list[dict[str, Any]]:
     """Write one shard and describe it; an empty list when none of its images could be used."""
-    import tensorflow as tf  # here: reading and judging the source must not wait for it
+    import tensorflow as tf  # here: reading and checking the source must not wait for it
 
     from effdet_tf.data.record import ImageRecord, serialize
 
@@ -167,12 +163,11 @@ def _write_shard(
             for image in built:
                 tally.faults.merge(image.faults)
                 bar.update(1)
-                if image.fields is None:
-                    continue
-                tally.add(image.fields)
-                writer.write(serialize(ImageRecord(source=source, **image.fields)))
-                images += 1
-                cells += len(image.fields["rles"])
+                if image.fields is not None:
+                    tally.add(image.fields)
+                    writer.write(serialize(ImageRecord(source=source, **image.fields)))
+                    images += 1
+                    cells += len(image.fields["rles"])
     except tf.errors.OpError as error:
         raise OSError(error.message.splitlines()[0]) from error
     if not images:
@@ -203,9 +198,8 @@ def _built(tasks: Iterator[ImageTask], options: WriteOptions) -> Iterator[Iterat
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield _in_order(pool, pending, tasks, options.mask_size)
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died, most likely for want of memory; use fewer --workers"
-        ) from error
+        reason = "a worker process died, most likely for want of memory; use fewer --workers"
+        raise UserError(reason) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

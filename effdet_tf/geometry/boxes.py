@@ -1,4 +1,4 @@
-"""Box arithmetic on `yxyx` pixels: conversions, IoU, GIoU, and the anchor-relative code.
+"""Box arithmetic on `yxyx` pixels: conversions, IoU, GIoU, and the anchor-relative encodings.
 
 Everything is keras.ops, so it runs in graphs of every backend and on plain arrays.
 """
@@ -48,29 +48,13 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes pair by pair.
-
-    Args:
-        a: `[..., 4]` yxyx, px.
-        b: `[..., 4]` yxyx, px, broadcast against `a`.
-
-    Returns:
-        `[...]` in 0..1; 0 for two empty boxes.
-    """
+    """Intersection over union of boxes `[..., 4]` yxyx px, pair by pair: `[...]`; 0 for two empty ones."""
     inner = _intersection(a, b)
     return inner / ops.maximum(area(a) + area(b) - inner, EPSILON)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU pair by pair (Rezatofighi et al., CVPR 2019).
-
-    Args:
-        a: `[..., 4]` yxyx, px.
-        b: `[..., 4]` yxyx, px, broadcast against `a`.
-
-    Returns:
-        `[...]` in -1..1.
-    """
+    """Generalised IoU pair by pair, -1 to 1, as `iou` (Rezatofighi et al., CVPR 2019)."""
     inner = _intersection(a, b)
     union = area(a) + area(b) - inner
     low = ops.minimum(a[..., :2], b[..., :2])
@@ -82,12 +66,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 def ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU pair by pair: IoU less distance of centres and difference of shape (Zheng et al., 2020).
 
-    Args:
-        a: `[..., 4]` yxyx, px: the prediction.
-        b: `[..., 4]` yxyx, px, broadcast against `a`.
-
-    Returns:
-        `[...]`, at most 1; no gradient flows through the weight of the shape term, as in the paper.
+    `a` is the prediction. No gradient flows through the weight of the shape term, as in the paper.
     """
     overlap = iou(a, b)
     low = ops.minimum(a[..., :2], b[..., :2])
@@ -104,46 +83,37 @@ def ciou(a: Tensor, b: Tensor) -> Tensor:
     return overlap - distance / ops.maximum(diagonal, EPSILON) - weight * shape
 
 
-def encode(boxes: Tensor, anchors: Tensor, code: str = "center") -> Tensor:
-    """Code boxes relative to anchors.
+def encode(boxes: Tensor, anchors: Tensor, encoding: str = "center") -> Tensor:
+    """Encode boxes relative to anchors.
 
     Args:
         boxes: `[..., 4]` yxyx, px.
         anchors: `[..., 4]` yxyx, px, same shape.
-        code: "center" (Ren et al., Faster R-CNN, 2015) or "sides" (Tian et al., FCOS, 2019), in which the
+        encoding: "center" (Ren et al., Faster R-CNN, 2015) or "sides" (Tian et al., FCOS, 2019), in which the
             anchor's centre must lie in the box, or the side that it lies beyond is lost.
 
     Returns:
         `[..., 4]`: "center": dy, dx in anchor sides, then log height ratio, log width ratio; "sides": log of
         the distances of the upper, left, lower and right side from the anchor's centre, in half anchor sides.
     """
-    if code == "sides":
-        ay, ax, ah, aw = to_center(anchors)
+    ay, ax, ah, aw = to_center(anchors)
+    if encoding == "sides":
         y0, x0, y1, x1 = (boxes[..., k] for k in range(4))
         away = ops.stack([(ay - y0) / ah, (ax - x0) / aw, (y1 - ay) / ah, (x1 - ax) / aw], axis=-1)
         return ops.log(ops.maximum(2 * away, EPSILON))
     y, x, h, w = to_center(boxes)
-    ay, ax, ah, aw = to_center(anchors)
     h, w = ops.maximum(h, EPSILON), ops.maximum(w, EPSILON)
     return ops.stack([(y - ay) / ah, (x - ax) / aw, ops.log(h / ah), ops.log(w / aw)], axis=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor, code: str = "center") -> Tensor:
-    """Undo `encode`.
+def decode(deltas: Tensor, anchors: Tensor, encoding: str = "center") -> Tensor:
+    """Undo `encode`: boxes `[..., 4]` yxyx, px, from deltas and anchors, broadcast.
 
     A log ratio is cut at 4 (55 times the anchor), so a wild output early in training gives a
     large box, not infinity.
-
-    Args:
-        deltas: `[..., 4]` as `encode` gives them.
-        anchors: `[..., 4]` yxyx, px, broadcast against `deltas`.
-        code: "center" or "sides".
-
-    Returns:
-        `[..., 4]` yxyx, px.
     """
     ay, ax, ah, aw = to_center(anchors)
-    if code == "sides":
+    if encoding == "sides":
         center, half = ops.stack([ay, ax], axis=-1), ops.stack([ah, aw], axis=-1) / 2
         away = ops.exp(ops.minimum(deltas, 4.0))
         return ops.concatenate([center - away[..., :2] * half, center + away[..., 2:] * half], axis=-1)

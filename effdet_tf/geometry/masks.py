@@ -12,16 +12,7 @@ from effdet_tf.geometry.rle import Patch
 
 
 def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
-    """Crop a mask to its tight patch.
-
-    Args:
-        mask: bool [h, w].
-        y: image row of the mask's first row.
-        x: image column of the mask's first column.
-
-    Returns:
-        The tight patch (a view of `mask`), or None when nothing is set.
-    """
+    """The tight patch, a view, of a mask bool [h, w] that starts at (y, x); None when nothing is set."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -32,27 +23,18 @@ def mask_to_patch(mask: np.ndarray, y: int = 0, x: int = 0) -> Patch | None:
 
 
 def patch_box(patch: Patch) -> np.ndarray:
-    """The tight box of a patch.
-
-    Returns:
-        float32 [4], yxyx pixels, y1 and x1 exclusive.
+    """The tight box of a patch: float32 [4], yxyx pixels, y1 and x1 exclusive.
 
     Raises:
         ValueError: when the patch is empty.
     """
-    tight = mask_to_patch(*_mask_first(patch))
-    if tight is None:
-        raise ValueError("an empty mask has no box")
+    tight = _tight(patch)
     height, width = tight.mask.shape
     return np.array([tight.y, tight.x, tight.y + height, tight.x + width], dtype=np.float32)
 
 
 def fill_holes(patch: Patch) -> tuple[Patch, int]:
-    """Fill the holes of a patch: background that no 4-connected path joins to the outside.
-
-    Returns:
-        (the filled patch, number of pixels filled).
-    """
+    """Fill background that no 4-connected path joins to the outside; the patch, and how many pixels."""
     height, width = patch.mask.shape
     outside = np.zeros((height + 2, width + 2), dtype=np.uint8)
     outside[1:-1, 1:-1] = patch.mask
@@ -62,10 +44,7 @@ def fill_holes(patch: Patch) -> tuple[Patch, int]:
 
 
 def largest_component(patch: Patch) -> tuple[Patch, int]:
-    """Keep the largest 8-connected piece of a patch.
-
-    Returns:
-        (the tight patch of the largest piece, number of pixels dropped).
+    """The tight patch of the largest 8-connected piece of a patch, and the number of pixels dropped.
 
     Raises:
         ValueError: when the patch is empty.
@@ -85,21 +64,14 @@ def largest_component(patch: Patch) -> tuple[Patch, int]:
 
 
 def patch_to_bitmap(patch: Patch, size: int) -> np.ndarray:
-    """Resample the tight patch to a square bitmap: an axis that shrinks by area, one that grows linearly.
+    """Resample the tight patch to a bitmap uint8 [size, size], coverage 0..255.
 
-    Args:
-        patch: a patch with at least one pixel.
-        size: side of the bitmap.
-
-    Returns:
-        uint8 [size, size], coverage 0..255.
+    An axis that shrinks is averaged by area, one that grows is linear.
 
     Raises:
         ValueError: when the patch is empty.
     """
-    tight = mask_to_patch(*_mask_first(patch))
-    if tight is None:
-        raise ValueError("an empty mask has no bitmap")
+    tight = _tight(patch)
     height, width = tight.mask.shape
     bitmap = tight.mask.astype(np.uint8) * np.uint8(255)
     # One axis at a time: with one axis shrinking and the other growing, INTER_AREA would be linear in both.
@@ -121,8 +93,8 @@ def paste_bitmap(
     Args:
         bitmap: uint8 [m, m], probability or coverage times 255.
         box: yxyx pixels, the box that the bitmap covers.
-        height: frame height, pixels.
-        width: frame width, pixels.
+        height: image height, pixels.
+        width: image width, pixels.
         threshold: a pixel is set when its value is above it, 0..1.
 
     Returns:
@@ -145,7 +117,7 @@ def resolve_overlaps(
     A cell that keeps less than `min_visible` of its area, or no pixel, is dropped and claims nothing.
 
     Args:
-        patches: inside the frame, best first; None is a cell without a pixel.
+        patches: inside the image, best first; None is a cell without a pixel.
         labels: integers [H, W], all 0; is changed: label k + 1 belongs to the patch `kept[k]`.
         min_visible: share of its area that a cell must keep.
 
@@ -167,13 +139,7 @@ def resolve_overlaps(
 
 
 def labels_to_patches(labels: np.ndarray) -> list[tuple[int, Patch]]:
-    """Cut a label image into one tight patch per label.
-
-    Args:
-        labels: integers [H, W], 0 is background.
-
-    Returns:
-        (label, patch) by rising label.
+    """Cut a label image, integers [H, W] with 0 for background, into (label, tight patch) by rising label.
 
     Raises:
         ValueError: when a label is negative.
@@ -186,22 +152,20 @@ def labels_to_patches(labels: np.ndarray) -> list[tuple[int, Patch]]:
     order = np.argsort(values, kind="stable")
     values, ys, xs = values[order], ys[order], xs[order]
     if values[0] < 0:
-        raise ValueError(
-            f"a label image holds {values[0]}; labels are 0 for background and 1, 2, ... for cells"
-        )
+        raise ValueError(f"a label image holds {values[0]}; labels are 0 for background, 1, 2, ... for cells")
     starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     tops, lefts = np.minimum.reduceat(ys, starts), np.minimum.reduceat(xs, starts)
     bottoms, rights = np.maximum.reduceat(ys, starts) + 1, np.maximum.reduceat(xs, starts) + 1
-    cells = []
-    for label, y0, x0, y1, x1 in zip(
-        values[starts].tolist(), tops.tolist(), lefts.tolist(), bottoms.tolist(), rights.tolist(), strict=True
-    ):
-        cells.append((label, Patch(y0, x0, labels[y0:y1, x0:x1] == label)))
-    return cells
+    boxes = np.stack([tops, lefts, bottoms, rights], axis=1).tolist()
+    pairs = zip(values[starts].tolist(), boxes, strict=True)
+    return [(label, Patch(y0, x0, labels[y0:y1, x0:x1] == label)) for label, (y0, x0, y1, x1) in pairs]
 
 
-def _mask_first(patch: Patch) -> tuple[np.ndarray, int, int]:
-    return patch.mask, patch.y, patch.x
+def _tight(patch: Patch) -> Patch:
+    tight = mask_to_patch(patch.mask, patch.y, patch.x)
+    if tight is None:
+        raise ValueError("an empty mask has neither a box nor a bitmap")
+    return tight
 
 
 def _interpolation(length: int, size: int) -> int:

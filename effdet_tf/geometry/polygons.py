@@ -12,22 +12,22 @@ from pycocotools import mask as coco_mask
 from effdet_tf.geometry.masks import mask_to_patch
 from effdet_tf.geometry.rle import Patch, rle_to_patch
 
-# A coordinate beyond this many frame sizes is a fault: the rasteriser would walk all the way to it.
+# A coordinate beyond this many image sizes is a fault: the rasteriser would walk all the way to it.
 _FAR = 16
 # Directions of a boundary step (dy, dx), clockwise in the image: right, down, left, up.
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
-    """Rasterise the union of polygons by COCO's own rule, clipped to the frame.
+    """Rasterise the union of polygons by COCO's own rule, clipped to the image.
 
     Args:
         polygons: each x, y, x, y, ... in pixels (pixel edges: pixel 3 spans [3, 4)), at least three points.
-        height: frame height, pixels.
-        width: frame width, pixels.
+        height: image height, pixels.
+        width: image width, pixels.
 
     Returns:
-        {"size": [H, W], "counts": str}; an empty mask when the polygons enclose no pixel of the frame.
+        {"size": [H, W], "counts": str}; an empty mask when the polygons enclose no pixel of the image.
 
     Raises:
         ValueError: when there is no polygon, one has fewer than three points or an odd number of coordinates,
@@ -41,23 +41,18 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
         raise ValueError("no polygon")
     for points in arrays:
         if points.ndim != 1 or points.size < 6 or points.size % 2:
-            raise ValueError(
-                f"a polygon needs at least 3 x, y pairs in one flat list, got {points.size} numbers"
-            )
+            raise ValueError(f"a polygon needs 3 or more x, y pairs in one list, got {points.size} numbers")
         if not np.abs(points).max() <= _FAR * max(height, width):  # also false for NaN
             raise ValueError("a polygon coordinate is not finite or lies far outside the image")
-    code = coco_mask.merge(coco_mask.frPyObjects([points.tolist() for points in arrays], height, width))
-    return {"size": [height, width], "counts": code["counts"].decode("ascii")}
+    rle = coco_mask.merge(coco_mask.frPyObjects([points.tolist() for points in arrays], height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def patch_to_polygons(patch: Patch) -> list[list[float]]:
     """Outline each 4-connected piece of a patch along its pixel edges.
 
-    The outline gives the same pixels back through `polygons_to_rle`, except that holes are filled:
-    COCO polygons have no form for them.
-
-    Returns:
-        Polygons x, y, x, y, ... in pixels, clockwise, corners only.
+    Polygons are x, y, x, y, ... in pixels, clockwise, corners only. They give the same pixels back through
+    `polygons_to_rle`, except that holes are filled: COCO polygons have no form for them.
     """
     outer = [ring for ring in _rings(patch) if _signed_area(ring) > 0]
     return [[float(v) for y, x in ring for v in (x, y)] for ring in outer]
@@ -84,8 +79,8 @@ def rings_to_patch(rings: Sequence[np.ndarray], height: int, width: int) -> Patc
 
     Args:
         rings: `[K, 2]` each, x, y in pixels.
-        height: frame height, pixels.
-        width: frame width, pixels.
+        height: image height, pixels.
+        width: image width, pixels.
 
     Returns:
         The tight patch, or None when no pixel is inside.
@@ -142,19 +137,12 @@ def _trace(steps: dict[tuple[int, int], list[int]], corner: tuple[int, int]) -> 
             points.append(here)
         direction = turn
         here = (here[0] + _STEPS[turn][0], here[1] + _STEPS[turn][1])
-        if here == corner and (not steps[here] or _closes(steps[here], direction)):
+        if here == corner and (direction + 1) % 4 not in steps[here]:  # it does not go on with a right turn
             break
     return points
 
 
-def _closes(leaving: list[int], direction: int) -> bool:
-    """Whether the boundary arriving by `direction` does not go on with its right turn."""
-    return (direction + 1) % 4 not in leaving
-
-
 def _signed_area(points: list[tuple[int, int]]) -> int:
     """Twice the shoelace area of (y, x) points; positive when clockwise in the image."""
-    area = 0
-    for (y0, x0), (y1, x1) in zip(points, points[1:] + points[:1], strict=True):
-        area += x0 * y1 - x1 * y0
-    return area
+    pairs = zip(points, points[1:] + points[:1], strict=True)
+    return sum(x0 * y1 - x1 * y0 for (y0, x0), (y1, x1) in pairs)

@@ -16,50 +16,34 @@ from pycocotools import mask as coco_mask
 # A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
 MAX_PIXELS = 2**29
 
-# A byte of a compressed COCO code less 48 is: 5 bits of a number, and 32 when more of it follow.
-_CODE_BYTES = bytes(range(48, 112))
+# A byte of compressed COCO counts less 48 is: 5 bits of a number, and 32 when more of it follow.
+_COUNTS_BYTES = bytes(range(48, 112))
 _MORE = 48 + 32
 _LAST_GROUP = {byte: byte - 48 - (32 if byte - 48 & 16 else 0) for byte in range(48, _MORE)}  # with its sign
 
 
 class Patch(NamedTuple):
-    """A cell's mask and its place in the image.
+    """A cell's mask and its place in the image."""
 
-    Attributes:
-        y: image row of the mask's first row.
-        x: image column of the mask's first column.
-        mask: bool [h, w], wholly inside the image.
-    """
-
-    y: int
-    x: int
-    mask: np.ndarray
+    y: int  # image row of the mask's first row
+    x: int  # image column of the mask's first column
+    mask: np.ndarray  # bool [h, w], wholly inside the image
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a full-frame mask as compressed COCO RLE.
-
-    Args:
-        mask: bool [H, W].
-
-    Returns:
-        {"size": [H, W], "counts": str}.
-    """
-    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
+    """A mask of the whole image, bool [H, W], as compressed COCO RLE: {"size": [H, W], "counts": str}."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
-    """Decode a COCO RLE to a full-frame mask.
+    """Decode a COCO RLE to a mask of the whole image, bool [H, W].
 
     Args:
         rle: {"size": [H, W], "counts": compressed str or bytes, or uncompressed list of ints}.
 
-    Returns:
-        bool [H, W].
-
     Raises:
-        ValueError: when the code is malformed or does not fill the frame.
+        ValueError: when the encoding is malformed or does not fill the image.
     """
     height, width = _rle_size(rle)
     runs = _rle_counts(rle, height * width)
@@ -67,16 +51,10 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
 
 
 def rle_to_patch(rle: dict[str, Any]) -> Patch | None:
-    """Decode a COCO RLE to a tight patch, touching only the columns that the cell spans.
-
-    Args:
-        rle: as for `decode_rle`.
-
-    Returns:
-        The tight patch, or None when the mask is empty.
+    """Decode a COCO RLE to a tight patch, or None when the mask is empty; touches only the cell's columns.
 
     Raises:
-        ValueError: when the code is malformed or does not fill the frame.
+        ValueError: as for `decode_rle`.
     """
     height, width = _rle_size(rle)
     found = _runs_to_lines(_rle_counts(rle, height * width), height)
@@ -87,35 +65,28 @@ def rle_to_patch(rle: dict[str, Any]) -> Patch | None:
 
 
 def patch_to_rle(patch: Patch, height: int, width: int) -> dict[str, Any]:
-    """Encode a patch as compressed COCO RLE of the whole frame.
+    """Encode a patch inside an image of this size, px, as compressed COCO RLE of the whole image.
 
-    Args:
-        patch: a patch inside the frame.
-        height: frame height, pixels.
-        width: frame width, pixels.
-
-    Returns:
-        {"size": [H, W], "counts": str}.
+    Raises:
+        ValueError: when the image is larger than `decode_rle` takes.
     """
+    height, width = _rle_size({"size": (height, width)})
     runs = _lengths(*_mask_to_runs(patch.mask.T, patch.x, patch.y, height), height * width)
     listed = {"size": [height, width], "counts": runs if runs[-1] else runs[:-1]}
-    code = coco_mask.frPyObjects(listed, height, width)
-    return {"size": [height, width], "counts": code["counts"].decode("ascii")}
+    rle = coco_mask.frPyObjects(listed, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_kaggle_rle(text: str, height: int, width: int) -> np.ndarray:
-    """Decode a Kaggle code, "start length start length ...", row-major and 1-based.
+    """Decode a Kaggle encoding, "start length start length ...", row-major and 1-based, to bool [H, W].
 
     Args:
-        text: the code; blank means an empty mask.
-        height: frame height, pixels.
-        width: frame width, pixels.
-
-    Returns:
-        bool [H, W].
+        text: the encoding; blank means an empty mask.
+        height: image height, pixels.
+        width: image width, pixels.
 
     Raises:
-        ValueError: when the numbers are not pairs of rising, positive runs inside the frame.
+        ValueError: when the numbers are not pairs of rising, positive runs inside the image.
     """
     mask = np.zeros((height, width), dtype=bool)
     patch = kaggle_rle_to_patch(text, height, width)
@@ -126,40 +97,26 @@ def decode_kaggle_rle(text: str, height: int, width: int) -> np.ndarray:
 
 
 def kaggle_rle_to_patch(text: str, height: int, width: int) -> Patch | None:
-    """Decode a Kaggle code to a tight patch; arguments and errors as for `decode_kaggle_rle`.
-
-    Returns:
-        The tight patch, or None when the mask is empty.
-
-    Raises:
-        ValueError: as for `decode_kaggle_rle`.
-    """
+    """As `decode_kaggle_rle`, to a tight patch, or None when the mask is empty."""
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise ValueError("run-length code holds something that is not a whole number") from error
+        raise ValueError("run-length encoding holds something that is not a whole number") from error
     if numbers.size % 2:
-        raise ValueError(f"run-length code has {numbers.size} numbers, not start and length pairs")
+        raise ValueError(f"run-length encoding has {numbers.size} numbers, not start and length pairs")
     starts, lengths = numbers[0::2] - 1, numbers[1::2]
     if (lengths < 1).any() or (starts < 0).any():
-        raise ValueError("run-length code has a start or a length below 1")
+        raise ValueError("run-length encoding has a start or a length below 1")
     if (lengths > height * width - starts).any():
-        raise ValueError(f"run-length code runs past the last pixel of a {height}x{width} image")
+        raise ValueError(f"run-length encoding runs past the last pixel of a {height}x{width} image")
     if (starts[1:] < (starts + lengths)[:-1]).any():
-        raise ValueError("run-length code has runs that overlap or are out of order")
+        raise ValueError("run-length encoding has runs that overlap or are out of order")
     found = _runs_to_lines(_lengths(starts, starts + lengths, height * width), width)
     return None if found is None else Patch(found[0], found[1], found[2].copy())
 
 
 def encode_kaggle_rle(mask: np.ndarray) -> str:
-    """Encode a full-frame mask as a Kaggle code (row-major, 1-based).
-
-    Args:
-        mask: bool [H, W].
-
-    Returns:
-        "start length start length ..."; an empty string for an empty mask.
-    """
+    """Encode a mask of the whole image, bool [H, W], as `decode_kaggle_rle` reads it."""
     mask = np.asarray(mask, dtype=bool)
     starts, ends = _mask_to_runs(mask, 0, 0, mask.shape[1])
     return " ".join(map(str, _interleave(starts + 1, ends - starts).tolist()))
@@ -192,13 +149,13 @@ def _rle_counts(rle: dict[str, Any], pixels: int) -> list[int]:
     return runs
 
 
-def _uncompress(code: bytes) -> list[int]:
+def _uncompress(counts: bytes) -> list[int]:
     """Undo COCO's compression: 5-bit groups, low first, and differences to the run two before."""
-    if not code or code.translate(None, _CODE_BYTES) or code[-1] >= _MORE:
-        raise ValueError("RLE counts are not a compressed COCO code")
+    if not counts or counts.translate(None, _COUNTS_BYTES) or counts[-1] >= _MORE:
+        raise ValueError("RLE counts are not compressed as COCO's")
     runs: list[int] = []
     value = shift = 0
-    for byte in code:  # a cell has about a hundred bytes: fewer than numpy's own cost per call
+    for byte in counts:  # a cell has about a hundred bytes: fewer than numpy's own cost per call
         if byte < _MORE:
             runs.append(value + (_LAST_GROUP[byte] << shift))
             value = shift = 0
@@ -216,14 +173,10 @@ def _paint(runs: Sequence[int]) -> np.ndarray:
 
 
 def _runs_to_lines(runs: Sequence[int], line: int) -> tuple[int, int, np.ndarray] | None:
-    """Paint the lines of a frame that hold foreground.
+    """Paint the lines of an image that hold foreground, from runs that fill it, background first.
 
-    Args:
-        runs: lengths that fill the frame, background first; a run may continue on the next line.
-        line: length of one line, pixels.
-
-    Returns:
-        (first line, first position, bool [lines, positions], read-only) tight, or None without a pixel.
+    Gives the first line, the first position and bool [lines, positions], read-only, tight; None without a
+    pixel.
     """
     if len(runs) < 2:
         return None

@@ -11,10 +11,7 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     """Turn an image gray: luma .299 R + .587 G + .114 B, or the channel itself when all are equal.
 
     Args:
-        image: [H, W] or [H, W, C], C 1 or 3, any real type.
-
-    Returns:
-        float32 [H, W] in native units.
+        image: [H, W] or [H, W, C], C 1 or 3, any real type; float32 [H, W] in the same units is returned.
 
     Raises:
         ValueError: for another number of channels.
@@ -29,21 +26,16 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def image_statistics(gray: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels.
+    """Mean and standard deviation of all pixels of an image [H, W], in its units.
 
-    Args:
-        gray: [H, W], native units.
-
-    Returns:
-        (mean, std); std is at least 1e-3 * max(1, |mean|), so that a flat image is not divided by 0.
+    The deviation is at least 1e-3 * max(1, |mean|), so that a flat image is not divided by 0.
     """
-    mean = float(gray.mean(dtype=np.float64))
-    std = float(gray.std(dtype=np.float64))
+    mean, std = float(gray.mean(dtype=np.float64)), float(gray.std(dtype=np.float64))
     return mean, max(std, 1e-3 * max(1.0, abs(mean)))
 
 
 def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Spread a floating-point image `[H, W]` over 0..top: its least value becomes 0, its largest `top`.
+    """Spread a floating-point image `[H, W]` over 0..top: its minimum becomes 0, its maximum `top`.
 
     A flat image becomes 0. `limits` are those values, of the image that this is a part of.
     """
@@ -52,14 +44,7 @@ def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = N
 
 
 def stretch_contrast(image: np.ndarray) -> np.ndarray:
-    """Spread percentile 0.2 to 99.8 of an image over 0-255, for the eye; a flat image becomes middle gray.
-
-    Args:
-        image: `[H, W]` or `[H, W, C]`, any real type.
-
-    Returns:
-        uint8, of the same shape.
-    """
+    """Percentile 0.2 to 99.8 of an image spread over 0-255, uint8, for the eye; a flat one is middle gray."""
     low, high = np.percentile(image, (0.2, 99.8))
     if high <= low:
         return np.full(image.shape, 128, np.uint8)

@@ -20,14 +20,14 @@ class Brightness(NamedTuple):
 
     mean: float
     std: float
-    least: float
-    largest: float
+    minimum: float
+    maximum: float
 
 
 def brightness(image: np.ndarray) -> Brightness:
     """Of an image `[H, W]` or `[H, W, C]` as gray, in bands of rows, so that a large one takes no memory."""
     rows = max(_BAND // max(image.shape[1], 1), 1)
-    count, mean, spread, least, largest = 0, 0.0, 0.0, np.inf, -np.inf
+    count, mean, spread, low, high = 0, 0.0, 0.0, np.inf, -np.inf
     for top in range(0, image.shape[0], rows):
         gray = to_gray(np.asarray(image[top : top + rows]))
         middle, square = gray.mean(dtype=np.float64), gray.var(dtype=np.float64)
@@ -35,19 +35,13 @@ def brightness(image: np.ndarray) -> Brightness:
         off = middle - mean
         spread += square * gray.size + off * off * count * gray.size / whole  # Chan et al. (1979)
         mean += off * gray.size / whole
-        least, largest, count = min(least, gray.min()), max(largest, gray.max()), whole
+        low, high, count = min(low, gray.min()), max(high, gray.max()), whole
     std = max(float(np.sqrt(spread / max(count, 1))), 1e-3 * max(1.0, abs(mean)))  # as `image_statistics`
-    return Brightness(float(mean), std, float(least), float(largest))
+    return Brightness(float(mean), std, float(low), float(high))
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
-    """An image as every network takes it in.
-
-    Args:
-        image: `[H, W]` or `[H, W, C]`, C 1, 3 or 4, uint8, uint16 or any other real type.
-
-    Returns:
-        The image without alpha.
+    """An image `[H, W]` or `[H, W, C]`, C 1, 3 or 4, of any real type, without alpha.
 
     Raises:
         UserError: for an array that is no image, or holds values that are not finite.
@@ -73,8 +67,8 @@ def to_channels(image: np.ndarray, config: Config, whole: Brightness | None = No
 
     Returns:
         `[H, W, channels]` float32, gray (luma) for one channel. With "fixed" normalization in units of 8-bit
-        pixels: uint16 is divided by 257, floating-point images are gray and stretched from their least and
-        largest value to 0..255, as `convert` does it; with "image" in the image's own units.
+        pixels: uint16 is divided by 257, floating-point images are gray and stretched from their minimum and
+        maximum to 0..255, as `convert` does it; with "image" in the image's own units.
 
     Raises:
         UserError: as `check_image`.
@@ -83,7 +77,7 @@ def to_channels(image: np.ndarray, config: Config, whole: Brightness | None = No
     gray = to_gray(image)
     fixed = config.data.normalization == "fixed"
     if fixed and image.dtype.kind == "f":
-        gray = stretch(gray, 255.0, None if whole is None else (whole.least, whole.largest))
+        gray = stretch(gray, 255.0, None if whole is None else (whole.minimum, whole.maximum))
         return np.repeat(gray[..., None], config.data.channels, axis=-1)
     if config.data.channels == 3 and image.ndim == 3 and image.shape[2] == 3:
         values = image.astype(np.float32)
@@ -93,20 +87,14 @@ def to_channels(image: np.ndarray, config: Config, whole: Brightness | None = No
 
 
 def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None) -> np.ndarray:
-    """Turn an image into what the network was trained on.
-
-    Args:
-        image: `[H, W]` or `[H, W, C]`, uint8, uint16 or float.
-        config: `data.normalization`, `data.channels`.
-        whole: of the image that this is a part of; None for a whole image.
+    """Turn an image into what the network was trained on; arguments as for `to_channels`.
 
     Returns:
         `[H, W, channels]` float32: (x - mean) / std of `to_channels`, with the mean and standard deviation
         of the whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
 
     Raises:
-        UserError: as `to_channels`, and for a configured mean or standard deviation that does not fit the
-            channels.
+        UserError: as `to_channels` and `fixed_statistics`.
     """
     values = to_channels(image, config, whole)
     if config.data.normalization == "image":
@@ -117,13 +105,7 @@ def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None
 
 
 def fixed_statistics(config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation that pixels are normalised by.
-
-    Args:
-        config: `mean`, `std` and `channels`.
-
-    Returns:
-        float32 mean and std, `[1]` or `[channels]`, in units of 8-bit pixels.
+    """The configured mean and std, float32 `[1]` or `[channels]`, in units of 8-bit pixels.
 
     Raises:
         UserError: for another number of values than channels, or a std that is not above 0.

@@ -36,13 +36,12 @@ def read_picture(path: Path, head: bytes, max_pixels: int, labels: bool) -> np.n
     Raises:
         UserError: for too many pixels; for a damaged file Pillow's own errors.
     """
+    deep_colour = False
     if head[:8] == _PNG_MAGIC and len(head) >= 26:
         # Pillow's own bomb check comes later and warns by a global setting; the size is in the header.
         width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
         check_pixels(path, height, width, max_pixels)
         deep_colour = depth == 16 and colour != 0
-    else:
-        deep_colour = False
     with _any_size(), Image.open(path) as picture:
         check_pixels(path, picture.height, picture.width, max_pixels)
         picture.load()  # raises for a file that is cut short, which OpenCV would pad

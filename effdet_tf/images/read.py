@@ -22,8 +22,7 @@ from effdet_tf.images.raster import check_pixels, read_picture
 from effdet_tf.images.tif_metadata import stack_axis, um_per_px
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
-_LARGE = 2**26  # values of a page from which it is
-
+_LARGE = 2**26  # values of a page from which it goes to a file
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
@@ -116,16 +115,10 @@ class Stack:
 
 
 def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a label map: 0 is background, every other number is one cell.
+    """Read a label map, integers [H, W] in the file's own type: 0 is background, other numbers are cells.
 
-    Palette images give their indices, not their colours. RGB files are read when all channels are equal.
-
-    Args:
-        path: the file, 8, 16 or 32 bit (float only with whole numbers).
-        max_pixels: largest height x width that is read.
-
-    Returns:
-        Integers [H, W] in the file's own type, int64 for float files.
+    Palette images give their indices, not their colours. RGB files are read when all channels are equal,
+    float files, as int64, when they hold whole numbers.
 
     Raises:
         UserError: as `read_image`, and when the file holds colours, fractions or negative numbers.
@@ -153,13 +146,7 @@ def _as_labels(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode as PNG without loss; the same image gives the same bytes.
-
-    Args:
-        image: uint8 or uint16, [H, W] or [H, W, C], C 1 or 3 (RGB).
-
-    Returns:
-        The file's bytes.
+    """An image uint8 or uint16, [H, W] or [H, W, C], C 1 or 3 (RGB), as PNG; equal images, equal bytes.
 
     Raises:
         ValueError: for another type or shape.
@@ -225,9 +212,6 @@ def _places(file: tifffile.TiffFile) -> list[tuple[int, int]]:
     """Where the images of the first page's size are: number of the page, number of the image behind it.
 
     They are channels, slices or times; pages of another size are thumbnails.
-
-    Raises:
-        UserError: when there should be more pages, so that the file was cut short.
     """
     first: Any = file.pages[0]
     pages = [k for k, page in enumerate(file.pages) if page.shape == first.shape]

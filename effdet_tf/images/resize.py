@@ -27,15 +27,15 @@ def resize(image: tf.Tensor, size: tf.Tensor, target: Any) -> tf.Tensor:
     return tf.cond(tf.reduce_all(size == target), lambda: image, unequal)
 
 
-def fit_scale(size: tf.Tensor, frame: tuple[int, int]) -> tf.Tensor:
-    """Return the scale, float32, at which an image of int32 `size [2]` just fits into a frame."""
-    return tf.reduce_min(tf.constant(frame, tf.float32) / tf.cast(size, tf.float32))
+def fit_scale(size: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:
+    """Return the scale, float32, at which an image of int32 `size [2]` just fits into a canvas."""
+    return tf.reduce_min(tf.constant(canvas, tf.float32) / tf.cast(size, tf.float32))
 
 
-def scaled_size(size: tf.Tensor, scale: tf.Tensor, frame: tuple[int, int]) -> tf.Tensor:
-    """Return int32 `size [2]` times `scale` in whole pixels: at least 1, at most those of the frame."""
+def scaled_size(size: tf.Tensor, scale: tf.Tensor, canvas: tuple[int, int]) -> tf.Tensor:
+    """Return int32 `size [2]` times `scale` in whole pixels: at least 1, at most those of the canvas."""
     scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32)
-    return tf.clip_by_value(scaled, 1, tf.constant(frame))
+    return tf.clip_by_value(scaled, 1, tf.constant(canvas))
 
 
 def zoomed_size(size: tf.Tensor, zoom: float) -> tf.Tensor:
@@ -43,8 +43,8 @@ def zoomed_size(size: tf.Tensor, zoom: float) -> tf.Tensor:
     return tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * zoom), tf.int32), 1)
 
 
-def pad(image: tf.Tensor, size: tf.Tensor, frame: Any, value: Any = 0.0) -> tf.Tensor:
-    """Return `image [h, w, C]` of int32 `size [2]` at the top left of a frame of height and width `frame`."""
-    room = tf.convert_to_tensor(frame, tf.int32) - size
+def pad(image: tf.Tensor, size: tf.Tensor, canvas: Any, value: Any = 0.0) -> tf.Tensor:
+    """Return `image [h, w, C]` of int32 `size [2]` at the top left of a canvas `[2]`, height and width."""
+    room = tf.convert_to_tensor(canvas, tf.int32) - size
     paddings = tf.stack([tf.stack([0, room[0]]), tf.stack([0, room[1]]), tf.zeros(2, tf.int32)])
     return tf.pad(image, paddings, constant_values=value)

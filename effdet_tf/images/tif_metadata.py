@@ -25,14 +25,8 @@ def um_per_px(file: tifffile.TiffFile) -> float | None:
     """Side of a pixel in micrometres, as the file has it.
 
     ImageJ's calibration, OME-XML, Zeiss LSM, MetaMorph and a resolution per centimetre are read. A resolution
-    per inch is that of printing, and is not.
-
-    Args:
-        file: an open tif.
-
-    Returns:
-        None where the file does not say, where its pixels are not square, or where no microscope has such
-        pixels.
+    per inch is that of printing, and is not. None where the file does not say, where its pixels are not
+    square, or where no microscope has such pixels.
     """
     for sides in (_ome(file), _imagej(file), _lsm(file), _metamorph(file), _per_centimetre(file)):
         if sides is None:

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
-from effdet_tf.data.manifest import refuse_pseudo
-from effdet_tf.data.record import ImageRecord, iterate_records, read_manifest
+from effdet_tf.data.manifest import load_manifest, refuse_pseudo
+from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator
@@ -88,7 +88,7 @@ def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator
     Raises:
         UserError: when a network labelled the images, there is none, or two have the same id.
     """
-    manifest = read_manifest(data_dir)
+    manifest = load_manifest(data_dir)
     refuse_pseudo(data_dir, manifest, "judge on annotated images")
     ids = [int(category["id"]) for category in manifest.categories]
     seen: dict[int, str] = {}
@@ -134,7 +134,7 @@ def evaluate_run(
     Raises:
         UserError: for data that cannot be read; for `coco` with class names that do not fit.
     """
-    manifest = read_manifest(data_dir)
+    manifest = load_manifest(data_dir)
     cells = CocoPredictions(predictor.class_names, manifest.categories, data_dir)
     if cells.class_mismatch:
         if coco:

@@ -113,7 +113,7 @@ def write_set(folder: Path, monkeypatch, images: int = 3) -> Path:
     class Stub:
         shards = ({"file": shard.name, "images": images, "cells": 3, "sha256": ""},)
 
-    monkeypatch.setattr(record_lib, "read_manifest", lambda directory: Stub)
+    monkeypatch.setattr(record_lib, "load_manifest", lambda directory: Stub)
     return shard
 
 

@@ -361,3 +361,5 @@ def test_one_limit_for_pixels_that_are_written_and_read(height):
     np.testing.assert_array_equal(read.mask, patch.mask)
     with pytest.raises(ValueError, match="is not an image"):
         rle_to_patch({"size": [height, MAX_PIXELS // height + 1], "counts": [height]})
+    with pytest.raises(ValueError, match="is not an image"):
+        patch_to_rle(patch, height, MAX_PIXELS // height + 1)

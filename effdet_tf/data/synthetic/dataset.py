@@ -20,8 +20,9 @@ from effdet_tf.files import atomic_write
 
 IMAGES = Path("images") / "livecell_train_val_images"
 ANNOTATIONS = Path("annotations") / "LIVECell"
-_SMALLEST_SIDE = 32
-_MOST_CELLS = 5000
+_LICENSE = {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+_MIN_SIDE = 32
+_MAX_CELLS = 5000
 
 
 class SyntheticReport(NamedTuple):
@@ -51,12 +52,9 @@ def generate(
         train: number of training images.
         val: number of validation images.
         size: height and width in pixels.
-        cells_per_image: least and most cells of an image; one that leaves the frame may be missing.
-        seed: seed of all chance.
+        cells_per_image: minimum and maximum of an image; a cell that leaves the image may be missing.
+        seed: of everything random.
         progress: show a progress bar on stderr.
-
-    Returns:
-        How many images and cells each split has.
 
     Raises:
         UserError: when a number makes no sense, or `out` cannot be written to.
@@ -64,14 +62,11 @@ def generate(
     low, high = cells_per_image
     if train < 0 or val < 0 or train + val == 0:
         raise UserError(f"synthetic: {train} train and {val} val images; give at least one image")
-    if not 0 <= low <= high <= _MOST_CELLS:
-        raise UserError(
-            f"synthetic: {low} to {high} cells per image; give 0 <= least <= most <= {_MOST_CELLS}"
-        )
-    if min(size) < _SMALLEST_SIDE:
-        raise UserError(
-            f"synthetic: size {size[0]}x{size[1]} is too small; give at least {_SMALLEST_SIDE} a side"
-        )
+    if not 0 <= low <= high <= _MAX_CELLS:
+        limits = f"give 0 <= minimum <= maximum <= {_MAX_CELLS}"
+        raise UserError(f"synthetic: {low} to {high} cells per image; {limits}")
+    if min(size) < _MIN_SIDE:
+        raise UserError(f"synthetic: size {size[0]}x{size[1]} is too small; give at least {_MIN_SIDE} a side")
     if seed < 0:
         raise UserError(f"synthetic: seed {seed} is negative; give 0 or more")
     out = Path(out)
@@ -81,10 +76,8 @@ def generate(
             try:
                 annotations = _write_split(out, split, count, size, cells_per_image, seed, bar)
             except OSError as error:
-                reason = error.strerror or error
-                raise UserError(
-                    f"synthetic: cannot write to {out}: {reason}; choose another folder"
-                ) from error
+                reason = f"cannot write to {out}: {error.strerror or error}; choose another folder"
+                raise UserError(f"synthetic: {reason}") from error
             images[split], cells[split] = count, annotations
     return SyntheticReport(images, cells)
 
@@ -127,9 +120,7 @@ def _write_split(
         bar.update()
     document = {
         "info": {"version": "1.0", "description": f"Synthetic phase contrast, seed {seed}"},
-        "licenses": [
-            {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
-        ],
+        "licenses": [_LICENSE],
         "categories": [{"supercategory": "cell", "id": 1, "name": "cell"}],
         "images": images,
         "annotations": annotations,
@@ -140,13 +131,7 @@ def _write_split(
 
 
 def annotate(cells: list[RenderedCell], image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
-    """COCO annotations of one image.
-
-    Args:
-        cells: as `render_image` gives them.
-        image_id: of the image.
-        first_id: of the first annotation.
-    """
+    """COCO annotations of the cells of one image, numbered from `first_id`."""
     for number, cell in enumerate(cells):
         x0, y0 = cell.polygon.min(0).tolist()
         x1, y1 = cell.polygon.max(0).tolist()

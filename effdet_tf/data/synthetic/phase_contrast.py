@@ -16,15 +16,10 @@ _DEPTHS = np.arange(-10, 40, 1 / 16, dtype=np.float32)  # pixels from a cell's r
 
 
 class RenderedCell(NamedTuple):
-    """One cell of a synthetic picture.
+    """One cell of a synthetic picture."""
 
-    Attributes:
-        polygon: float32 `[K, 2]`, x and y in pixels, inside the frame.
-        look: "refractile" or "flat".
-    """
-
-    polygon: np.ndarray
-    look: str
+    polygon: np.ndarray  # float32 [K, 2], x and y in pixels, inside the image
+    look: str  # "refractile" or "flat"
 
 
 class _Grain(NamedTuple):
@@ -44,8 +39,8 @@ def render_image(
 
     Args:
         rng: a generator, or a seed; the same seed gives the same bytes.
-        height: frame height in pixels.
-        width: frame width in pixels.
+        height: image height in pixels.
+        width: image width in pixels.
         n_cells: cells to draw; one whose visible part is under 12 square pixels is left out.
         cell_type: one of `cell_shapes.CELL_TYPES`.
 
@@ -58,18 +53,17 @@ def render_image(
     rng = np.random.default_rng(rng)
     outlines = lay_out(rng, height, width, n_cells, cell_type)
     grain = _Grain(_noise(rng, 0.8), _noise(rng, 2.2))
-    frame = np.zeros((height, width), np.float32)
+    canvas = np.zeros((height, width), np.float32)
     strength = rng.uniform(0.85, 1.5)
     light = rng.uniform(0, 2 * np.pi)
     if cell_type == "Neuron":
-        _draw_neurites(rng, frame, outlines)
-    _draw_debris(rng, frame)
+        _draw_neurites(rng, canvas, outlines)
+    _draw_debris(rng, canvas)
     cells = []
     for outline in outlines:
-        polygon = _draw_cell(rng, frame, outline, grain, strength, light)
-        if polygon is not None:
+        if (polygon := _draw_cell(rng, canvas, outline, grain, strength, light)) is not None:
             cells.append(RenderedCell(polygon, outline.look))
-    return _expose(rng, frame), cells
+    return _expose(rng, canvas), cells
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -81,14 +75,14 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
 
 def _draw_cell(
     rng: np.random.Generator,
-    frame: np.ndarray,
+    canvas: np.ndarray,
     outline: CellShape,
     grain: _Grain,
     strength: float,
     light: float,
 ) -> np.ndarray | None:
-    """Draw one cell into `frame`; return its polygon inside the frame, or None when too little is visible."""
-    height, width = frame.shape
+    """Draw one cell onto `canvas`; return its polygon inside it, or None when too little is visible."""
+    height, width = canvas.shape
     points = np.concatenate(outline.pieces)
     x0, y0 = np.floor(points.min(0)).astype(int) - _MARGIN
     x1, y1 = np.ceil(points.max(0)).astype(int) + _MARGIN
@@ -109,21 +103,20 @@ def _draw_cell(
     paint = _refractile if outline.look == "refractile" else _flat
     look = paint(rng, depth, fine, coarse, outline.size) * (strength * rng.uniform(0.75, 1.25))
     # One flank is lit and the other in shade, as with a condenser that is slightly off axis.
-    towards = cv2.Sobel(depth, cv2.CV_32F, 1, 0) * np.cos(light) + cv2.Sobel(
-        depth, cv2.CV_32F, 0, 1
-    ) * np.sin(light)
+    across, down = cv2.Sobel(depth, cv2.CV_32F, 1, 0), cv2.Sobel(depth, cv2.CV_32F, 0, 1)
+    towards = across * np.cos(light) + down * np.sin(light)
     look += _bell(_DEPTHS, 0, 1.5)[_levels(depth)] * towards * np.float32(strength)
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
     part = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
     cover = np.clip(depth[part] + 0.5, 0, 1) * (0.85 if outline.look == "refractile" else 0.6)
-    window = frame[top:bottom, left:right]
+    window = canvas[top:bottom, left:right]
     window *= 1 - cover
     window += look[part]
     return polygon
 
 
 def _trace(mask: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.ndarray | None:
-    """Polygon float32 `[K, 2]` round the largest part of a fine mask that lies in the frame."""
+    """Polygon float32 `[K, 2]` round the largest part of a fine mask that lies in the image."""
     top, left = max(-y0, 0), max(-x0, 0)
     visible = mask[top * _FINE : max(height - y0, 0) * _FINE, left * _FINE : max(width - x0, 0) * _FINE]
     contours, _ = cv2.findContours(visible, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -131,9 +124,7 @@ def _trace(mask: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.nd
         return None
     contour = cv2.approxPolyDP(max(contours, key=cv2.contourArea), 0.7, True)[:, 0]
     polygon = ((contour + 0.5) / _FINE + (x0 + left, y0 + top)).astype(np.float32)
-    if len(polygon) < 3 or cv2.contourArea(polygon) < 12:
-        return None
-    return polygon
+    return None if len(polygon) < 3 or cv2.contourArea(polygon) < 12 else polygon
 
 
 def _flat(
@@ -200,9 +191,9 @@ def _levels(depth: np.ndarray) -> np.ndarray:
     return np.clip((depth - _DEPTHS[0]) * 16, 0, len(_DEPTHS) - 1).astype(np.intp)
 
 
-def _draw_neurites(rng: np.random.Generator, frame: np.ndarray, outlines: list[CellShape]) -> None:
+def _draw_neurites(rng: np.random.Generator, canvas: np.ndarray, outlines: list[CellShape]) -> None:
     """Draw a net of hair-thin processes, beaded and crossing; they belong to no annotated cell."""
-    height, width = frame.shape
+    height, width = canvas.shape
     line = np.zeros((height, width), np.float32)
     for outline in outlines:
         count, steps = int(rng.integers(1, 6)), 24
@@ -216,12 +207,12 @@ def _draw_neurites(rng: np.random.Generator, frame: np.ndarray, outlines: list[C
         beads = paths[rng.random((count, steps)) < 0.1].astype(int)
         beads = beads[((beads >= 0) & (beads < (width, height))).all(1)]
         line[beads[:, 1], beads[:, 0]] = 5
-    frame += 30 * cv2.GaussianBlur(line, (0, 0), 1.5) - 36 * cv2.GaussianBlur(line, (0, 0), 0.6)
+    canvas += 30 * cv2.GaussianBlur(line, (0, 0), 1.5) - 36 * cv2.GaussianBlur(line, (0, 0), 0.6)
 
 
-def _draw_debris(rng: np.random.Generator, frame: np.ndarray) -> None:
+def _draw_debris(rng: np.random.Generator, canvas: np.ndarray) -> None:
     """Scatter specks, dead vesicles in heaps and now and then a fibre."""
-    height, width = frame.shape
+    height, width = canvas.shape
     share = height * width / (520 * 704)
     specks = rng.uniform((0, 0), (width, height), (rng.poisson(26 * share), 2))
     spots = [(speck, rng.uniform(0.5, 1.6)) for speck in specks]
@@ -239,20 +230,20 @@ def _draw_debris(rng: np.random.Generator, frame: np.ndarray) -> None:
         ring = np.exp(-(((distance - 1.5 * radius) / (0.5 * radius + 0.4)) ** 2))
         heart = np.exp(-((distance / (0.75 * radius)) ** 2))
         sign = -1 if rng.random() < 0.75 else 1
-        frame[top:bottom, left:right] += rng.uniform(12, 60) * (sign * heart - 0.5 * sign * ring)
+        canvas[top:bottom, left:right] += rng.uniform(12, 60) * (sign * heart - 0.5 * sign * ring)
     for _ in range(rng.poisson(0.5 * share)):
         start, heading = rng.uniform((0, 0), (width, height)), rng.uniform(0, 2 * np.pi)
         turns = np.cumsum(rng.normal(0, 0.12, 12))
         path = start + np.cumsum(np.stack([np.cos(heading + turns), np.sin(heading + turns)], 1) * 4, 0)
-        fibre = np.zeros_like(frame)
+        fibre = np.zeros_like(canvas)
         cv2.polylines(fibre, [np.round(path * 16).astype(np.int32)], False, 1.0, 2, cv2.LINE_AA, 4)
-        frame += 26 * cv2.GaussianBlur(fibre, (0, 0), 2.2) - 32 * cv2.GaussianBlur(fibre, (0, 0), 0.7)
+        canvas += 26 * cv2.GaussianBlur(fibre, (0, 0), 2.2) - 32 * cv2.GaussianBlur(fibre, (0, 0), 0.7)
 
 
-def _expose(rng: np.random.Generator, frame: np.ndarray) -> np.ndarray:
+def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """Optics and camera: blur, uneven background, faint ripples, noise; uint8 about 128."""
-    height, width = frame.shape
-    picture = cv2.GaussianBlur(frame, (0, 0), rng.uniform(0.5, 0.75))
+    height, width = canvas.shape
+    picture = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 0.75))
     # A ring-shaped phase plate passes coarse structures weakly: wide areas return to the background's gray.
     picture -= 0.6 * cv2.GaussianBlur(picture, (0, 0), 9)
     coarse = rng.standard_normal((5, 6), np.float32)

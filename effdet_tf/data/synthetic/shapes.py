@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Invented types, each with its own look: refractile balls in clumps, elongated cells with processes, flat
+# cells in colonies, and somas in a net of thin neurites.
 CELL_TYPES = ("Round", "Spindle", "Cluster", "Neuron")
-"""Invented types, each with its own look: refractile balls in clumps, elongated cells with processes,
-flat cells in colonies, and somas in a net of thin neurites."""
-
-_ALONG = np.linspace(0, 1, 9)
 _ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-# Above this share of the frame, cells are made smaller so that the number asked for still fits.
+# Above this share of the image, cells are made smaller so that the number asked for still fits.
 _MAX_COVER = {"Round": 0.72, "Spindle": 0.34, "Cluster": 0.9, "Neuron": 0.3}
 
 
@@ -33,17 +31,17 @@ class CellShape(NamedTuple):
 def lay_out(
     rng: np.random.Generator, height: int, width: int, n_cells: int, cell_type: str
 ) -> list[CellShape]:
-    """Draw the place, the shape and the look of every cell of an image.
+    """Choose the place, the shape and the look of every cell of an image.
 
     Args:
-        rng: source of all chance.
-        height: frame height in pixels.
-        width: frame width in pixels.
-        n_cells: how many cells; each has its centre inside the frame.
+        rng: random numbers.
+        height: image height in pixels.
+        width: image width in pixels.
+        n_cells: how many cells; each has its centre inside the image.
         cell_type: one of `CELL_TYPES`.
 
     Returns:
-        `n_cells` outlines, the bottom one first; they may cross the frame and each other.
+        `n_cells` outlines, the bottom one first; they may cross the image's edges and each other.
 
     Raises:
         ValueError: when `cell_type` is unknown.
@@ -71,9 +69,9 @@ def place(
     """Grow colonies: most cells settle beside one that is there, some start anew.
 
     Args:
-        rng: source of all chance.
-        height: frame height in pixels.
-        width: frame width in pixels.
+        rng: random numbers.
+        height: image height in pixels.
+        width: image width in pixels.
         n_cells: number of centres.
         spacing: usual distance between neighbours in pixels.
         loneliness: share of the cells that start away from the others.
@@ -140,9 +138,8 @@ def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float)
         dividing = rng.random() < 0.05
         radii = _blob(rng, size / 2, 1.5 if dividing else rng.uniform(1.0, 1.2), 0.03)
         radii = _press(radii, centres, k, 0.07 * diameter)
-        cells.append(
-            CellShape([_closed(centre, radii)], "flat" if rng.random() < 0.08 else "refractile", size)
-        )
+        look = "flat" if rng.random() < 0.08 else "refractile"
+        cells.append(CellShape([_closed(centre, radii)], look, size))
     return cells
 
 
@@ -203,27 +200,25 @@ def _spindle(
 ) -> np.ndarray:
     """A bent lens `[K, 2]`: `half` long to each side and `wide` to each side of its axis."""
     along = np.linspace(-1, 1, 17)
-    profile = (
-        wide * (1 - np.abs(along) ** rng.uniform(1.4, 2.2)) * (1 + 0.12 * rng.normal(size=along.size)) + 0.5
-    )
+    lens = 1 - np.abs(along) ** rng.uniform(1.4, 2.2)
+    profile = wide * lens * (1 + 0.12 * rng.normal(size=along.size)) + 0.5
     bend = rng.normal() * 0.18 * half * along**2
-    upper = np.stack([along * half, bend + profile], 1)
-    lower = np.stack([along * half, bend - profile], 1)[::-1]
-    return centre + np.concatenate([upper, lower]) @ _turn(heading)
+    return centre + _strip(along * half, bend, profile, heading)
 
 
 def _process(
     rng: np.random.Generator, start: np.ndarray, heading: float, length: float, wide: float
 ) -> np.ndarray:
     """A curved strip `[K, 2]` that runs out to a tip of two pixels: a finer one would leave its mask."""
-    along = _ALONG
+    along = np.linspace(0, 1, 9)
     profile = np.maximum(wide * (1 - along) ** 2.2, rng.uniform(0.85, 1.1)) + 0.25 * rng.random(along.size)
     bend = rng.normal() * 0.16 * length * along**2
-    upper = np.stack([along * length, bend + profile], 1)
-    lower = np.stack([along * length, bend - profile], 1)[::-1]
-    return start + np.concatenate([upper, lower]) @ _turn(heading)
+    return start + _strip(along * length, bend, profile, heading)
 
 
-def _turn(angle: float) -> np.ndarray:
-    """Matrix `[2, 2]` that turns row vectors by `angle`."""
-    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+def _strip(along: np.ndarray, bend: np.ndarray, half_width: np.ndarray, angle: float) -> np.ndarray:
+    """Polygon `[K, 2]` of this half width round a bent axis, turned by `angle`."""
+    upper = np.stack([along, bend + half_width], 1)
+    lower = np.stack([along, bend - half_width], 1)[::-1]
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return np.concatenate([upper, lower]) @ turn
