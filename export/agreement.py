@@ -87,12 +87,7 @@ class Agreement:
 def match(reference: Result, candidate: Result) -> tuple[np.ndarray, np.ndarray]:
     """Match the cells of two results: best score first, each takes the free cell of its class nearest to it.
 
-    Args:
-        reference: cells of one image.
-        candidate: cells of the same image.
-
-    Returns:
-        Indices int64 `[matches]` into each of them.
+    Gives indices int64 `[matches]` into each of them.
     """
     matches = []
     if len(reference) and len(candidate):

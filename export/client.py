@@ -47,25 +47,16 @@ def build_parser() -> Parser:
         ],
         epilog=COLUMNS,
     )
-    parser.add_argument(
-        "--url", required=True, metavar="URL", help="http://host:8501 or grpc://host:8500 of the server"
-    )
-    parser.add_argument(
-        "--model", default="cells", metavar="NAME", help="name of the model on the server (default: cells)"
-    )
-    parser.add_argument(
-        "--version", type=positive(int), metavar="N", help="version of the model (default: the latest)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive(float),
-        default=60.0,
-        metavar="S",
-        help="seconds to wait for each answer (default: 60)",
-    )
-    parser.add_argument(
+    add, whole = parser.add_argument, positive(int)
+    url = "http://host:8501 or grpc://host:8500 of the server"
+    add("--url", required=True, metavar="URL", help=url)
+    add("--model", default="cells", metavar="NAME", help="name of the model on the server (default: cells)")
+    add("--version", type=whole, metavar="N", help="version of the model (default: the latest)")
+    seconds = "seconds to wait for each answer (default: 60)"
+    add("--timeout", type=positive(float), default=60.0, metavar="S", help=seconds)
+    add(
         "--max-message",
-        type=positive(int),
+        type=whole,
         default=256,
         metavar="MIB",
         help="largest gRPC message, MiB (default: 256)",

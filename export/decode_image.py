@@ -33,11 +33,9 @@ class Header(NamedTuple):
 
 
 def read_header(data: tf.Tensor, max_pixels: int) -> Header:
-    """Read the size of an encoded image without decoding it: a small file may hold a huge image.
+    """Read the size of an encoded image, a string scalar, without decoding it: it may be huge.
 
-    Args:
-        data: string scalar, the file's bytes.
-        max_pixels: largest height x width that is taken.
+    `max_pixels` is the largest height x width that is taken.
     """
     length = tf.strings.length(data)
     head = tf.strings.substr(tf.strings.join([data, b"\0" * _HEADER]), 0, _HEADER)
@@ -66,15 +64,10 @@ def read_header(data: tf.Tensor, max_pixels: int) -> Header:
 
 
 def decode(data: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode an image.
+    """Decode an image, a string scalar, of which `header` was read.
 
-    Args:
-        data: string scalar.
-        header: of it.
-
-    Returns:
-        (float32 `[H, W, 1 or 3]` in the file's own units, without alpha; a string, empty when all went
-        well). With an error the image is 8 x 8 and black.
+    Gives float32 `[H, W, 1 or 3]` in the file's own units, without alpha, and a string, empty when all went
+    well. With an error the image is 8 x 8 and black.
     """
 
     def pixels(data: tf.Tensor) -> tf.Tensor:
@@ -84,12 +77,10 @@ def decode(data: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
             return tf.where(header.deep, image, image / 257)
 
         # The accurate transform is the one that image libraries use.
-        image = tf.cond(
-            header.png,
-            png,
-            lambda: tf.cast(tf.io.decode_jpeg(data, dct_method="INTEGER_ACCURATE"), tf.float32),
-        )
-        image = tf.ensure_shape(image, (None, None, None))
+        def jpeg() -> tf.Tensor:
+            return tf.cast(tf.io.decode_jpeg(data, dct_method="INTEGER_ACCURATE"), tf.float32)
+
+        image = tf.ensure_shape(tf.cond(header.png, png, jpeg), (None, None, None))
         return image[..., : tf.where(tf.shape(image)[2] > 2, 3, 1)]
 
     sound = tf.equal(header.error, "")
@@ -103,13 +94,8 @@ def decode(data: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
 def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
     """Turn decoded pixels into what the network was trained on: `effdet_tf.images.normalize.normalize`.
 
-    Args:
-        image: float32 `[H, W, C]`, C 1 or 3, in its own units.
-        deep: bool, whether these are of 16 bits.
-        config: `data`.
-
-    Returns:
-        float32 `[H, W, channels]`.
+    `image` is float32 `[H, W, 1 or 3]` in its own units, which are of 16 bits where `deep` is true; the
+    result is float32 `[H, W, channels]`.
     """
     channels = config.data.channels
 

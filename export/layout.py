@@ -35,13 +35,9 @@ class Staging:
         self.finished: list[Path] = []
 
     def add_version(self, made: Path) -> Path:
-        """Move the folder of a SavedModel to the number after the highest in `saved_model`.
+        """Move the folder of a SavedModel, not empty, to the number after the highest in `saved_model`.
 
-        Args:
-            made: a folder that is not empty, inside `folder`.
-
-        Returns:
-            Its place. A number that another export takes meanwhile is left to it.
+        A number that another export takes meanwhile is left to it.
         """
         versions = self.out / SAVED_MODEL
         versions.mkdir(exist_ok=True)
@@ -68,15 +64,9 @@ class Staging:
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Staging]:
-    """Open a folder of exports; what killed exports left in it is removed.
+    """Open a folder of exports, made when it is missing; what killed exports left in it is removed.
 
     However the block ends, only what it has moved to its place stays.
-
-    Args:
-        out: made when it is missing.
-
-    Yields:
-        Where to make things.
 
     Raises:
         UserError: when it is a file.

@@ -57,10 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     options.formats = options.formats or _possible_formats(options, images)
     tflite = set(options.formats) - {SAVED_MODEL}
     if tflite and not options.no_parity and importlib.util.find_spec("ai_edge_litert") is None:
-        raise UserError(
-            "comparing TFLite files with the run needs their runtime: pip install ai-edge-litert, or give "
-            "--no-parity"
-        )
+        advice = "pip install ai-edge-litert, or give --no-parity"
+        raise UserError(f"comparing TFLite files with the run needs their runtime: {advice}")
     calibration, calibrated_on = _calibration(options, images)
     if tflite:
         height, width = options.size
@@ -97,9 +95,8 @@ def _export(
             if name == SAVED_MODEL:
                 from export.saved_model import write_saved_model
 
-                write_saved_model(
-                    predictor, made, max_pixels=options.max_pixels, licence=options.licence, run=options.run
-                )
+                card = {"licence": options.licence, "run": options.run}
+                write_saved_model(predictor, made, max_pixels=options.max_pixels, **card)
             else:
                 from export.tflite import convert
 
@@ -135,16 +132,14 @@ def _compare(
     from export.tflite import keras_reference
     from export.trial_images import synthetic
 
-    references = dict.fromkeys(places, predictor)
-    if set(places) - {SAVED_MODEL}:
-        padded = keras_reference(predictor, options.size)
-        references = {name: predictor if name == SAVED_MODEL else padded for name in places}
-    artifacts = [
-        Artifact(
-            name, place.relative_to(options.out).as_posix(), size_of(place), load(place), references[name]
+    padded = keras_reference(predictor, options.size) if set(places) - {SAVED_MODEL} else predictor
+    artifacts = []
+    for name, place in places.items():
+        path, reference = (
+            place.relative_to(options.out).as_posix(),
+            predictor if name == SAVED_MODEL else padded,
         )
-        for name, place in places.items()
-    ]
+        artifacts.append(Artifact(name, path, size_of(place), load(place), reference))
     images = images or synthetic(options.size, options.limit)
     about = {"calibration": calibrated_on or None, "float_heads": options.float_heads}
     report = circumstances(options.run, options.size, **about)
@@ -163,10 +158,8 @@ def _exit_code(report: dict[str, Any]) -> int:
 
     for name, metrics in report["artifacts"].items():
         if metrics["verdict"] == FAILED:
-            advice = ""
-            if name == "int8":
-                advice = "; keep the heads in float with --float-heads, or accept it with --allow-drop"
-            print(f"error: {metrics['path']}: {metrics['why']}{advice}", file=sys.stderr)
+            advice = "; keep the heads in float with --float-heads, or accept it with --allow-drop"
+            print(f"error: {metrics['path']}: {metrics['why']}{advice * (name == 'int8')}", file=sys.stderr)
     return 0 if report["passed"] else 1
 
 
@@ -184,9 +177,8 @@ def _size(options: argparse.Namespace, config: Config, images: TrialImages | Non
     if config.data.resize == "fit":
         height, width = config.data.crop_size
         if options.size not in (None, (height, width)):
-            raise UserError(
-                f"--size: this network scales every image to {height}x{width} itself; leave --size out"
-            )
+            fixed = f"this network scales every image to {height}x{width} itself"
+            raise UserError(f"--size: {fixed}; leave --size out")
         return height, width
     return options.size or (images.most_frequent_size() if images else _SIZE)
 
@@ -195,10 +187,8 @@ def _possible_formats(options: argparse.Namespace, images: TrialImages | None) -
     """All formats that can be made with what was given; what is left out is told."""
     if options.calibration or images:
         return list(FORMATS)
-    print(
-        "tflite-int8 is left out: it is calibrated on images, give training images with --calibration",
-        file=sys.stderr,
-    )
+    advice = "it is calibrated on images, give training images with --calibration"
+    print(f"tflite-int8 is left out: {advice}", file=sys.stderr)
     return [name for name in FORMATS if name != "tflite-int8"]
 
 

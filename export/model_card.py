@@ -16,40 +16,18 @@ NO_LICENCE = (
 
 
 def model_card(config: Config, licence: str, run: Path | None) -> str:
-    """Text of MODEL_CARD.md.
-
-    Args:
-        config: of the network.
-        licence: of the weights; empty where the exporter named none.
-        run: folder that may hold metrics.json, the figures of its validation.
-    """
+    """Text of MODEL_CARD.md; `licence` may be empty, `run` may hold metrics.json of its validation."""
     masks = f"{config.model.mask.size} x {config.model.mask.size}" if config.model.mask.enabled else "none"
-    lines = [
-        f"# {config.preset}: {', '.join(config.class_names)}",
-        "",
-        f"An EfficientDet with instance masks for microscopy images, exported by effdet_tf {__version__}.",
-        "",
-        f"- classes: {', '.join(config.class_names)}",
-        f"- network: {config.preset}, backbone {config.model.backbone}, {config.data.channels} channel(s)",
-        f"- masks: {masks}; up to {config.data.max_instances} cells an image",
-        f"- pixels: {_pixels(config)}",
-        f"- scores from {config.postprocess.score_threshold}; count a cell from "
-        f"{config.postprocess.report_score} (the best score on the validation images, if there were any)",
-        "",
-        "## Licence of the weights",
-        "",
-        licence or NO_LICENCE,
-        "",
-        "## Figures on the validation images of the training",
-        "",
-        *_figures(run),
-        "",
-        "## Limits",
-        "",
-        "It knows the kinds of cells, the microscope and the magnification of its training images. Judge it "
-        "on annotated images of your own before you rely on counts.",
-    ]
-    return "\n".join(lines) + "\n"
+    template = Path(__file__).with_name("serving_templates") / "MODEL_CARD.md.template"
+    return template.read_text(encoding="utf-8").format(
+        version=__version__,
+        classes=", ".join(config.class_names),
+        config=config,
+        masks=masks,
+        pixels=_pixels(config),
+        licence=licence or NO_LICENCE,
+        figures="\n".join(_figures(run)),
+    )
 
 
 def _pixels(config: Config) -> str:

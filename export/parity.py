@@ -122,15 +122,9 @@ def compare(
 def check(
     metrics: Mapping[str, Any], before: Mapping[str, Any] | None, tolerance: Tolerance
 ) -> tuple[str, str]:
-    """Compare the metrics of one artifact with its tolerance.
+    """`PASSED`, `FAILED` or `NOT_EVALUATED`, and why: the metrics of one artifact against its tolerance.
 
-    Args:
-        metrics: of `Agreement`, with "AP".
-        before: AP of the run itself, {kind: {"AP", "AP50"}}, or None.
-        tolerance: what to keep to.
-
-    Returns:
-        `PASSED`, `FAILED` or `NOT_EVALUATED`, and why where it is not the first.
+    The metrics are those of `Agreement`, with "AP"; `before` is the AP of the run itself, or None.
     """
     faults = []
     if tolerance.ap_drop is not None:
@@ -140,32 +134,27 @@ def check(
             return NOT_EVALUATED, "no annotated images: give --data"
         lost = round(100 * (was - (metrics["AP"].get(kind, {}).get("AP") or 0.0)), 3)
         if lost > tolerance.ap_drop:
-            faults.append(
-                f"lost {lost:.1f} points of {KIND_NAMES[kind]} AP, {tolerance.ap_drop:g} are allowed"
-            )
+            allowed = f"{tolerance.ap_drop:g} are allowed"
+            faults.append(f"lost {lost:.1f} points of {KIND_NAMES[kind]} AP, {allowed}")
     elif metrics["matched_share"] is None:
         return NOT_EVALUATED, "no cells found in these images: give others with --data or --images"
     else:
         share, minimum = metrics["matched_share"], tolerance.matched_share
         if minimum is not None and share < minimum:
             faults.append(f"{100 * share:.2f} % of the cells matched, {100 * minimum:g} % are asked")
-        worst, most = metrics["largest_score_difference"], tolerance.score_difference
-        if most is not None and worst is not None and worst > most:
-            faults.append(f"scores differ by up to {worst:.4f}, {most:g} is allowed")
+        worst, maximum = metrics["largest_score_difference"], tolerance.score_difference
+        if maximum is not None and worst is not None and worst > maximum:
+            faults.append(f"scores differ by up to {worst:.4f}, {maximum:g} is allowed")
     return (FAILED, "; ".join(faults)) if faults else (PASSED, "")
 
 
 def circumstances(run: Path, size: tuple[int, int], **more: Any) -> dict[str, Any]:
     """What a report was made of and with: run, size of the TFLite input's images, versions, machine, date."""
-    return {
-        "run": str(run),
-        "size": list(size),
-        **more,
-        "versions": {"effdet_tf": __version__, "python": platform.python_version()}
-        | {name: installed(name) for name in _PACKAGES},
-        "machine": platform.machine(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    versions = {"effdet_tf": __version__, "python": platform.python_version()}
+    versions |= {name: installed(name) for name in _PACKAGES}
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    about = {"versions": versions, "machine": platform.machine(), "date": date}
+    return {"run": str(run), "size": list(size), **more, **about}
 
 
 def _score(
@@ -189,7 +178,7 @@ def _score(
             if not found.masks or any(cell.rle is None for cell in case.ground_truth):
                 kinds = KINDS[:1]
             evaluator.add(case, kinds)
-    reports = [evaluator.report(kinds)["all"] for evaluator in evaluators]
-    return protocol, [
-        {kind: {key: whole[kind][key] for key in ("AP", "AP50")} for kind in kinds} for whole in reports
-    ]
+    found = []
+    for whole in (evaluator.report(kinds)["all"] for evaluator in evaluators):
+        found.append({kind: {key: whole[kind][key] for key in ("AP", "AP50")} for kind in kinds})
+    return protocol, found

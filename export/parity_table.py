@@ -1,16 +1,12 @@
-"""The figures of `export.parity` as a table that reads well as plain text and as Markdown."""
+"""The metrics of `export.parity` as a table that reads well as plain text and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_TITLES = {
-    "saved_model": "SavedModel",
-    "float32": "TFLite float32",
-    "float16": "TFLite float16",
-    "int8": "TFLite int8",
-}
+_TITLES = {"saved_model": "SavedModel"}
+_TITLES |= {name: f"TFLite {name}" for name in ("float32", "float16", "int8")}
 _PROTOCOLS = {
     "livecell": "LIVECell protocol: IoU .50:.05:.95, classes as one",
     "coco": "COCO protocol: IoU .50:.05:.95, mean over classes",
@@ -33,7 +29,7 @@ def format_parity(report: Mapping[str, Any]) -> str:
         *_aligned(columns),
         "",
         "Matched: cells of the same class with a box IoU of .9 or more, of all that either returns; a cell "
-        "within .001 of the least class score is not missed.",
+        "within .001 of the minimum class score is not missed.",
     ]
     if set(artifacts) - {"saved_model"}:
         lines.append(
@@ -58,24 +54,18 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, Callable[[Mapping[s
         ("matched, %", "", lambda f: _percent(f["matched_share"], 2)),
         ("largest score difference", "", lambda f: _number(f["largest_score_difference"], ".1e")),
         ("mask IoU, mean", "", lambda f: _number(f["mean_mask_iou"], ".4f")),
-        ("mask IoU, least", "", lambda f: _number(f["least_mask_iou"], ".3f")),
-        (
-            "cells to report, Keras / export",
-            "",
-            lambda f: f"{f['reference_reported']} / {f['reported']}",
-        ),
+        ("mask IoU, minimum", "", lambda f: _number(f["least_mask_iou"], ".3f")),
+        ("cells to report, Keras / export", "", lambda f: f"{f['reference_reported']} / {f['reported']}"),
         ("their difference, sum of images", "", lambda f: str(f["count_difference"])),
     ]
     before = report["keras"]["AP"] or {}
     for kind, name in (("segm", "mask"), ("bbox", "box")):
         for key in ("AP", "AP50") if kind in before else ():
-            rows.append(
-                (
-                    f"{name} {key}, %",
-                    _percent(before[kind][key], 2),
-                    lambda f, kind=kind, key=key: _percent(f["AP"][kind][key], 2),
-                )
-            )
+
+            def of_export(f: Mapping[str, Any], kind: str = kind, key: str = key) -> str:
+                return _percent(f["AP"][kind][key], 2)
+
+            rows.append((f"{name} {key}, %", _percent(before[kind][key], 2), of_export))
     return [*rows, ("asked", "", _asked), ("verdict", "", lambda f: f["verdict"])]
 
 
@@ -89,19 +79,12 @@ def _asked(figures: Mapping[str, Any]) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *others = [
-        "| "
-        + " | ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join(
-        "-" * (width + 1) + ("-" if place == 0 else ":") for place, width in enumerate(widths)
-    )
-    return [first, rule + "|", *others]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
+    return [lines[0], f"|{'|'.join(rule)}|", *lines[1:]]
 
 
 def _percent(value: float | None, digits: int) -> str:
@@ -109,6 +92,4 @@ def _percent(value: float | None, digits: int) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return format(value, form) if value else "0"
+    return "-" if value is None else format(value, form) if value else "0"

@@ -16,17 +16,9 @@ from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
 from export.serving_api import serving_api
 
 _MIB = 2**20
-_TYPES: dict[str, Any] = {
-    "boxes": np.float32,
-    "scores": np.float32,
-    "classes": np.int32,
-    "masks": np.uint8,
-    "mask_boxes": np.float32,
-    "count": np.int32,
-    "ok": bool,
-    "error": object,
-    "metadata": object,
-}
+_TYPES: dict[str, Any] = dict.fromkeys(("boxes", "scores", "mask_boxes"), np.float32)
+_TYPES |= {"classes": np.int32, "count": np.int32, "masks": np.uint8, "ok": bool}
+_TYPES |= {"error": object, "metadata": object}
 
 
 class Connection(Protocol):
@@ -83,14 +75,7 @@ class RestConnection:
     """The HTTP interface, usually on port 8501."""
 
     def __init__(self, url: str, model: str, version: int | None, timeout: float) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            url: `http://host:port`, a path in front of `/v1` may follow.
-            model: its name on the server.
-            version: None for the latest.
-            timeout: seconds to wait for an answer.
-        """
+        """As `connect`, to nothing yet; in the address a path in front of `/v1` may follow."""
         import requests
 
         self._errors = requests.exceptions
@@ -138,18 +123,7 @@ class GrpcConnection:
     def __init__(
         self, address: str, model: str, version: int | None, timeout: float, max_message: int
     ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            address: `host:port`.
-            model: its name on the server.
-            version: None for the latest.
-            timeout: seconds to wait for an answer.
-            max_message: most MiB of an answer or a request.
-
-        Raises:
-            UserError: when tensorflow-serving-api is not installed.
-        """
+        """As `connect`, to nothing yet; the address is `host:port`."""
         self._request = serving_api("predict_pb2").PredictRequest
         service = serving_api("prediction_service_pb2_grpc")
         import grpc
@@ -188,10 +162,8 @@ class GrpcConnection:
         if code == codes.NOT_FOUND:
             return _unknown(self._where, _named(self._model, self._version), reason)
         if code == codes.RESOURCE_EXHAUSTED and "larger than max" in reason:
-            return (
-                f"{self._where}: a message is too big ({reason}); raise --max-message, "
-                f"now {self._max_message} MiB, or the server's own limit"
-            )
+            advice = f"raise --max-message, now {self._max_message} MiB, or the server's own limit"
+            return f"{self._where}: a message is too big ({reason}); {advice}"
         return _refused(self._where, signature, f"{code.name}: {reason}")
 
 
@@ -205,10 +177,10 @@ def connect(
         model: its name on the server.
         version: None for the latest.
         timeout: seconds to wait for each answer.
-        max_message: most MiB of a gRPC message.
+        max_message: largest gRPC message, MiB.
 
     Raises:
-        UserError: for another kind of address.
+        UserError: for another kind of address, and when tensorflow-serving-api is not installed.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in ("http", "https") and parts.netloc:

@@ -38,15 +38,11 @@ from export.model_card import model_card
 MAX_PIXELS = 2048 * 2048
 LABELS_FILE = "labels.txt"
 # Label images of one batch are padded to the largest height and width: together at most this many times
-# `max_pixels`, so that a column and a row of pixels cannot ask for a gigantic frame.
-_FRAME = 4
+# `max_pixels`, so that a column and a row of pixels cannot ask for a gigantic one.
+_CANVAS = 4
 _OTHER_SIZE = "fits no frame with the others of its batch: send it on its own"
-_ABOUT = {
-    "height": tf.TensorSpec((), tf.int32),
-    "width": tf.TensorSpec((), tf.int32),
-    "ok": tf.TensorSpec((), tf.bool),
-    "error": tf.TensorSpec((), tf.string),
-}
+_ABOUT = {name: tf.TensorSpec((), tf.int32) for name in ("height", "width")}
+_ABOUT |= {"ok": tf.TensorSpec((), tf.bool), "error": tf.TensorSpec((), tf.string)}
 
 
 class ServedNetwork:
@@ -131,16 +127,14 @@ class ServedNetwork:
             room = [[0, limit - tf.shape(part)[0]]] + [[0, 0]] * (len(part.shape) - 1)
             return tf.ensure_shape(tf.pad(part, room), (limit, *part.shape[1:]))
 
-        rows = {
-            name: fill(part) for name, part in found._asdict().items() if name != "count" and part is not None
-        }
-        return rows | {"count": found.count}
+        parts = {name: part for name, part in found._asdict().items() if part is not None}
+        return {name: part if name == "count" else fill(part) for name, part in parts.items()}
 
     def _trim(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Cut the rows of a batch to the most cells that one of its images has."""
-        most = tf.reduce_max(tf.concat([batch["count"], [0]], 0))
+        """Cut the rows of a batch to the largest number of cells that one of its images has."""
+        largest = tf.reduce_max(tf.concat([batch["count"], [0]], 0))
         rows = self._rows_spec().keys() - {"count"}
-        return {name: part[:, :most] if name in rows else part for name, part in batch.items()}
+        return {name: part[:, :largest] if name in rows else part for name, part in batch.items()}
 
     def _serving_default(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         def one(data: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -176,21 +170,19 @@ class ServedNetwork:
 
     def _label_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         filled = _not_empty(image_bytes)
-        fits, frame = _common_frame(filled, self._max_pixels)
+        fits, canvas = _common_canvas(filled, self._max_pixels)
 
         def one(part: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
             data, fitting = part
             found, about = self._of_file(tf.where(fitting, data, b""))
             height, width = about["height"], about["width"]
             labels, count = label_map(found, height, width, self._config.postprocess.report_score)
-            labels = tf.pad(labels, [[0, frame[0] - height], [0, frame[1] - width]])
+            labels = tf.pad(labels, [[0, canvas[0] - height], [0, canvas[1] - width]])
             error = tf.where(fitting, about["error"], _OTHER_SIZE)
             return about | {"error": error, "labels": labels, "count": count}
 
-        spec = _ABOUT | {
-            "labels": tf.TensorSpec((None, None), tf.int32),
-            "count": tf.TensorSpec((), tf.int32),
-        }
+        spec = {"labels": tf.TensorSpec((None, None), tf.int32), "count": tf.TensorSpec((), tf.int32)}
+        spec |= _ABOUT
         batch = tf.map_fn(one, (filled, fits), fn_output_signature=spec, parallel_iterations=1)
         return {name: part[: tf.shape(image_bytes)[0]] for name, part in batch.items()}
 
@@ -205,8 +197,8 @@ def _not_empty(batch: tf.Tensor) -> tf.Tensor:
     return tf.concat([batch, tf.fill(tf.concat([room, tf.shape(batch)[1:]], 0), blank)], 0)
 
 
-def _common_frame(image_bytes: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which images of a batch fit one frame, bool `[B]`, and its int32 height and width `[2]`."""
+def _common_canvas(image_bytes: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which images of a batch fit one canvas, bool `[B]`, and its int32 height and width `[2]`."""
 
     def size(data: tf.Tensor) -> tf.Tensor:
         header = read_header(data, max_pixels)
@@ -216,11 +208,11 @@ def _common_frame(image_bytes: tf.Tensor, max_pixels: int) -> tuple[tf.Tensor, t
 
     def grow(state: tuple[tf.Tensor, tf.Tensor], size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         grown = tf.maximum(state[1], size)
-        fits = tf.reduce_prod(tf.cast(grown, tf.int64)) <= _FRAME * max_pixels
+        fits = tf.reduce_prod(tf.cast(grown, tf.int64)) <= _CANVAS * max_pixels
         return fits, tf.where(fits, grown, state[1])
 
-    fits, frames = tf.scan(grow, sizes, initializer=(tf.constant(True), tf.zeros(2, tf.int32)))
-    return fits, tf.reduce_max(tf.concat([frames, tf.zeros((1, 2), tf.int32)], 0), axis=0)
+    fits, canvases = tf.scan(grow, sizes, initializer=(tf.constant(True), tf.zeros(2, tf.int32)))
+    return fits, tf.reduce_max(tf.concat([canvases, tf.zeros((1, 2), tf.int32)], 0), axis=0)
 
 
 def write_saved_model(
@@ -242,19 +234,15 @@ def write_saved_model(
     """
     config = predictor.config
     served = ServedNetwork(predictor.network, config, max_pixels)
-    signatures: dict[str, Any] = {
-        name: function.get_concrete_function() for name, function in served.functions.items()
-    }
+    signatures = {name: function.get_concrete_function() for name, function in served.functions.items()}
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(served.module, str(folder), signatures, options)
     extra = folder / "assets.extra"
     extra.mkdir()
     write_json(extra / METADATA_FILE, served.description)
     config.save(extra / CONFIG_FILE)
-    for name, text in (
-        (LABELS_FILE, "".join(f"{name}\n" for name in config.class_names)),
-        (CARD_FILE, model_card(config, licence, run)),
-    ):
+    labels = "".join(f"{name}\n" for name in config.class_names)
+    for name, text in ((LABELS_FILE, labels), (CARD_FILE, model_card(config, licence, run))):
         with atomic_write(extra / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     warmup.write_warmup(folder, config.data.crop_size)

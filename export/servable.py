@@ -38,12 +38,7 @@ class Servable:
     """
 
     def __init__(self, folder: Path, name: str, concurrency: int) -> None:
-        """Load the highest version.
-
-        Args:
-            folder: of the versions, or of one.
-            name: that clients ask for.
-            concurrency: most requests that are computed at a time; the others wait.
+        """Load the highest version in a folder; `concurrency` requests are computed at a time, others wait.
 
         Raises:
             UserError: when the folder holds no SavedModel.
@@ -64,11 +59,7 @@ class Servable:
         self._turn = threading.BoundedSemaphore(concurrency)
 
     def check(self, name: str, version: int | None) -> None:
-        """Refuse what is not served.
-
-        Raises:
-            RequestError: for another model or version.
-        """
+        """Refuse another model or version, with a RequestError."""
         if name != self.name or version not in (None, self.version):
             asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise RequestError("NOT_FOUND", f"Servable not found for request: {asked}")
@@ -92,10 +83,8 @@ class Servable:
         definition = self.signatures[signature]
         _check_names(set(inputs), set(definition.inputs), set(wanted), set(definition.outputs))
         try:
-            tensors = {
-                name: tf.constant(array, tf.as_dtype(definition.inputs[name].dtype))
-                for name, array in inputs.items()
-            }
+            types = {name: tf.as_dtype(info.dtype) for name, info in definition.inputs.items()}
+            tensors = {name: tf.constant(array, types[name]) for name, array in inputs.items()}
             with self._turn:
                 outputs = self._model.signatures[signature](**tensors)
         except (tf.errors.OpError, ValueError, TypeError) as error:
@@ -104,10 +93,7 @@ class Servable:
         return {name: outputs[name].numpy() for name in wanted or definition.outputs}
 
     def from_json(self, question: Any) -> tuple[str, dict[str, np.ndarray], bool]:
-        """Read a REST request.
-
-        Args:
-            question: the parsed JSON.
+        """Read a REST request, parsed JSON.
 
         Returns:
             (signature, arrays by input name, whether it has one object per image: "instances").
@@ -154,11 +140,11 @@ def to_json(outputs: Mapping[str, np.ndarray], rows: bool) -> dict[str, Any]:
 
 def _check_names(given: set[str], known: set[str], wanted: set[str], outputs: set[str]) -> None:
     if given != known:
-        raise RequestError(
-            "INVALID_ARGUMENT",
-            f"input size does not match signature. Sent extra: {sorted(given - known)}. "
-            f"Missing but required: {sorted(known - given)}.",
+        extra, missing = sorted(given - known), sorted(known - given)
+        message = (
+            f"input size does not match signature. Sent extra: {extra}. Missing but required: {missing}."
         )
+        raise RequestError("INVALID_ARGUMENT", message)
     if not wanted <= outputs:
         message = f"output tensor alias not found in signature: {sorted(wanted - outputs)}"
         raise RequestError("INVALID_ARGUMENT", message)
@@ -208,15 +194,11 @@ def _bytes(value: Any) -> Any:
 def _values(name: str, array: np.ndarray) -> Any:
     """Nested lists for JSON; float32 with the fewest digits that give the same number again."""
     if array.dtype == object:
-
-        def text(value: bytes) -> Any:
-            if name.endswith("_bytes"):
-                return {"b64": base64.b64encode(value).decode()}
-            return value.decode("utf-8", "replace")
-
         texts = np.empty(array.shape, object)
         for index, value in np.ndenumerate(array):
-            texts[index] = text(value)
+            encoded = name.endswith("_bytes")
+            text = {"b64": base64.b64encode(value).decode()} if encoded else value.decode("utf-8", "replace")
+            texts[index] = text
         return texts.tolist()
     if array.dtype == np.float32:
         return array.astype("U24").astype(np.float64).tolist()

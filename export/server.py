@@ -56,33 +56,16 @@ def build_parser() -> Parser:
             ),
         ],
     )
-    parser.add_argument(
-        "folder", type=Path, metavar="SAVED_MODEL", help="folder of versions; the highest is served"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add, whole = parser.add_argument, positive(int)
+    add("folder", type=Path, metavar="SAVED_MODEL", help="folder of versions; the highest is served")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     for protocol, port in (("rest", 8501), ("grpc", 8500)):
-        parser.add_argument(
-            f"--{protocol}-port",
-            type=int,
-            default=port,
-            metavar="PORT",
-            help=f"0 takes a free one (default: {port})",
-        )
-    parser.add_argument("--name", default="cells", help="of the model (default: cells)")
-    parser.add_argument(
-        "--concurrency",
-        type=positive(int),
-        default=1,
-        metavar="N",
-        help="requests that are computed at a time; others wait (default: 1)",
-    )
-    parser.add_argument(
-        "--max-request",
-        type=positive(int),
-        default=64,
-        metavar="MIB",
-        help="largest request, MiB (default: 64)",
-    )
+        taken = f"0 takes a free one (default: {port})"
+        add(f"--{protocol}-port", type=int, default=port, metavar="PORT", help=taken)
+    add("--name", default="cells", help="of the model (default: cells)")
+    at_once = "requests that are computed at a time; others wait (default: 1)"
+    add("--concurrency", type=whole, default=1, metavar="N", help=at_once)
+    add("--max-request", type=whole, default=64, metavar="MIB", help="largest request, MiB (default: 64)")
     return parser
 
 

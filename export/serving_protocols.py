@@ -40,14 +40,7 @@ class Server:
     def __init__(
         self, servable: Servable, host: str, rest_port: int, grpc_port: int, max_request: int
     ) -> None:
-        """Take the ports and start to answer.
-
-        Args:
-            servable: the model.
-            host: name or address to listen on.
-            rest_port: 0 takes a free one.
-            grpc_port: likewise.
-            max_request: largest request in bytes.
+        """Take the ports, of which 0 is a free one, and start; requests have up to `max_request` bytes.
 
         Raises:
             UserError: when a port is taken or the host is not this machine's.
@@ -61,9 +54,8 @@ class Server:
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server must not share the port in silence
         ]
-        self._grpc = grpc.server(
-            ThreadPoolExecutor(8), options=options, maximum_concurrent_rpcs=_OPEN_REQUESTS
-        )
+        pool = ThreadPoolExecutor(8)
+        self._grpc = grpc.server(pool, options=options, maximum_concurrent_rpcs=_OPEN_REQUESTS)
         _SERVICE.add_PredictionServiceServicer_to_server(_Servicer(servable), self._grpc)
         try:
             self.grpc_port = self._grpc.add_insecure_port(f"{host}:{grpc_port}")

@@ -65,12 +65,12 @@ def convert(
     Raises:
         UserError: for a wrong size, int8 without images, or a network that does not convert.
     """
-    frame = input_frame(predictor, size)
+    size = input_size(predictor, size)
     network, config = predictor.network, predictor.config
     images = list(calibration) if precision == "int8" else []
     if precision == "int8" and not images:
         raise UserError("int8 needs images to calibrate on: give some 20 of the kind that will be predicted")
-    image = tf.TensorSpec((1, *frame, config.data.channels), tf.float32)
+    image = tf.TensorSpec((1, *size, config.data.channels), tf.float32)
     shown = tf.TensorSpec((2,), tf.int32)
 
     # Rounded to float16, the heads alone turn as many choices between near-equal boxes as all the rest.
@@ -88,20 +88,16 @@ def convert(
         else:
             small = _Part(network, first, {"image": image})
             floating = _Part(network, rest, {"frame": shown, **small.outputs})
-            inputs = ({"image": _into_frame(image, config, frame)} for image in images)
+            inputs = ({"image": _fitted(image, config, size)} for image in images)
             model = merge(small.convert(precision, inputs), floating.convert("float32"))
     foreign = custom_operators(model)
     if foreign:
         raise UserError(f"TFLite has no builtin for what this network needs: {', '.join(foreign)}")
-    return _with_metadata(model, config, precision, frame)
+    return _with_metadata(model, config, precision, size)
 
 
-def input_frame(predictor: RunPredictor, size: tuple[int, int]) -> tuple[int, int]:
+def input_size(predictor: RunPredictor, size: tuple[int, int]) -> tuple[int, int]:
     """Height, width of the input for images of a size, px.
-
-    Args:
-        predictor: the network and its configuration.
-        size: height, width of the images, px.
 
     Raises:
         UserError: when there can be no such input.
@@ -111,32 +107,20 @@ def input_frame(predictor: RunPredictor, size: tuple[int, int]) -> tuple[int, in
         raise UserError(f"size {size[0]}x{size[1]}: height and width must be 1 or more")
     if data.resize == "fit":
         if tuple(size) != tuple(data.crop_size):
-            fixed = "x".join(map(str, data.crop_size))
-            raise UserError(
-                f"size {size[0]}x{size[1]}: this network scales every image to {fixed} (data.crop_size); "
-                "leave the size out"
-            )
+            fixed = f"{'x'.join(map(str, data.crop_size))} (data.crop_size)"
+            given = f"size {size[0]}x{size[1]}"
+            raise UserError(f"{given}: this network scales every image to {fixed}; leave the size out")
         return int(size[0]), int(size[1])
     height, width = (int(side) for side in zoomed_size(np.array(size), data.zoom))
     return height + -height % stride, width + -width % stride
 
 
 def keras_reference(predictor: RunPredictor, size: tuple[int, int]) -> FixedSizePredictor:
-    """The Keras network with the input and the tiles of its TFLite file: what that has to equal.
-
-    Args:
-        predictor: the network and its configuration.
-        size: as for `convert`.
-
-    Raises:
-        UserError: for a wrong size.
-    """
-    height, width = input_frame(predictor, size)
+    """The Keras network with the input and the tiles of its TFLite file: what that has to equal."""
+    height, width = input_size(predictor, size)
     network, config = predictor.network, predictor.config
-    signature = [
-        tf.TensorSpec((height, width, config.data.channels), tf.float32),
-        tf.TensorSpec((2,), tf.int32),
-    ]
+    image = tf.TensorSpec((height, width, config.data.channels), tf.float32)
+    signature = [image, tf.TensorSpec((2,), tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
     def run(image: tf.Tensor, shown: tf.Tensor) -> Tensors:
@@ -152,12 +136,9 @@ def keras_reference(predictor: RunPredictor, size: tuple[int, int]) -> FixedSize
 def split(
     network: Network, config: Config, float_heads: bool
 ) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
-    """Cut the dense network in two: what is quantised and what is not.
+    """Cut the dense network in two, what is quantised and what is not.
 
-    Args:
-        network: to cut.
-        config: of it.
-        float_heads: cut before the class and box heads; else the second part is empty.
+    With `float_heads` the cut is before the class and box heads; else the second part is empty.
 
     Returns:
         Image batch -> named tensors; these -> the outputs of the dense network.
@@ -192,15 +173,13 @@ def _cells(predictor: RunPredictor, outputs: Tensors, whole: Any, shown: tf.Tens
     return {name: part for name, part in found._asdict().items() if part is not None}
 
 
-def _into_frame(image: np.ndarray, config: Config, frame: tuple[int, int]) -> np.ndarray:
+def _fitted(image: np.ndarray, config: Config, size: tuple[int, int]) -> np.ndarray:
     """An image to calibrate on as the network sees it, `[1, H, W, C]`: of a larger one the middle."""
     values = normalize(image, config)
-    if config.data.resize == "fit":
-        values = resize(values, fitted_size(np.array(values.shape[:2]), frame))
-    else:
-        values = resize(values, zoomed_size(np.array(values.shape[:2]), config.data.zoom))
-    top, left = (max(0, have - room) // 2 for have, room in zip(values.shape, frame, strict=False))
-    return padded(values[top:, left:], frame)[None]
+    own, fit = np.array(values.shape[:2]), config.data.resize == "fit"
+    values = resize(values, fitted_size(own, size) if fit else zoomed_size(own, config.data.zoom))
+    top, left = (max(0, have - room) // 2 for have, room in zip(values.shape, size, strict=False))
+    return padded(values[top:, left:], size)[None]
 
 
 class _Part(tf.Module):
@@ -218,10 +197,8 @@ class _Part(tf.Module):
     @property
     def outputs(self) -> dict[str, tf.TensorSpec]:
         """By name."""
-        return {
-            name: tf.TensorSpec(tensor.shape, tensor.dtype)
-            for name, tensor in self.concrete.structured_outputs.items()
-        }
+        outputs = self.concrete.structured_outputs.items()
+        return {name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in outputs}
 
     def convert(self, precision: Precision, calibration: Iterable[dict[str, np.ndarray]] = ()) -> bytes:
         """The function as a TFLite model."""
@@ -236,10 +213,10 @@ class _Part(tf.Module):
         return converter.convert()
 
 
-def _with_metadata(model: bytes, config: Config, precision: str, frame: tuple[int, int]) -> bytes:
+def _with_metadata(model: bytes, config: Config, precision: str, size: tuple[int, int]) -> bytes:
     """Append what the model says of itself as a zip, as TFLite's associated files are: it stays valid."""
     files = {
-        METADATA_FILE: json.dumps(describe(config, precision, frame), indent=2) + "\n",
+        METADATA_FILE: json.dumps(describe(config, precision, size), indent=2) + "\n",
         LABELS_FILE: "".join(f"{name}\n" for name in config.class_names),
     }
     buffer = io.BytesIO(model)

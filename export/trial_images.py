@@ -22,19 +22,12 @@ _SYNTHETIC_IMAGES = 4
 
 @dataclass(frozen=True)
 class TrialImages:
-    """Images from one source, in a fixed order.
+    """Images from one source, in a fixed order."""
 
-    Attributes:
-        where: what they are and where they come from, for people.
-        sizes: height, width of every image, px.
-        data: folder of converted, annotated images, or None.
-        paths: files, or none.
-    """
-
-    where: str
-    sizes: tuple[tuple[int, int], ...]
-    data: Path | None = None
-    paths: tuple[Path, ...] = ()
+    where: str  # what they are and where they come from, for people
+    sizes: tuple[tuple[int, int], ...]  # height, width of every image, px
+    data: Path | None = None  # folder of converted, annotated images
+    paths: tuple[Path, ...] = ()  # files, or none
 
     def __len__(self) -> int:
         """Number of images."""
@@ -98,21 +91,19 @@ def calibration(
 ) -> tuple[list[np.ndarray], str]:
     """Images to calibrate an int8 network on: at most `CALIBRATION_IMAGES`, spread over all of them.
 
+    Gives the images, `[H, W, C]` in their own depth, and what they are.
+
     Args:
         inputs: files and folders of images, or ONE folder of converted images; may be empty.
         others: what to take where `inputs` is empty.
 
-    Returns:
-        The images, `[H, W, C]` in their own depth, and what they are.
-
     Raises:
         UserError: when there are none, or one cannot be read.
     """
+    if not inputs and others is None:
+        advice = "give training images with --calibration, or --data"
+        raise UserError(f"tflite-int8 is calibrated on images: {advice}")
     if not inputs:
-        if others is None:
-            raise UserError(
-                "tflite-int8 is calibrated on images: give training images with --calibration, or --data"
-            )
         source = others
     elif len(inputs) == 1 and (Path(inputs[0]) / MANIFEST_NAME).is_file():
         source = labelled(Path(inputs[0]))
