@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -77,7 +78,7 @@ class AnchorConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    """Which anchors answer for which cell; `assignment.assign` tells of the methods."""
+    """Label assignment: how anchors are matched to cells; `assignment.assign` tells of the methods."""
 
     method: Literal["iou", "atss", "task_aligned"] = "iou"
     positive_iou: float = 0.5
@@ -131,9 +132,8 @@ class DataConfig:
 class AugmentConfig:
     """Per-image random changes in training."""
 
-    short_sides: tuple[int, ...] = ()  # px; when given, one is drawn instead of scale_range
-    # Drawn log-uniformly; with data.resize=fit it is relative to the fitted image and drawn uniformly,
-    # as the reference does.
+    short_sides: tuple[int, ...] = ()  # px; when given, one is chosen instead of scale_range
+    # Log-uniform; with data.resize=fit it is relative to the fitted image and uniform, as in the reference.
     scale_range: tuple[float, float] = (0.7, 1.4)
     flip: bool = True  # left and right ...
     flip_vertical: bool = True  # ... and, where `flip` is on, top and bottom
@@ -254,12 +254,9 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Make a dataclass from nested dicts, checking every key and type.
+    """Make a dataclass from nested dicts, checking every key and type; a missing field keeps its default.
 
-    Args:
-        kind: the dataclass.
-        values: field name -> value; a missing field keeps its default.
-        where: dotted path of `values`, for messages.
+    `where` is the dotted path of `values`, for messages.
 
     Raises:
         UserError: for an unknown key or a value of the wrong type.
@@ -283,13 +280,10 @@ def _unknown(key: str, known: list[str]) -> str:
 def _set(section: Any, keys: list[str], value: Any, name: str) -> Any:
     hints = typing.get_type_hints(type(section))
     key, rest = keys[0], keys[1:]
-    if key not in hints:
+    if key not in hints or rest and not dataclasses.is_dataclass(hints[key]):
         raise UserError(_unknown(name, _leaves(Config)))
-    if not rest:
-        return dataclasses.replace(section, **{key: _coerce(hints[key], value, name)})
-    if not dataclasses.is_dataclass(hints[key]):
-        raise UserError(_unknown(name, _leaves(Config)))
-    return dataclasses.replace(section, **{key: _set(getattr(section, key), rest, value, name)})
+    value = _set(getattr(section, key), rest, value, name) if rest else _coerce(hints[key], value, name)
+    return dataclasses.replace(section, **{key: value})
 
 
 def _leaves(kind: type, prefix: str = "") -> list[str]:
@@ -323,13 +317,9 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
                 return tuple(_coerce(arguments[0], v, name) for v in value)
             if len(value) == len(arguments):
                 return tuple(_coerce(a, v, name) for a, v in zip(arguments, value, strict=True))
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise UserError(f"{name}: {value!r} is not {_kind(hint)}")
@@ -339,9 +329,8 @@ def _kind(hint: Any) -> str:
     """What a value must be, in words."""
     if typing.get_origin(hint) is tuple:
         first, *rest = typing.get_args(hint)
-        if rest[-1] is Ellipsis:
-            return f"a list, each {_kind(first)}"
-        return f"a list of {1 + len(rest)}, each {_kind(first)}"
+        length = "" if rest[-1] is Ellipsis else f" of {1 + len(rest)}"
+        return f"a list{length}, each {_kind(first)}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, "a section of settings")
 

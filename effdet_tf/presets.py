@@ -123,9 +123,7 @@ def _cells(name: str) -> Config:
             from_data=True,
         ),
         assign=AssignConfig(method="task_aligned"),
-        loss=LossConfig(
-            class_loss="quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0
-        ),
+        loss=LossConfig("quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0),
         data=DataConfig(crop_size=(crop, crop), zoom=1.5),
         augment=AugmentConfig(),
         train=TrainConfig(learning_rate=rate, ema=0.998),

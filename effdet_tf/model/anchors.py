@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,7 @@ from effdet_tf.geometry.boxes import Tensor
 def shapes(config: AnchorConfig, level: int, min_level: int) -> np.ndarray:
     """Height and width of the anchors at one location of a level whose stride is 2**level px.
 
-    Args:
-        config: sizes and ratios.
-        level: of the pyramid.
-        min_level: the level that `config.sizes[0]` belongs to.
+    `min_level` is the level that `config.sizes[0]` belongs to.
 
     Returns:
         `[S, 2]` float32 height, width in px; all ratios of the first size, then of the second.
@@ -36,14 +34,7 @@ def sides(config: AnchorConfig, level: int, min_level: int, strides: tuple[Tenso
     Anchors that are sized by the stride follow the true one, which is a little below 2**level where the
     input is no multiple of that, as the reference implementation has it; explicit sizes are in px.
 
-    Args:
-        config: sizes and ratios.
-        level: of the pyramid.
-        min_level: the level that `config.sizes[0]` belongs to.
-        strides: input / feature size of the level, vertical and horizontal, px.
-
-    Returns:
-        `[S, 2]` float32 height, width in px, in the order of `shapes`.
+    `strides` are input / feature size of the level, vertical and horizontal, px; the rest is as for `shapes`.
     """
     nominal = ops.convert_to_tensor(shapes(config, level, min_level))
     return nominal if config.sizes else nominal * ops.stack(strides) / 2**level
@@ -55,13 +46,9 @@ def stride(pixels: Any, cells: Any) -> Tensor:
 
 
 def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> list[tuple[Any, Any]]:
-    """Height and width of each level's feature: halved and rounded up level by level.
+    """Height and width of each level's feature, min_level to max_level: halved and rounded up each time.
 
-    Args:
-        height: of the input, px; an int or a scalar int tensor.
-        width: likewise.
-        min_level: first level returned.
-        max_level: last level returned.
+    Height and width of the input, px, are ints or scalar int tensors.
     """
     sizes = []
     for level in range(1, max_level + 1):
@@ -72,27 +59,15 @@ def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> li
 
 
 def centers(count: Any, step: Any) -> Tensor:
-    """Where a level's locations lie along one axis: `[count]` float32, px.
-
-    Args:
-        count: rows or columns of the level.
-        step: px between them.
-    """
+    """Where a level's `count` rows or columns, `step` px apart, lie: `[count]` float32, px."""
     return (ops.cast(ops.arange(count), "float32") + 0.5) * step
 
 
 def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int) -> list[Tensor]:
     """All anchors of an input, level by level; location row-major, then size, then ratio.
 
-    An input that is no multiple of a stride spreads its anchors evenly (stride = input / feature
-    size), as the reference implementation does.
-
-    Args:
-        height: of the input, px; an int or a scalar int tensor.
-        width: likewise.
-        config: sizes and ratios.
-        min_level: first level.
-        max_level: last level.
+    An input that is no multiple of a stride spreads its anchors evenly (stride = input / feature size), as the
+    reference implementation does. Arguments are as for `feature_sizes`.
 
     Returns:
         Per level `[H_l * W_l * S, 4]` float32 yxyx, px.
@@ -113,19 +88,7 @@ def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_leve
 def at(
     index: Tensor, height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int
 ) -> Tensor:
-    """Some anchors of an input, without making all the others: `concatenate(grid(...))[index]`.
-
-    Args:
-        index: int32 `[N]`, 0 to all anchors - 1.
-        height: of the input, px; an int or a scalar int tensor.
-        width: likewise.
-        config: sizes and ratios.
-        min_level: first level.
-        max_level: last level.
-
-    Returns:
-        `[N, 4]` float32 yxyx, px.
-    """
+    """`concatenate(grid(...))[index]`, `[N, 4]` for int32 `[N]`, without making the other anchors."""
     sizes = feature_sizes(height, width, min_level, max_level)
     strides = [(stride(height, rows), stride(width, columns)) for rows, columns in sizes]
     starts = [0]
@@ -200,10 +163,8 @@ def suggest_anchors(
     found = dataclasses.replace(AnchorConfig(), sizes=tuple(chosen))
     if ratios is not None:
         return dataclasses.replace(found, ratios=tuple(ratios))
-    options = [
-        dataclasses.replace(found, ratios=(1.0,) if r == 1 else (1.0, r, round(1 / r, 3)))
-        for r in RATIO_CHOICES
-    ]
+    choices = [(1.0,) if r == 1 else (1.0, r, round(1 / r, 3)) for r in RATIO_CHOICES]
+    options = [dataclasses.replace(found, ratios=choice) for choice in choices]
     few = sizes[:: max(1, len(sizes) // 1000)]
     return max(options, key=lambda o: anchor_recall(few, o, levels, (0.5, 0.6, 0.7), positions=3).sum())
 
@@ -215,35 +176,24 @@ def anchor_recall(
     thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7),
     positions: int = 5,
 ) -> np.ndarray:
-    """Share of cells whose best anchor reaches an IoU, over where cells may lie on the grid.
+    """Share of cells whose best anchor reaches each of `thresholds` of IoU, over where cells may lie.
 
-    Args:
-        sizes: `[N, 2]` height, width, px.
-        config: the anchors.
-        levels: pyramid levels, finest first.
-        thresholds: IoU values.
-        positions: offsets tried per axis within half a stride.
-
-    Returns:
-        `[len(thresholds)]` recall in 0..1, averaged over the offsets.
+    `sizes [N, 2]` are height and width, px, `levels` come finest first; `positions` offsets are tried per
+    axis within half a stride.
     """
     sizes = np.asarray(sizes, np.float64).reshape(-1, 1, 2)
     recall = np.zeros(len(thresholds))
     if not len(sizes):
         return recall
     offsets = (np.arange(positions) + 0.5) / positions / 2  # of a stride, one quadrant suffices
-    for oy in offsets:
-        for ox in offsets:
-            best = np.zeros(len(sizes))
-            for level in levels:
-                anchor = shapes(config, level, levels[0])[None].astype(np.float64)
-                shift = np.array([oy, ox]) * 2**level
-                overlap = np.clip(
-                    np.minimum(sizes / 2, shift + anchor / 2) - np.maximum(-sizes / 2, shift - anchor / 2),
-                    0,
-                    None,
-                ).prod(-1)
-                union = sizes.prod(-1) + anchor.prod(-1) - overlap
-                best = np.maximum(best, (overlap / union).max(1))
-            recall += [(best >= t).mean() for t in thresholds]
+    for offset in itertools.product(offsets, offsets):
+        best = np.zeros(len(sizes))
+        for level in levels:
+            anchor = shapes(config, level, levels[0])[None].astype(np.float64)
+            shift = np.array(offset) * 2**level
+            low, high = np.maximum(-sizes / 2, shift - anchor / 2), np.minimum(sizes / 2, shift + anchor / 2)
+            overlap = np.maximum(high - low, 0).prod(-1)
+            union = sizes.prod(-1) + anchor.prod(-1) - overlap
+            best = np.maximum(best, (overlap / union).max(1))
+        recall += [(best >= t).mean() for t in thresholds]
     return recall / positions**2

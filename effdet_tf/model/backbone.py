@@ -22,6 +22,7 @@ class Stage(NamedTuple):
     stride: int
 
 
+STEM_FILTERS = 32
 STAGES = (
     Stage(3, 1, 16, 1, 1),
     Stage(3, 2, 24, 6, 2),
@@ -31,25 +32,10 @@ STAGES = (
     Stage(5, 4, 192, 6, 2),
     Stage(3, 1, 320, 6, 1),
 )
-
-STEM_FILTERS = 32
-
+_FACTORS = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
 # name: width and depth factors
-SCALES = {
-    "efficientnet-b0": (1.0, 1.0),
-    "efficientnet-b1": (1.0, 1.1),
-    "efficientnet-b2": (1.1, 1.2),
-    "efficientnet-b3": (1.2, 1.4),
-    "efficientnet-b4": (1.4, 1.8),
-    "efficientnet-b5": (1.6, 2.2),
-    "efficientnet-b6": (1.8, 2.6),
-    "efficientnet-b7": (2.0, 3.1),
-    "efficientnet-lite0": (1.0, 1.0),
-    "efficientnet-lite1": (1.0, 1.1),
-    "efficientnet-lite2": (1.1, 1.2),
-    "efficientnet-lite3": (1.2, 1.4),
-    "efficientnet-lite4": (1.4, 1.8),
-}
+SCALES = {f"efficientnet-b{k}": factors for k, factors in enumerate(_FACTORS)}
+SCALES |= {f"efficientnet-lite{k}": factors for k, factors in enumerate(_FACTORS[:5])}
 
 
 def round_filters(filters: int, width: float) -> int:
@@ -76,15 +62,12 @@ def build_plan(name: str) -> Plan:
         raise UserError(f"unknown backbone {name!r}; known: {', '.join(SCALES)}")
     lite = "lite" in name
     width, depth = SCALES[name]
-    counts = [
-        s.repeats if lite and k in (0, len(STAGES) - 1) else math.ceil(s.repeats * depth)
-        for k, s in enumerate(STAGES)
-    ]
-    stages = tuple(
-        (s._replace(filters=round_filters(s.filters, width)), count)
-        for s, count in zip(STAGES, counts, strict=True)
-    )
-    return Plan(STEM_FILTERS if lite else round_filters(STEM_FILTERS, width), stages)
+    stages = []
+    for k, stage in enumerate(STAGES):
+        fixed = lite and k in (0, len(STAGES) - 1)
+        count = stage.repeats if fixed else math.ceil(stage.repeats * depth)
+        stages.append((stage._replace(filters=round_filters(stage.filters, width)), count))
+    return Plan(STEM_FILTERS if lite else round_filters(STEM_FILTERS, width), tuple(stages))
 
 
 def build_backbone(
@@ -127,19 +110,11 @@ def build_backbone(
                 break
             level += 1
         for k in range(count):
-            x = _block(
-                x,
-                f"block{block}",
-                stage._replace(stride=stage.stride if k == 0 else 1),
-                act,
-                0 if lite else 0.25,
-                drop_connect * block / total,
-                momentum,
-            )
+            own, drop = stage._replace(stride=stage.stride if k == 0 else 1), drop_connect * block / total
+            x = _block(x, f"block{block}", own, act, 0 if lite else 0.25, drop, momentum)
             block += 1
         features[level] = x
-    missing = sorted(set(levels) - set(features))
-    if missing:
+    if missing := sorted(set(levels) - set(features)):
         raise UserError(f"backbone {name} with stem stride {stem_stride} has no level {missing[0]}")
     return features
 

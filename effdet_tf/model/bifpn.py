@@ -22,12 +22,8 @@ def _halve(x: Tensor, name: str) -> Tensor:
 
 def _node(inputs: list[Tensor], name: str, config: ModelConfig) -> Tensor:
     """Fuse, activate, convolve, normalise: in this order, as the reference does."""
-    fused = (
-        FastFusion(name=f"{name}_fuse")(inputs)
-        if config.fusion == "fast"
-        else layers.Add(name=f"{name}_fuse")(inputs)
-    )
-    x = activation(fused, config.activation)
+    fuse = FastFusion if config.fusion == "fast" else layers.Add
+    x = activation(fuse(name=f"{name}_fuse")(inputs), config.activation)
     x = SeparableConv2D(config.fpn_channels, 3, padding="same", name=f"{name}_conv")(x)
     return batch_norm(f"{name}_bn", config.batch_norm_momentum)(x)
 
@@ -35,33 +31,20 @@ def _node(inputs: list[Tensor], name: str, config: ModelConfig) -> Tensor:
 def extend_pyramid(features: dict[int, Tensor], config: ModelConfig) -> dict[int, Tensor]:
     """Add the levels above the backbone's last: one 1x1 convolution, then max pooling.
 
-    Args:
-        features: level -> `[B, H_l, W_l, C_l]` of the backbone.
-        config: of the network.
-
-    Returns:
-        level -> feature, from `config.min_level` to `config.max_level`.
+    From and to level -> `[B, H_l, W_l, C_l]`, up to `config.max_level`.
     """
     pyramid = {level: features[level] for level in config.backbone_levels}
+    channels, momentum = config.fpn_channels, config.batch_norm_momentum
     for level in range(max(pyramid) + 1, config.max_level + 1):
-        x = _to_channels(
-            pyramid[level - 1], config.fpn_channels, f"p{level}_resample", config.batch_norm_momentum
-        )
+        x = _to_channels(pyramid[level - 1], channels, f"p{level}_resample", momentum)
         pyramid[level] = _halve(x, f"p{level}")
     return pyramid
 
 
 def build_bifpn(pyramid: dict[int, Tensor], config: ModelConfig) -> dict[int, Tensor]:
-    """Repeat the two-way fusion.
+    """Repeat the two-way fusion, from level -> `[B, H_l, W_l, C_l]` to `[B, H_l, W_l, fpn_channels]`.
 
     Each use of a backbone feature has a 1x1 convolution of its own, as in the reference.
-
-    Args:
-        pyramid: level -> `[B, H_l, W_l, C_l]`.
-        config: of the network.
-
-    Returns:
-        level -> `[B, H_l, W_l, fpn_channels]`.
     """
     low, high = config.min_level, config.max_level
     channels, momentum = config.fpn_channels, config.batch_norm_momentum

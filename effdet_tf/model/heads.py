@@ -15,25 +15,13 @@ CLASS_PRIOR = 0.01  # start probability of every class output (Lin et al., Retin
 
 
 def build_tower(pyramid: dict[int, Tensor], name: str, config: ModelConfig) -> dict[int, Tensor]:
-    """Apply `head_repeats` separable convolutions to every level.
+    """Apply `head_repeats` separable convolutions to every level: level -> `[B, H_l, W_l, fpn_channels]`.
 
-    Args:
-        pyramid: level -> `[B, H_l, W_l, fpn_channels]`.
-        name: `class` or `box`.
-        config: of the network.
-
-    Returns:
-        level -> `[B, H_l, W_l, fpn_channels]`.
+    `name` is `class` or `box`.
     """
+    start = dict.fromkeys(("depthwise_initializer", "pointwise_initializer"), "variance_scaling")
     convolutions = [
-        SeparableConv2D(
-            config.fpn_channels,
-            3,
-            padding="same",
-            depthwise_initializer="variance_scaling",
-            pointwise_initializer="variance_scaling",
-            name=f"{name}_conv{k}",
-        )
+        SeparableConv2D(config.fpn_channels, 3, padding="same", name=f"{name}_conv{k}", **start)
         for k in range(config.head_repeats)
     ]
     features = {}

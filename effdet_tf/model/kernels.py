@@ -24,14 +24,7 @@ def fused_batch_norm(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Batch normalisation in one kernel: on a CPU its gradient costs a fraction of that of the parts.
 
-    Args:
-        x: `[B, H, W, C]`.
-        gamma: `[C]` float32.
-        beta: `[C]` float32.
-        mean: `[C]` float32, used when not training.
-        variance: likewise.
-        epsilon: added to the variance.
-        training: normalise by the batch's own statistics.
+    `x` is `[B, H, W, C]`, the weights `[C]` float32; mean and variance count when not training.
 
     Returns:
         The normalised x, and the mean and variance that it was normalised with (the variance with
@@ -51,35 +44,18 @@ def fused_batch_norm(
 
 
 def shared_batch_norm(
-    x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    guess: tf.Tensor,
-    epsilon: float,
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, guess: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Batch normalisation in training, by the statistics of all replicas; else as the fused kernel.
 
-    Args:
-        x: `[B, H, W, C]`.
-        gamma: `[C]` float32.
-        beta: `[C]` float32.
-        guess: `[C]` float32, the same on every replica and near the mean, such as the running one: sums are
-            taken about it, so that the variance is no small difference of large numbers.
-        epsilon: added to the variance.
-
-    Returns:
-        The normalised x, the mean, and the variance with Bessel's correction.
+    `guess [C]`, the same on every replica, is near the mean, such as the running one: sums are taken about
+    it, so that the variance is no small difference of large numbers.
     """
     context = tf.distribute.get_replica_context()
     shifted = tf.cast(x, tf.float32) - guess
     count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-    sums = tf.stack(
-        [
-            tf.reduce_sum(shifted, [0, 1, 2]),
-            tf.reduce_sum(tf.square(shifted), [0, 1, 2]),
-            count * tf.ones_like(guess),
-        ]
-    )
+    sums = [tf.reduce_sum(values, [0, 1, 2]) for values in (shifted, tf.square(shifted))]
+    sums = tf.stack([*sums, count * tf.ones_like(guess)])
     first, second, count = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, sums))
     off = first / count
     variance = tf.maximum(second / count - tf.square(off), 0.0)

@@ -34,20 +34,15 @@ class BatchNorm(layers.BatchNormalization):
             y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
         if learning:
             for variable, value in zip(statistics, used, strict=True):
-                variable.assign(
-                    variable * self.momentum + ops.cast(value, variable.dtype) * (1 - self.momentum)
-                )
+                value = ops.cast(value, variable.dtype)
+                variable.assign(variable * self.momentum + value * (1 - self.momentum))
         return y
 
 
 def batch_norm(name: str, momentum: float) -> BatchNorm:
     """Batch normalisation whose statistics span all replicas where the backend can do that."""
-    return BatchNorm(
-        momentum=momentum,
-        epsilon=BATCH_NORM_EPSILON,
-        synchronized=keras.backend.backend() == "tensorflow",
-        name=name,
-    )
+    shared = keras.backend.backend() == "tensorflow"
+    return BatchNorm(momentum=momentum, epsilon=BATCH_NORM_EPSILON, synchronized=shared, name=name)
 
 
 def depthwise_products(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
@@ -56,13 +51,8 @@ def depthwise_products(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     XLA makes one loop of it, forward and backward. Its grouped convolutions take 3 to 9 times as long on a
     CPU, and minutes to compile for a GPU (benchmarks/training_speed.md).
 
-    Args:
-        x: `[B, H, W, C]`; H and W known.
-        kernel: `[k, k, C, 1]`.
-        stride: in both directions.
-
-    Returns:
-        `[B, ceil(H / stride), ceil(W / stride), C]`, summed in float32, in the dtype of x.
+    With `x [B, H, W, C]`, H and W known, and `kernel [k, k, C, 1]` the result is
+    `[B, ceil(H / stride), ceil(W / stride), C]`, summed in float32, in the dtype of x.
     """
     side = kernel.shape[0]
     sizes = [-(-length // stride) for length in x.shape[1:3]]

@@ -1,8 +1,8 @@
-"""The instance-mask head: filters over a box-aligned crop, and a code that tells which instance is meant.
+"""The instance-mask head: filters over a box-aligned crop, and an embedding that says which instance is meant.
 
 Filters of each instance's own follow CondInst (Tian et al., ECCV 2020), convolutions that all share follow
 Mask R-CNN (He et al., ICCV 2017), on a finer feature. Either way only the crop of the instance's own box is
-seen, so no neighbour outside leaks in and 2,000 cells cost no full-frame maps.
+seen, so no neighbour outside leaks in and 2,000 cells cost no maps of the whole image.
 """
 
 from __future__ import annotations
@@ -20,18 +20,11 @@ from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
 
 
 def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], config: ModelConfig) -> Tensor:
-    """Make the feature that masks are cut from.
+    """Make the feature that masks are cut from, `[B, H / stride, W / stride, mask.channels]`.
 
     The finest BiFPN level is doubled until it has `mask.stride`; on the way the backbone's finer
-    features come in, since they hold the cell outlines that stride 4 or 8 has lost.
-
-    Args:
-        fused: level -> `[B, H_l, W_l, fpn_channels]`.
-        backbone: level -> `[B, H_l, W_l, C_l]`, finer levels included.
-        config: of the network.
-
-    Returns:
-        `[B, H / stride, W / stride, mask.channels]`.
+    features come in, since they hold the cell outlines that stride 4 or 8 has lost. Both pyramids are
+    level -> `[B, H_l, W_l, C_l]`.
     """
     channels, momentum = config.mask.channels, config.batch_norm_momentum
     level = min(fused)
@@ -48,11 +41,11 @@ def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], co
 
 @keras.saving.register_keras_serializable("effdet_tf")
 class MaskHead(layers.Layer):
-    """Bitmap logits of instances from the mask feature and each instance's code.
+    """Bitmap logits of instances from the mask feature and each instance's embedding.
 
-    `mask.head` decides how: `filters` makes three 1x1 filters for each instance out of its code (CondInst);
-    `convolution` has three 3x3 convolutions that all instances share, and adds what the code says to the
-    first one's output.
+    `mask.head` decides how: `filters` makes three 1x1 filters for each instance out of its embedding
+    (CondInst); `convolution` has three 3x3 convolutions that all instances share, and adds the embedding,
+    projected, to the first one's output.
     """
 
     def __init__(self, config: MaskConfig, **kwargs: Any) -> None:
@@ -61,6 +54,7 @@ class MaskHead(layers.Layer):
         self.config = config
         inputs, hidden = config.channels + 2, config.hidden
         self.shapes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
+        self.parameters = sum(a * b + b for a, b in self.shapes)
         self.convolutions = []
         if config.head == "convolution":
             self.code = layers.Dense(hidden, use_bias=False, dtype=self.dtype_policy, name="code")
@@ -69,37 +63,31 @@ class MaskHead(layers.Layer):
                 for k, (_, b) in enumerate(self.shapes)
             ]
             return
-        self.filters = layers.Dense(
-            sum(a * b + b for a, b in self.shapes),
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
-            dtype=self.dtype_policy,
-            name="filters",
-        )
+        start = keras.initializers.RandomNormal(stddev=0.05)
+        dtype = self.dtype_policy
+        self.filters = layers.Dense(self.parameters, kernel_initializer=start, dtype=dtype, name="filters")
 
-    def build(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> None:
+    def build(self, feature_shape: Any, embeddings_shape: Any, boxes_shape: Any) -> None:
         """Make the layers that all instances share; at the start filters are near a plain shared head."""
         if self.convolutions:
-            self.code.build(codes_shape)
+            self.code.build(embeddings_shape)
             for layer, (inputs, _) in zip(self.convolutions, self.shapes, strict=True):
                 layer.build((None, None, None, inputs))
             return
-        self.base = self.add_weight(
-            shape=(sum(a * b + b for a, b in self.shapes),),
-            initializer=keras.initializers.RandomNormal(stddev=0.2),
-            name="base",
-        )
-        self.filters.build(codes_shape)
+        start = keras.initializers.RandomNormal(stddev=0.2)
+        self.base = self.add_weight(shape=(self.parameters,), initializer=start, name="base")
+        self.filters.build(embeddings_shape)
 
     def crop_boxes(self, boxes: Tensor) -> Tensor:
         """The boxes `[..., 4]` that the bitmaps cover: grown, so a tight box does not cut the cell."""
         return box_ops.grow(boxes, self.config.expand)
 
-    def call(self, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
+    def call(self, feature: Tensor, embeddings: Tensor, boxes: Tensor) -> Tensor:
         """Predict bitmaps.
 
         Args:
             feature: `[B, H, W, channels]` mask feature.
-            codes: `[B, K, C]` of the instances' locations.
+            embeddings: `[B, K, C]` of the instances' locations.
             boxes: `[B, K, 4]` yxyx in input pixels: what `crop_boxes` returned.
 
         Returns:
@@ -110,13 +98,13 @@ class MaskHead(layers.Layer):
         steps = (ops.arange(size, dtype="float32") + 0.5) / size * 2 - 1
         y, x = ops.meshgrid(steps, steps, indexing="ij")
         coordinates = ops.reshape(ops.stack([y, x], axis=-1), (1, 1, size * size, 2))
-        logits = (self._convolve if self.convolutions else self._filter)(values, codes, coordinates)
-        return ops.reshape(logits, (*ops.shape(codes)[:2], size, size))
+        logits = (self._convolve if self.convolutions else self._filter)(values, embeddings, coordinates)
+        return ops.reshape(logits, (*ops.shape(embeddings)[:2], size, size))
 
-    def _filter(self, values: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
+    def _filter(self, values: Tensor, embeddings: Tensor, coordinates: Tensor) -> Tensor:
         """`[B, K, size * size, channels]` by filters of each instance's own to `[B, K, size * size, 1]`."""
-        batch, count = ops.shape(codes)[:2]
-        parameters = self.filters(codes) + self.base
+        batch, count = ops.shape(embeddings)[:2]
+        parameters = self.filters(embeddings) + self.base
         start = 0
         for k, (inputs, outputs) in enumerate(self.shapes):
             kernel = ops.reshape(
@@ -134,17 +122,19 @@ class MaskHead(layers.Layer):
                 values = ops.relu(values)
         return values
 
-    def _convolve(self, values: Tensor, codes: Tensor, coordinates: Tensor) -> Tensor:
+    def _convolve(self, values: Tensor, embeddings: Tensor, coordinates: Tensor) -> Tensor:
         """The same by convolutions over the crops."""
         size, first = self.config.size, self.convolutions[0]
         values = ops.reshape(values, (-1, size, size, self.config.channels))
         where = ops.reshape(coordinates, (1, size, size, 2))
-        own = ops.reshape(self.code(codes), (-1, 1, 1, self.config.hidden))
+        own = ops.reshape(self.code(embeddings), (-1, 1, 1, self.config.hidden))
         # The coordinates are alike for all, and convolved once: no copy per instance.
         shared = ops.conv(where, first.kernel[:, :, -2:], padding="same") + first.bias
         values = ops.conv(values, first.kernel[:, :, :-2], padding="same") + shared + own
         return self.convolutions[2](ops.relu(self.convolutions[1](ops.relu(values))))
 
-    def compute_output_shape(self, feature_shape: Any, codes_shape: Any, boxes_shape: Any) -> tuple[Any, ...]:
+    def compute_output_shape(
+        self, feature_shape: Any, embeddings_shape: Any, boxes_shape: Any
+    ) -> tuple[Any, ...]:
         """`[B, K, size, size]`."""
-        return (*codes_shape[:2], self.config.size, self.config.size)
+        return (*embeddings_shape[:2], self.config.size, self.config.size)

@@ -47,11 +47,7 @@ class Network(NamedTuple):
 
 
 def check_levels(config: Config) -> None:
-    """Refuse level settings that make no pyramid.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Refuse level settings that make no pyramid, with a UserError that names the setting."""
     model = config.model
     taps = model.backbone_levels
     if not taps or list(taps) != list(range(taps[0], taps[-1] + 1)):
@@ -67,14 +63,11 @@ def check_levels(config: Config) -> None:
             f"P{model.min_level}-P{model.max_level} has {model.max_level - model.min_level + 1}"
         )
     if len({len(s) for s in config.anchors.sizes}) > 1:
-        raise UserError(
-            "anchors.sizes: every level needs the same number of sizes, since they share the heads"
-        )
+        raise UserError("anchors.sizes: every level needs as many sizes, since they share the heads")
     if config.anchors.per_location < 1:
         raise UserError("anchors: needs at least one size (or octave) and one ratio")
-    if model.mask.enabled and (
-        model.mask.stride not in (1, 2, 4, 8) or model.mask.stride > 2**model.min_level
-    ):
+    possible = [stride for stride in (1, 2, 4, 8) if stride <= 2**model.min_level]
+    if model.mask.enabled and model.mask.stride not in possible:
         raise UserError(f"model.mask.stride {model.mask.stride}: take 1, 2, 4 or 8, at most 2**min_level")
     widths = {"fpn_channels": model.fpn_channels}
     if model.mask.enabled:
@@ -86,11 +79,7 @@ def check_levels(config: Config) -> None:
 
 
 def check_backbone(config: Config, backbone: keras.Model | None) -> None:
-    """Refuse a backbone that the configuration does not tell of, and one that it tells of but is not there.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Refuse a backbone that the configuration does not name, and one that it names but is not there."""
     name = config.model.backbone
     if backbone is None and name == CUSTOM:
         raise UserError(
@@ -131,32 +120,22 @@ def build_network(
     if backbone is not None:
         features = build_foreign(image, backbone, model.backbone_levels, config.data.crop_size)
     else:
-        features = build_backbone(
-            image,
-            model.backbone,
-            model.backbone_levels,
-            model.stem_stride,
-            model.drop_connect,
-            model.batch_norm_momentum,
-        )
+        stem = (model.stem_stride, model.drop_connect, model.batch_norm_momentum)
+        features = build_backbone(image, model.backbone, model.backbone_levels, *stem)
     fused = build_bifpn(extend_pyramid(features, model), model)
-    anchors = config.anchors.per_location
-    box_features = build_tower(fused, "box", model)
+    anchors, classes = config.anchors.per_location, len(config.class_names)
+    box_features, class_features = build_tower(fused, "box", model), build_tower(fused, "class", model)
     outputs = {
-        "class_logits": build_predictor(
-            build_tower(fused, "class", model), "class_predict", len(config.class_names), anchors, True
-        ),
+        "class_logits": build_predictor(class_features, "class_predict", classes, anchors, True),
         "box_deltas": build_predictor(box_features, "box_predict", 4, anchors, False),
     }
     head = None
     if model.mask.enabled:
         finest = (model.mask.stride - 1).bit_length()
         if any(level not in features for level in range(finest, model.min_level)):
-            raise UserError(
-                f"model.mask.stride {model.mask.stride}: the backbone has no feature of that stride"
-            )
-        codes = [layers.Reshape((-1, model.fpn_channels))(x) for _, x in sorted(box_features.items())]
-        outputs["codes"] = layers.Concatenate(axis=1, name="codes")(codes)
+            raise UserError(f"model.mask.stride {model.mask.stride}: the backbone has no such feature")
+        embeddings = [layers.Reshape((-1, model.fpn_channels))(x) for _, x in sorted(box_features.items())]
+        outputs["codes"] = layers.Concatenate(axis=1, name="codes")(embeddings)
         outputs["mask_feature"] = build_mask_feature(fused, features, model)
         # float32 whatever the policy: box coordinates do not survive 8 bits of mantissa.
         head = MaskHead(model.mask, name="mask_head", dtype="float32")

@@ -23,24 +23,24 @@ MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
 class Candidates(NamedTuple):
     """The most promising anchors of one image, best first."""
 
-    boxes: Tensor  # [k, 4] yxyx, input px, clipped to the frame
+    boxes: Tensor  # [k, 4] yxyx, input px, clipped to the image
     scores: Tensor  # [k] float32
     classes: Tensor  # [k] int32
     anchors: Tensor  # [k] int32 index of the anchor
 
 
-def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, frame: Any) -> Candidates:
+def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, image_size: Any) -> Candidates:
     """Decode the best anchors of one image.
 
     Args:
         config: anchors, levels and `postprocess.top_k`.
         logits: `[A, K]` class logits.
-        deltas: `[A, 4]` box code.
+        deltas: `[A, 4]` box encoding.
         input_size: height, width of the network's input, px.
-        frame: height, width of the image inside the input, px; boxes are clipped to it.
+        image_size: height, width of the image inside the input, px; boxes are clipped to it.
 
     Returns:
-        At most top_k candidates, best first; a box outside the frame gets the score -1. With
+        At most top_k candidates, best first; a box outside the image gets the score -1. With
         class-agnostic NMS an anchor stands for its best class, else for each class on its own.
     """
     model = config.model
@@ -57,12 +57,10 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
         chosen = ops.cast(ops.top_k(ops.take(logits, anchor, axis=0), 1)[1][:, 0], "int32")
     else:
         anchor, chosen = index // classes_count, index % classes_count
-    boxes = box_ops.decode(
-        ops.cast(ops.take(deltas, anchor, axis=0), "float32"),
-        anchor_ops.at(anchor, input_size[0], input_size[1], config.anchors, model.min_level, model.max_level),
-        config.anchors.code,
-    )
-    height, width = ops.cast(frame[0], "float32"), ops.cast(frame[1], "float32")
+    anchors = anchor_ops.at(anchor, *input_size, config.anchors, model.min_level, model.max_level)
+    deltas = ops.cast(ops.take(deltas, anchor, axis=0), "float32")
+    boxes = box_ops.decode(deltas, anchors, config.anchors.code)
+    height, width = ops.cast(image_size[0], "float32"), ops.cast(image_size[1], "float32")
     boxes = ops.clip(boxes, 0.0, ops.stack([height, width, height, width]))
     # What lies in the padding beside the image is no cell and must not take the place of one.
     best = ops.where(box_ops.area(boxes) > 0, best, -1.0)
@@ -70,11 +68,7 @@ def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, fram
 
 
 def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy non-maximum suppression, hard or soft.
-
-    Args:
-        config: IoU and score thresholds, `data.max_instances`.
-        candidates: of one image.
+    """Greedy non-maximum suppression, hard or soft, of the candidates of one image.
 
     Returns:
         Indices int32 `[max_instances]`, best first, padded with 0; their scores, which soft suppression has
@@ -115,7 +109,7 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     from effdet_tf.model import kernels
 
     options = config.postprocess
-    # Sorted, but for those outside the frame, which `select` has lowered to -1 where they stood.
+    # Sorted, but for those outside the image, which `select` has lowered to -1 where they stood.
     rank = ops.arange(1, ops.shape(candidates.scores)[0] + 1, dtype="int32")
     voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 0))
     others, scores = candidates.boxes[:voters], candidates.scores[:voters]
@@ -140,11 +134,12 @@ def mask_quality(probability: Tensor) -> Tensor:
     return ops.sum(probability * inside, axis=(-2, -1)) / ops.maximum(ops.sum(inside, axis=(-2, -1)), 1.0)
 
 
-def _masks(head: MaskHead, feature: Tensor, codes: Tensor, boxes: Tensor) -> Tensor:
+def _masks(head: MaskHead, feature: Tensor, embeddings: Tensor, boxes: Tensor) -> Tensor:
     """Mask probabilities `[K, m, m]`, chunk by chunk; K is a multiple of `MASK_CHUNK`."""
     from effdet_tf.model import kernels
 
-    parts = (ops.reshape(codes, (-1, MASK_CHUNK, codes.shape[-1])), ops.reshape(boxes, (-1, MASK_CHUNK, 4)))
+    embeddings = ops.reshape(embeddings, (-1, MASK_CHUNK, embeddings.shape[-1]))
+    parts = (embeddings, ops.reshape(boxes, (-1, MASK_CHUNK, 4)))
     size = head.config.size
 
     def probabilities(part: tuple[Tensor, Tensor]) -> Tensor:
@@ -154,7 +149,7 @@ def _masks(head: MaskHead, feature: Tensor, codes: Tensor, boxes: Tensor) -> Ten
 
 
 def detect(
-    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], input_size: Any, frame: Any
+    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], input_size: Any, image_size: Any
 ) -> Detections:
     """Find the cells of one image.
 
@@ -163,13 +158,13 @@ def detect(
         head: the mask head, or None.
         outputs: of the dense network for a batch of ONE image.
         input_size: height, width of the network's input, px.
-        frame: height, width of the image inside the input, px.
+        image_size: height, width of the image inside the input, px.
 
     Returns:
         `Detections`, padded to whole chunks of `MASK_CHUNK` (at least one: convolutions over an
         empty batch crash under oneDNN); sorted by score before the mask quality comes in.
     """
-    candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, frame)
+    candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, image_size)
     chosen, scores, count = suppress(config, candidates)
     chunks = ops.maximum((count + MASK_CHUNK - 1) // MASK_CHUNK, 1)
     room = -config.data.max_instances % MASK_CHUNK
@@ -189,14 +184,9 @@ def detect(
 
 
 def ranked(found: Detections) -> Detections:
-    """Sort cells by their final score, and make masks 8 bit: the form in which they leave every graph.
+    """Sort the cells of `detect` by their final score, and make masks 8 bit: so they leave every graph.
 
-    Args:
-        found: of `detect`.
-
-    Returns:
-        The cells, best first; equal scores keep their order. Masks are uint8, probability times 255.
-        Rows from `count` on are 0.
+    Equal scores keep their order. Masks are uint8, probability times 255. Rows from `count` on are 0.
     """
     real = ops.arange(ops.shape(found.scores)[0], dtype="int32") < found.count
     order = ops.argsort(ops.where(real, -found.scores, 1.0))
@@ -208,11 +198,6 @@ def ranked(found: Detections) -> Detections:
     masks = found.masks
     if masks is not None:
         masks = ops.take(ops.cast(ops.round(masks * 255.0), "uint8"), order, axis=0)
-    return Detections(
-        sort(found.boxes),
-        sort(found.scores),
-        sort(found.classes),
-        masks,
-        None if found.mask_boxes is None else sort(found.mask_boxes),
-        found.count,
-    )
+    boxes, scores, classes = map(sort, found[:3])
+    mask_boxes = None if found.mask_boxes is None else sort(found.mask_boxes)
+    return Detections(boxes, scores, classes, masks, mask_boxes, found.count)

@@ -22,17 +22,8 @@ from effdet_tf.model.network import Network
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # What numpy and zipfile raise for damaged files: RuntimeError for one whose flags say it is encrypted or
 # packed in an unknown way, TypeError where a bare array lies in place of an archive.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, TypeError)
+_UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
 
 def named_variables(network: Network) -> dict[str, Any]:
@@ -54,11 +45,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) 
 
 
 def read_arrays(path: str | os.PathLike[str], kind: str = "weights file") -> dict[str, np.ndarray]:
-    """Read what `save_arrays` wrote.
-
-    Args:
-        path: the file.
-        kind: what it should be, for messages.
+    """Read what `save_arrays` wrote; `kind` says what it should be, for messages.
 
     Raises:
         UserError: when the file is missing, truncated or not of this kind.
@@ -81,11 +68,8 @@ def assign_arrays(network: Network, arrays: Mapping[str, np.ndarray], source: st
     named = named_variables(network)
     faults = [f"{p} is missing" for p in named if p not in arrays]
     faults += [f"{p} is not in this network" for p in arrays if p not in named]
-    faults += [
-        f"{p} has shape {arrays[p].shape}, not {tuple(v.shape)}"
-        for p, v in named.items()
-        if p in arrays and arrays[p].shape != tuple(v.shape)
-    ]
+    pairs = [(p, arrays[p].shape, tuple(v.shape)) for p, v in named.items() if p in arrays]
+    faults += [f"{p} has shape {found}, not {wanted}" for p, found, wanted in pairs if found != wanted]
     if faults:
         raise UserError(
             f"{source}: weights do not fit the network: {'; '.join(faults[:3])} ({len(faults)} in all); "

@@ -5,6 +5,7 @@ Merging follows weighted boxes fusion (Solovyev et al., 2021), with the masks av
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,17 +57,9 @@ class View(NamedTuple):
             masks = masks[:, ::-1] if self.flip_y else masks
             masks = masks[:, :, ::-1] if self.flip_x else masks
             masks = masks.swapaxes(1, 2) if self.transpose else masks
-        return Result(
-            boxes(found.boxes),
-            found.scores,
-            found.classes,
-            masks,
-            None if found.mask_boxes is None else boxes(found.mask_boxes),
-            height,
-            width,
-            found.class_names,
-            found.truncated,
-        )
+        mask_boxes = None if found.mask_boxes is None else boxes(found.mask_boxes)
+        changed = {"boxes": boxes(found.boxes), "masks": masks, "mask_boxes": mask_boxes}
+        return dataclasses.replace(found, height=height, width=width, **changed)
 
 
 def make_views(flips: bool = True, scales: Sequence[float] = (1.0,)) -> list[View]:
@@ -99,15 +92,7 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
 
     Cells of different views that overlap by `iou` are one: box and mask are their means, weighted by score;
     the score is their sum divided by the number of views, so that what one view alone shows counts little.
-
-    Args:
-        found: of each view, in the pixels of the image.
-        iou: minimum IoU of two boxes of the same cell.
-        per_class: whether cells of different classes stay apart.
-        limit: maximum number of cells.
-
-    Returns:
-        The cells, best first.
+    With `per_class` cells of different classes stay apart; the `limit` best ones are given, best first.
     """
     first = found[0]
     view = np.repeat(np.arange(len(found)), [len(one) for one in found])
@@ -136,16 +121,11 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
             placed *= np.concatenate(weights)[:, None, None].astype(np.float32)
             starts = np.cumsum([0, *counts[:-1]])
             masks = np.rint(np.add.reduceat(placed, starts, axis=0)).astype(np.uint8)
+    classes = np.array([cells.classes[group[0]] for group in groups], np.int32)
+    truncated = any(one.truncated for one in found) or len(total) > limit
+    size = (first.height, first.width)
     return Result(
-        mean(cells.boxes),
-        total[best],
-        np.array([cells.classes[group[0]] for group in groups], np.int32),
-        masks,
-        mask_boxes,
-        first.height,
-        first.width,
-        first.class_names,
-        any(one.truncated for one in found) or len(total) > limit,
+        mean(cells.boxes), total[best], classes, masks, mask_boxes, *size, first.class_names, truncated
     )
 
 

@@ -43,11 +43,7 @@ class Result:
     truncated: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the arrays belong together.
-
-        Raises:
-            ValueError: when a shape, the order or a class is wrong.
-        """
+        """Raise a ValueError when a shape, the order or a class is wrong."""
         count = len(self.scores)
         if self.boxes.shape != (count, 4) or self.classes.shape != (count,) or self.scores.shape != (count,):
             shapes = f"boxes {self.boxes.shape}, scores {self.scores.shape}, classes {self.classes.shape}"

@@ -5,6 +5,7 @@ Pure numpy: a network that runs without TensorFlow is served without it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -87,14 +88,9 @@ class Merger:
     def __init__(
         self, tiles: Sequence[Tile], size: tuple[int, int], config: Config, limit: int | None
     ) -> None:
-        """Begin.
+        """Begin with tiles of `make_tiles` and their height and width, px.
 
-        Args:
-            tiles: of `make_tiles`.
-            size: height, width of a tile, px.
-            config: `postprocess.nms_iou`, `postprocess.class_agnostic`.
-            limit: about as many cells are asked for in the end, so weaker ones are forgotten on the way; None
-                for all.
+        About `limit` cells are asked for in the end, so weaker ones are forgotten on the way; None for all.
         """
         self._tiles, self._size, self._config = tiles, size, config
         self._limit = None if limit is None else _SEEN * limit  # enough for any result: memory stays bounded
@@ -134,11 +130,8 @@ def make_tiles(size: tuple[int, int], tile_size: tuple[int, int], unit: int, ove
         The tiles, row by row; one alone for an image that fits into a tile.
     """
     rows, columns = (_spans(*axis, unit, overlap) for axis in zip(size, tile_size, strict=True))
-    return [
-        Tile(*(np.stack([row[k], column[k]], axis=-1) for k in range(3)))
-        for row in rows
-        for column in columns
-    ]
+    pairs = itertools.product(rows, columns)
+    return [Tile(*(np.stack(pair, axis=-1) for pair in zip(*spans, strict=True))) for spans in pairs]
 
 
 def _spans(
@@ -153,18 +146,15 @@ def _spans(
     starts = [last // unit * k // count * unit for k in range(count)] + [last]
     middles = [(start + side + after) / 2 for start, after in zip(starts, starts[1:], strict=False)]
     lows, highs = [-np.inf, *middles], [*middles, np.inf]
-    return [
-        (
-            start,
-            (start if k else -np.inf, start + side if k < count else np.inf),
-            (lows[k], highs[k]),
-        )
-        for k, start in enumerate(starts)
-    ]
+    spans = []
+    for k, start in enumerate(starts):
+        borders = (start if k else -np.inf, start + side if k < count else np.inf)
+        spans.append((start, borders, (lows[k], highs[k])))
+    return spans
 
 
 def _kept(found: Detections, tile: Tile, number: int) -> _Pool:
-    """The cells that a tile answers for.
+    """The cells that a tile keeps.
 
     Those are the cells whose centre lies in its core: no cell up to the size of the overlap is cut there. As
     two tiles may see a cell's centre a little differently, one near the core stays too, if it is whole.
