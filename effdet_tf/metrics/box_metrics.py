@@ -69,10 +69,7 @@ class BoxEvaluator(CellEvaluator):
         self.classes = [int(category["id"]) for category in categories] if per_class else None
 
     def add(self, image: ImageInstances) -> Match:
-        """Evaluate the boxes predicted in one image.
-
-        Returns:
-            The match of the boxes, whatever their class.
+        """Evaluate the boxes predicted in one image; gives their match, whatever their class.
 
         Raises:
             UserError: for a prediction of an unknown class, when classes count, or without a box.
@@ -101,10 +98,6 @@ class BoxEvaluator(CellEvaluator):
 
 def match_boxes_by_class(image: ImageInstances, classes: Sequence[int]) -> list[Match]:
     """Match the boxes of each class alone."""
-    return [
-        match_boxes(
-            [cell for cell in image.ground_truth if cell.category_id == kind],
-            [entry for entry in image.predictions if entry.category_id == kind],
-        )
-        for kind in classes
-    ]
+    both = (image.ground_truth, image.predictions)
+    own = [[[one for one in part if one.category_id == kind] for part in both] for kind in classes]
+    return [match_boxes(*parts) for parts in own]

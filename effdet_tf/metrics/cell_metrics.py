@@ -99,6 +99,8 @@ class CellEvaluator:
         near = [score for score in self.grid if quality[score] >= (1 - COUNT_SLACK) * quality[best_score]]
         counting = min(near, key=lambda score: (summaries[score]["count_mean_error"], score))
         chosen = best_score if self.given is None else float(self.given)
+        own = self._counts[chosen]
+        groups = {name: [own[image] for image in sorted(ids)] for name, ids in self._groups.split().items()}
         return {
             "score_threshold": chosen,
             "chosen": "best here" if self.given is None else "given",
@@ -106,22 +108,15 @@ class CellEvaluator:
             f"best_{self.best_by}": quality[best_score],
             **({"counting_score_threshold": counting} if self.best_by == "sartorius" else {}),
             "all": summaries[chosen],
-            "by": {
-                name: self.summarise([self._counts[chosen][image] for image in sorted(ids)])
-                for name, ids in self._groups.split().items()
-            },
+            "by": {name: self.summarise(counts) for name, counts in groups.items()},
         }
 
 
 def match_cells(image: ImageInstances, min_score: float = 0.0) -> Match:
     """Match the annotated and predicted masks of an image; empty masks are left out.
 
-    Args:
-        image: one image.
-        min_score: predictions below it are never asked for; leaving them out saves their decoding.
-
-    Returns:
-        The match; its places are those in `image.ground_truth` and `image.predictions`.
+    Predictions below `min_score` are never asked for; leaving them out saves their decoding. The match's
+    places are those in `image.ground_truth` and `image.predictions`.
     """
     ground_truth: dict[int, Patch] = {}
     ignored: list[Patch] = []

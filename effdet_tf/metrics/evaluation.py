@@ -35,13 +35,7 @@ class CocoPredictions:
     def __init__(
         self, class_names: Sequence[str], categories: Sequence[dict[str, Any]], data_dir: str | Path
     ) -> None:
-        """Compare the classes of a network with those of the data.
-
-        Args:
-            class_names: the network's, by class id.
-            categories: the manifest's, `{"id", "name"}`.
-            data_dir: for messages.
-        """
+        """Compare the classes of a network, by class id, with the categories of the data's manifest."""
         category_ids = match_classes(class_names, categories)
         known = np.array([identity is not None for identity in category_ids])
         self.class_mismatch = ""
@@ -65,40 +59,28 @@ class CocoPredictions:
 
 
 class AnnotatedImage(NamedTuple):
-    """One annotated image.
+    """One annotated image."""
 
-    Attributes:
-        record: as converted.
-        image: its entry of COCO's "images".
-        cells: its entries of COCO's "annotations".
-    """
-
-    record: ImageRecord
-    image: dict[str, Any]
-    cells: Entries
+    record: ImageRecord  # as converted
+    image: dict[str, Any]  # its entry of COCO's "images"
+    cells: Entries  # its entries of COCO's "annotations"
 
 
 def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[AnnotatedImage]:
-    """The images of a converted data set, one by one.
-
-    Args:
-        data_dir: folder with manifest and shards.
-        limit: only the first images; None for all.
+    """The images of a converted data set, all or the first `limit`, one by one.
 
     Raises:
         UserError: when a network labelled the images, there is none, or two have the same id.
     """
     manifest = load_manifest(data_dir)
-    refuse_pseudo(data_dir, manifest, "judge on annotated images")
+    refuse_pseudo(data_dir, manifest, "evaluate on annotated images")
     ids = [int(category["id"]) for category in manifest.categories]
     seen: dict[int, str] = {}
     for record in islice(iterate_records(data_dir), limit):
         entry = image_entry(record)
         if entry["id"] in seen:
-            raise UserError(
-                f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}; "
-                "convert the data again with distinct ids"
-            )
+            same = f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}"
+            raise UserError(f"{same}; convert the data again with distinct ids")
         seen[entry["id"]] = record.file_name
         yield AnnotatedImage(record, entry, cell_entries(record, ids))
     if not seen:
@@ -142,9 +124,8 @@ def evaluate_run(
         if coco is None and predictor.per_class:
             print(f"no figures by COCO's protocol: {cells.class_mismatch}", file=sys.stderr)
         coco = False
-    evaluator = Evaluator(
-        manifest.categories, score_threshold, coco=predictor.per_class if coco is None else coco
-    )
+    coco = predictor.per_class if coco is None else coco
+    evaluator = Evaluator(manifest.categories, score_threshold, coco=coco)
     images = manifest.images if limit is None else min(limit, manifest.images)
     truths = annotated_images(data_dir, limit)
     for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):

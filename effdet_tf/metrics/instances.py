@@ -37,13 +37,7 @@ class ImageGroups:
 
 
 def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A COCO segmentation (polygons or any RLE) as compressed RLE with counts as bytes.
-
-    Args:
-        segmentation: list of polygons, or an RLE dict, compressed or not.
-        height: height of the image, pixels.
-        width: width of the image, pixels.
-    """
+    """A COCO segmentation (polygons or any RLE) of such an image as compressed RLE, counts in bytes."""
     if isinstance(segmentation, list):
         rle = polygons_to_rle(segmentation, height, width)
     elif isinstance(segmentation["counts"], list):
@@ -55,39 +49,23 @@ def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[st
 
 
 class Instance(NamedTuple):
-    """An annotated or a predicted cell.
-
-    Attributes:
-        category_id: its class.
-        box: x, y, w, h, px; None for a prediction without a box.
-        area: of the mask, px^2; without a mask that of the annotated box, None for a prediction.
-        rle: compressed, with counts as bytes; None without a mask.
-        crowd: whether it is an annotated region that is not evaluated.
-        score: of a prediction.
-    """
+    """An annotated or a predicted cell."""
 
     category_id: int
-    box: list[float] | None
-    area: float | None
-    rle: dict[str, Any] | None
-    crowd: bool = False
-    score: float = 0.0
+    box: list[float] | None  # x, y, w, h, px; None for a prediction without a box
+    area: float | None  # of the mask, px^2; without a mask that of the annotated box, None for a prediction
+    rle: dict[str, Any] | None  # compressed, with counts as bytes; None without a mask
+    crowd: bool = False  # an annotated region that is not evaluated
+    score: float = 0.0  # of a prediction
 
 
 class ImageInstances(NamedTuple):
-    """The ground truth and the predictions of one image, checked.
+    """The ground truth and the predictions of one image, checked."""
 
-    Attributes:
-        image: `id`, `height`, `width`, and fields to group by.
-        ground_truth: annotated cells.
-        predictions: predicted cells.
-        numbers: of the predictions in the list that they came from, for messages.
-    """
-
-    image: dict[str, Any]
+    image: dict[str, Any]  # `id`, `height`, `width`, and fields to group by
     ground_truth: list[Instance]
     predictions: list[Instance]
-    numbers: Sequence[int]
+    numbers: Sequence[int]  # of the predictions in the list that they came from, for messages
 
     def name(self, index: int) -> str:
         """Names a prediction, for messages."""
@@ -131,10 +109,8 @@ def image_instances(
         if mask is not None:
             rle = compress_segmentation(mask, height, width)
             if tuple(rle["size"]) != (height, width):
-                raise UserError(
-                    f"prediction {number}: its mask is {rle['size'][0]}x{rle['size'][1]}, image "
-                    f"{image['id']} is {height}x{width}"
-                )
+                wrong = f"its mask is {rle['size'][0]}x{rle['size'][1]}"
+                raise UserError(f"prediction {number}: {wrong}, image {image['id']} is {height}x{width}")
             box, area = coco_mask.toBbox(rle) if box is None else box, float(coco_mask.area(rle))
         box = None if box is None else [float(v) for v in box]
         found.append(Instance(entry.get("category_id", ANY_CLASS), box, area, rle, score=float(score)))
@@ -144,11 +120,7 @@ def image_instances(
 def iterate_instances(
     ground_truth: dict[str, Any], predictions: Sequence[dict[str, Any]]
 ) -> Iterator[ImageInstances]:
-    """Prepare the images of a COCO dict and COCO results one by one.
-
-    Raises:
-        UserError: for a prediction on an unknown image, and as `image_instances` does.
-    """
+    """Prepare the images of a COCO dict and COCO results one by one; a UserError for an unknown image."""
     annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for entry in ground_truth["annotations"]:
         annotations[entry["image_id"]].append(entry)

@@ -55,20 +55,15 @@ class Match:
 class MatchCounts:
     """Counts of one image at one score; the metrics are made of them.
 
-    Attributes:
-        true: number of annotated cells.
-        found: number of predictions.
-        matched: int64 `[10]`, one-to-one matches of masks with an IoU above each of `IOU_THRESHOLDS`; `[1]`
-            of boxes, at .5.
-        matched_iou: sum of the IoUs of the matches above .5.
-        seg: sum over annotated cells of the IoU with the prediction that covers more than half of it.
-        aji_overlap: pixels, numerator of the aggregated Jaccard index.
-        aji_union: pixels, its denominator.
+    `matched` are one-to-one matches of masks with an IoU above each of `IOU_THRESHOLDS`, or of boxes at .5;
+    `matched_iou` is the sum of the IoUs of those above .5, `seg` the sum over annotated cells of the IoU with
+    the prediction that covers more than half of it, `aji_overlap` and `aji_union` are numerator and
+    denominator, pixels, of the aggregated Jaccard index.
     """
 
-    true: int
-    found: int
-    matched: np.ndarray
+    true: int  # annotated cells
+    found: int  # predictions
+    matched: np.ndarray  # int64 [10] of masks, [1] of boxes
     matched_iou: float = 0.0
     seg: float = 0.0
     aji_overlap: int = 0

@@ -22,16 +22,13 @@ _ANY_AREA = (0.0, 1e10)
 class PackedMatch(NamedTuple):
     """What precision and recall need of one image and class.
 
-    Attributes:
-        scores: float64 `[D]`, falling.
-        hits_and_ignored: bool `[2, A, T, D]`, packed along D: whether a prediction has a cell of its own, and
-            whether it is neither true nor false, in each area range at each IoU.
-        counts: int64 `[A]`, annotated cells of each area range.
+    `hits_and_ignored` says whether a prediction has a cell of its own, and whether it is neither true nor
+    false, in each area range at each IoU.
     """
 
-    scores: np.ndarray
-    hits_and_ignored: np.ndarray
-    counts: np.ndarray
+    scores: np.ndarray  # float64 [D], falling
+    hits_and_ignored: np.ndarray  # bool [2, A, T, D], packed along D
+    counts: np.ndarray  # int64 [A], annotated cells of each area range
 
     def bits(self, area: int, step: int) -> np.ndarray:
         """Hits and ignored of one area range and IoU, bool `[2, D]`."""
@@ -52,9 +49,8 @@ def match_precision(
     maximum: int,
 ) -> PackedMatch:
     """What is kept of `assign_predictions`, which has the arguments."""
-    order, assigned, ignored, counts = assign_predictions(
-        ground_truth, predictions, kind, area_ranges, maximum
-    )
+    found = assign_predictions(ground_truth, predictions, kind, area_ranges, maximum)
+    order, assigned, ignored, counts = found
     scores = np.array([predictions[k].score for k in order], np.float64)
     return PackedMatch(scores, np.packbits([assigned >= 0, ignored], axis=-1), counts)
 

@@ -30,19 +30,12 @@ KINDS = tuple(KIND_NAMES)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How predictions are counted.
+    """How predictions are counted."""
 
-    Attributes:
-        name: as in the report.
-        per_class: whether a detection must also have the right class; metrics are then means over classes.
-        max_detections: detections an image may have (per class when `per_class`), rising; AP uses the last.
-        area_limits: upper ends of the small and of the medium area, px^2.
-    """
-
-    name: str
-    per_class: bool
-    max_detections: tuple[int, int, int]
-    area_limits: tuple[float, float]
+    name: str  # as in the report
+    per_class: bool  # a detection must also have the right class; metrics are then means over classes
+    max_detections: tuple[int, int, int]  # of an image (and class, if `per_class`), rising; AP uses the last
+    area_limits: tuple[float, float]  # upper ends of the small and of the medium area, px^2
 
     @property
     def area_ranges(self) -> list[list[float]]:
@@ -61,21 +54,9 @@ class CocoEvaluator:
     """Computes average precision of annotated images that are added one by one."""
 
     def __init__(
-        self,
-        categories: Sequence[dict[str, Any]],
-        protocol: str = "livecell",
-        by: str | None = "cell_type",
+        self, categories: Sequence[dict[str, Any]], protocol: str = "livecell", by: str | None = "cell_type"
     ) -> None:
-        """Set the rules.
-
-        Args:
-            categories: COCO's, `{"id", "name"}`.
-            protocol: a name in `PROTOCOLS`.
-            by: image field to split the images by; None for no split.
-
-        Raises:
-            ValueError: for an unknown protocol.
-        """
+        """Set the rules, as of `evaluate_coco`; `categories` are COCO's, `{"id", "name"}`."""
         if protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}")
         self.rules = PROTOCOLS[protocol]
@@ -86,11 +67,7 @@ class CocoEvaluator:
         self._matched: dict[tuple[str, int, int], PackedMatch] = {}  # by kind, class and image
 
     def add(self, image: ImageInstances, kinds: Sequence[str] = KINDS) -> None:
-        """Evaluate the predictions on one image.
-
-        Args:
-            image: the image.
-            kinds: "bbox", "segm" or both.
+        """Evaluate the predictions on one image; `kinds` are "bbox", "segm" or both.
 
         Raises:
             UserError: for a prediction of an unknown class (when classes count), or without the box or mask
@@ -123,14 +100,7 @@ class CocoEvaluator:
                 )
 
     def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
-        """The metrics; see `evaluate_coco`.
-
-        Args:
-            kinds: some of those that were evaluated.
-
-        Raises:
-            UserError: when there was no image.
-        """
+        """The metrics, see `evaluate_coco`, of some of the kinds; a UserError when there was no image."""
         everything = set(self._groups.ids)
         if not everything:
             raise UserError("no annotated image to score on")
@@ -241,10 +211,8 @@ def _curves(precision: np.ndarray) -> dict[str, Any] | None:
         return None
     means = defined.mean(0)
     lines = {"50": means[0], "75": means[5], "mean": means.mean(0)}
-    return {
-        "AP": means.mean(1).round(5).tolist(),
-        "precision": {name: line.round(4).tolist() for name, line in lines.items()},
-    }
+    precision = {name: line.round(4).tolist() for name, line in lines.items()}
+    return {"AP": means.mean(1).round(5).tolist(), "precision": precision}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -39,7 +39,7 @@ def summarise(
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
-    """Compute every metric of what is in memory; `Evaluator` takes images one by one.
+    """Compute `Evaluator.report` of what is in memory; `Evaluator` takes images one by one.
 
     Args:
         ground_truth: COCO dict, at full resolution.
@@ -50,9 +50,6 @@ def summarise(
         coco: also score by COCO's own protocol, class by class.
         masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
             yes.
-
-    Returns:
-        See `Evaluator.report`.
 
     Raises:
         UserError: for predictions that do not fit the images.
@@ -74,9 +71,8 @@ class Evaluator:
         coco: bool = False,
     ) -> None:
         """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
-        self._protocols = {
-            name: CocoEvaluator(categories, name, by) for name in ("livecell", *(["coco"] if coco else []))
-        }
+        names = ("livecell", "coco") if coco else ("livecell",)
+        self._protocols = {name: CocoEvaluator(categories, name, by) for name in names}
         self._cells = CellEvaluator(score_threshold, by)
         self._boxes = BoxEvaluator(categories, score_threshold, by, coco)
         self._images: list[dict[str, Any]] = []
@@ -106,10 +102,7 @@ class Evaluator:
         self._images.append({name: image.image[name] for name in known if name in image.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
-        """The metrics of all images.
-
-        Args:
-            masks: as of `summarise`.
+        """The metrics of all images; `masks` as of `summarise`.
 
         Returns:
             `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
@@ -169,11 +162,8 @@ def choosing_score(figures: dict[str, float | None]) -> float:
     The AP of COCO's protocol where that was asked for, since classes count there, else of LIVECell's; of the
     masks where they are scored, else of the boxes. 0 where none of them is defined.
     """
-    for name in ("coco_mask_AP", "coco_box_AP", "mask_AP", "box_AP"):
-        value = figures.get(name)
-        if value is not None:
-            return value
-    return 0.0
+    values = (figures.get(name) for name in ("coco_mask_AP", "coco_box_AP", "mask_AP", "box_AP"))
+    return next((value for value in values if value is not None), 0.0)
 
 
 def reporting_score(report: dict[str, Any]) -> float | None:
@@ -182,29 +172,22 @@ def reporting_score(report: dict[str, Any]) -> float | None:
     Of masks the counting score of `score_cells`: the best by the Sartorius metric alone may count a quarter
     of the cells too few for a hundredth of it. Of boxes the best by F1, which weighs missed and false alike.
     """
-    for kind, figure, score in (
-        ("cells", "best_sartorius", "counting_score_threshold"),
-        ("boxes", "best_f1", "best_score_threshold"),
-    ):
-        if report.get(kind) and report[kind][figure] > 0:
-            return float(report[kind][score])
+    ways = (("cells", "best_sartorius", "counting"), ("boxes", "best_f1", "best"))
+    for kind, metric, score in ways:
+        if report.get(kind) and report[kind][metric] > 0:
+            return float(report[kind][f"{score}_score_threshold"])
     return None
 
 
 def format_table(report: dict[str, Any]) -> str:
     """The report as text: AP rows for boxes and masks, all and per group, then one line per other metric."""
-    lines = [
-        "LIVECell protocol, % (classes as one, up to 100/500/2000 detections an image, "
-        "areas split at 324 and 961 px)"
-    ]
+    how = "classes as one, up to 100/500/2000 detections an image, areas split at 324 and 961 px"
+    lines = [f"LIVECell protocol, % ({how})"]
     lines += _ap_table(report["livecell"], {name: name for name in COLUMNS})
     lines.append("AP50_80 is AP over IoU .50:.05:.80; AFNR is 100 - AR, the mean share of missed cells.")
     if report.get("coco"):
-        lines += [
-            "",
-            "COCO protocol, % (mean over classes, up to 100 detections an image and class, "
-            "areas split at 1024 and 9216 px)",
-        ]
+        how = "mean over classes, up to 100 detections an image and class, areas split at 1024 and 9216 px"
+        lines += ["", f"COCO protocol, % ({how})"]
         lines += _ap_table(report["coco"], COCO_COLUMNS)
         lines += _class_lines(report["coco"]["all"])
     if report["boxes_only"]:
@@ -227,8 +210,7 @@ def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
             if kind in group:
                 values = " ".join(f"{percent(group[kind][name]):>7}" for name in columns.values())
                 lines.append(f"{name:{width}} {label:4} {group['images']:>6} {group['cells']:>8} {values}")
-    dropped = result["all"]["dropped"]
-    if dropped:
+    if dropped := result["all"]["dropped"]:
         lines.append(f"{dropped} predictions beyond that number were dropped, lowest scores first.")
     return lines
 
@@ -251,13 +233,9 @@ def _score_table(result: dict[str, Any], title: str, metric: str, best: str) -> 
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
     lines = [f"{title.format(format(result['score_threshold'], '.2f'))} ({how})", f"{'':18} {names}"]
     for key, label, meaning in CELL_LINES:
-        if key not in groups["all"]:
-            continue
-        values = " ".join(
-            f"{_number(group[key], key):>{width}}"
-            for group, width in zip(groups.values(), widths, strict=True)
-        )
-        lines.append(f"{label:18} {values}  {meaning}")
+        if key in groups["all"]:
+            values = [_number(group[key], key) for group in groups.values()]
+            lines.append(f"{label:18} {' '.join(map(str.rjust, values, widths))}  {meaning}")
     return lines
 
 

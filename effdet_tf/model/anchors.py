@@ -66,8 +66,8 @@ def centers(count: Any, step: Any) -> Tensor:
 def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int) -> list[Tensor]:
     """All anchors of an input, level by level; location row-major, then size, then ratio.
 
-    An input that is no multiple of a stride spreads its anchors evenly (stride = input / feature size), as the
-    reference implementation does. Arguments are as for `feature_sizes`.
+    An input that is no multiple of a stride spreads its anchors evenly (stride = input / feature size), as
+    the reference implementation does. Arguments are as for `feature_sizes`.
 
     Returns:
         Per level `[H_l * W_l * S, 4]` float32 yxyx, px.

@@ -1,4 +1,4 @@
-"""The instance-mask head: filters over a box-aligned crop, and an embedding that says which instance is meant.
+"""The instance-mask head: filters over a box-aligned crop, and an embedding that says which cell is meant.
 
 Filters of each instance's own follow CondInst (Tian et al., ECCV 2020), convolutions that all share follow
 Mask R-CNN (He et al., ICCV 2017), on a finer feature. Either way only the crop of the instance's own box is

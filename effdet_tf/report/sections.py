@@ -17,18 +17,11 @@ from effdet_tf.report.examples import ranking_figure
 from effdet_tf.report.gallery import GalleryPicture, make_gallery
 
 EARLIER = "the evaluation is of an earlier version; evaluate again"
-NOTHING = "Nothing was judged: the training had no validation images (--val)."
+NOTHING = "Nothing was evaluated: the training had no validation images (--val)."
 _LOSSES = {name: name for name in ("total", "class", "box", "mask")}
-_SHARES = {
-    "coco_mask_AP": "COCO mask AP",
-    "coco_box_AP": "COCO box AP",
-    "mask_AP": "mask AP",
-    "mask_AP50": "mask AP50",
-    "box_AP": "box AP",
-    "box_AP50": "box AP50",
-    "sartorius": "Sartorius metric",
-    "f1": "F1",
-}
+_SHARES = {f"coco_{kind}_AP": f"COCO {kind} AP" for kind in ("mask", "box")}
+_SHARES |= {f"{kind}_{name}": f"{kind} {name}" for kind in ("mask", "box") for name in ("AP", "AP50")}
+_SHARES |= {"sartorius": "Sartorius metric", "f1": "F1"}
 _OUTLINES = {
     "true": "as annotated",
     "right": "found, and matches a true cell with an IoU of .5 or more",
@@ -157,7 +150,7 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     if result.get("chosen") == "best here":
         text += ", the best of a grid on these very images: an upper bound"
     if report["boxes_only"]:
-        text += f". Only boxes are judged: {report['boxes_only']}"
+        text += f". Only boxes are evaluated: {report['boxes_only']}"
     images, sizes = report.get("images"), report.get("sizes")
     drawn = [charts.counts("counts", images)] if images else []
     drawn += [charts.sizes("sizes", sizes)] if sizes else []
@@ -174,10 +167,8 @@ def confusion(report: Mapping[str, Any] | None) -> dict[str, Any]:
     if "confusion" not in report:
         return {"missing": f"Classes were not compared: {EARLIER}."}
     if report["confusion"] is None:
-        return {
-            "missing": "Classes are not compared: there is one class, or what was found has classes that the "
-            "images do not have."
-        }
+        why = "there is one class, or what was found has classes that the images do not have"
+        return {"missing": f"Classes are not compared: {why}."}
     return tables.confusion_table(report["confusion"])
 
 
@@ -189,8 +180,8 @@ def images(report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"missing": f"There are no figures of single images: {EARLIER}."}
     total = len(report["images"])
     text = "The worst first, at the score of a cell; F1 at IoU .5."
-    if total > tables.MOST_IMAGES:
-        text += f" The {tables.MOST_IMAGES:,} worst of {total:,}; the JSON beside this page has all of them."
+    if total > tables.MAX_IMAGES:
+        text += f" The {tables.MAX_IMAGES:,} worst of {total:,}; the JSON beside this page has all of them."
     return {"text": text, "table": tables.image_table(report["images"])}
 
 
@@ -204,28 +195,23 @@ def gallery(material: Material) -> dict[str, Any]:
         why = none if examples is None else "no image has a true or a found cell"
         return {"missing": f"There are no pictures: {why}."}
     if not Path(examples["data"]).is_dir():
-        return {
-            "missing": f"There are no pictures: the images were in {examples['data']}, and are not there any "
-            "more. `python -m effdet_tf report ... --data FOLDER` names another place."
-        }
+        gone = f"the images were in {examples['data']}, and are not there any more"
+        advice = "`python -m effdet_tf report ... --data FOLDER` names another place"
+        return {"missing": f"There are no pictures: {gone}. {advice}."}
     pictures = make_gallery(examples)
     lacking = len(examples["images"]) - len(pictures)
     figure = {"sartorius": "Sartorius metric", "f1": "F1"}[ranking_figure(examples["images"])]
     shapes = "Outlines" if examples["masks"] else "Boxes"
+    outlines = []
+    for name, meaning in _OUTLINES.items():
+        count = None if name == "true" else sum(picture.counts[name] for picture in pictures)
+        outlines.append({"name": name, "meaning": meaning, "shown": name != "true", "count": count})
     return {
         "pictures": [_picture(picture) for picture in pictures],
         "missing": f"{lacking} images are not in {examples['data']} any more." if lacking else "",
         "text": f"By the {figure} of the image. {shapes} of the cells of score {examples['score']:.2f} and "
         "more, whatever their class; a click on a picture makes it large.",
-        "outlines": [
-            {
-                "name": name,
-                "meaning": meaning,
-                "shown": name != "true",
-                "count": None if name == "true" else sum(picture.counts[name] for picture in pictures),
-            }
-            for name, meaning in _OUTLINES.items()
-        ],
+        "outlines": outlines,
     }
 
 

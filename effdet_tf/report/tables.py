@@ -12,7 +12,7 @@ from effdet_tf.report.examples import ranking_figure
 
 Table = dict[str, Any]
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AFNR")
-MOST_IMAGES = 1000  # rows of the table of images
+MAX_IMAGES = 1000  # rows of the table of images
 _NETWORKS = ("CenterMask2", "Cascade Mask R-CNN")  # in the order of `PUBLISHED`
 
 
@@ -105,7 +105,7 @@ def cell_table(result: Mapping[str, Any]) -> Table:
 
 
 def image_table(images: Sequence[Mapping[str, Any]]) -> Table:
-    """Every image, the worst first; at most `MOST_IMAGES`."""
+    """Every image, the worst first; at most `MAX_IMAGES`."""
     figure = ranking_figure(images)
     ranked = sorted(images, key=lambda image: (image.get(figure) is None, image.get(figure) or 0.0))
     rows = [
@@ -118,7 +118,7 @@ def image_table(images: Sequence[Mapping[str, Any]]) -> Table:
             *([number(image["sartorius"])] if figure == "sartorius" else []),
             number(image["f1"]),
         ]
-        for image in ranked[:MOST_IMAGES]
+        for image in ranked[:MAX_IMAGES]
     ]
     metric = ["Sartorius metric"] if figure == "sartorius" else []
     return table(["image", "cell type", "true", "found", "difference", *metric, "F1"], rows, words=(0, 1))

@@ -18,15 +18,12 @@ PAGE = Path(__file__).resolve().parent / "template"
 
 
 def report_on_run(folder: Path, out: Path | None = None, data: Path | None = None) -> Path:
-    """Write the report of a run folder.
+    """Write the report of a run folder; gives the file.
 
     Args:
         folder: the run.
         out: HTML to write; None for `report.html` in the folder.
         data: the converted images that it was validated on, where they lie elsewhere by now.
-
-    Returns:
-        The file written.
 
     Raises:
         UserError: when this is no run folder, or a file of it is damaged.
@@ -35,15 +32,12 @@ def report_on_run(folder: Path, out: Path | None = None, data: Path | None = Non
 
 
 def report_on_evaluation(figures: Path, out: Path | None = None, data: Path | None = None) -> Path:
-    """Write the report of an evaluation.
+    """Write the report of an evaluation; gives the file.
 
     Args:
         figures: JSON that the evaluation wrote.
         out: HTML to write; None for one of the same name beside it.
-        data: the converted images that were judged on, where they lie elsewhere by now.
-
-    Returns:
-        The file written.
+        data: the converted images, where they lie elsewhere by now.
 
     Raises:
         UserError: when this is no evaluation, or a file beside it is damaged.
@@ -61,23 +55,13 @@ def _write(out: Path, material: Material, kind: str, data: Path | None) -> Path:
 
 
 def render(material: Material, kind: str) -> str:
-    """The page.
-
-    Args:
-        material: what it shows.
-        kind: "training" or "evaluation".
-    """
+    """The page that shows some material; `kind` is "training" or "evaluation"."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     # Names of classes, cell types and files come from users: everything is escaped but what is made here.
-    environment = Environment(
-        loader=FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    rules = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(PAGE), **rules)
     report = material.report
     parts = {
         "gallery": sections.gallery(material),
@@ -87,32 +71,29 @@ def render(material: Material, kind: str) -> str:
         "learning": sections.learning(material.history),
         "images": sections.images(report),
     }
-    return (
-        environment.get_template("page.html")
-        .render(
-            kind=kind,
-            title=material.name,
-            subtitle=_subtitle(material),
-            tiles=_tiles(material),
-            facts=_facts(material),
-            printed=format_table(report) if report else "",
-            configuration=material.config_text,
-            work=_work(material),
-            style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
-            script=Markup((PAGE / "script.js").read_text(encoding="utf-8")),
-            **{name: {"missing": "", "pictures": [], **part} for name, part in parts.items()},
-        )
-        .lstrip()
+    text = environment.get_template("page.html").render(
+        kind=kind,
+        title=material.name,
+        subtitle=_subtitle(material),
+        tiles=_tiles(material),
+        facts=_facts(material),
+        printed=format_table(report) if report else "",
+        configuration=material.config_text,
+        work=_work(material),
+        style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
+        script=Markup((PAGE / "script.js").read_text(encoding="utf-8")),
+        **{name: {"missing": "", "pictures": [], **part} for name, part in parts.items()},
     )
+    return text.lstrip()
 
 
 def _subtitle(material: Material) -> str:
     date = material.about.get("date")
     parts = [f"{datetime.fromisoformat(date):%d %B %Y, %H:%M}"] if date else []
     if material.report is None:
-        return ", ".join([*parts, "not judged: the training had no validation images"])
+        return ", ".join([*parts, "not evaluated: the training had no validation images"])
     group = material.report["livecell"]["all"]
-    on = f"judged on {material.data}:" if material.data else "judged on"
+    on = f"evaluated on {material.data}:" if material.data else "evaluated on"
     limited = bool((material.report.get("evaluated") or {}).get("limit"))
     images = f"{group['images']:,} images" if group["images"] != 1 else "image" if limited else "one image"
     first = "the first " if limited else ""
