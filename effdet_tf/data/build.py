@@ -49,7 +49,7 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
     image, depth = _storable(image, task.file_name, faults)
     height, width, channels = image.shape
     try:
-        cells = task.cells.read(height, width, task.file_name, faults)
+        cells = task.read_cells(height, width, task.file_name, faults)
     except UserError as error:
         faults.drop("annotation of the image unusable", f"{task.file_name}: {error}")
         return _dropped(task, faults)
@@ -80,8 +80,8 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
 
 
 def _dropped(task: ImageTask, faults: Faults) -> BuiltImage:
-    if task.cells.annotated:
-        faults.drop("cells of a dropped image", task.file_name, task.cells.annotated)
+    if task.annotated:
+        faults.drop("cells of a dropped image", task.file_name, task.annotated)
     return BuiltImage(None, faults)
 
 

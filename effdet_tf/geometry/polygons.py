@@ -18,7 +18,9 @@ _FAR = 16
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 
-def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+def polygons_to_rle(
+    polygons: Sequence[Sequence[float] | np.ndarray], height: int, width: int
+) -> dict[str, Any]:
     """Rasterise the union of polygons by COCO's own rule, clipped to the image.
 
     Args:

@@ -127,7 +127,7 @@ def test_ids_that_are_no_numbers_are_numbered_by_name(tmp_path: Path) -> None:
         (2, "b.tif"),
         (3, "sub/a.tif"),
     ]
-    assert [task.cells.annotated for task in source.tasks] == [0, 1, 1]
+    assert [task.annotated for task in source.tasks] == [0, 1, 1]
     assert "image ids are no whole numbers: numbered from 1 by name" in source.faults.notes
 
 
@@ -332,7 +332,7 @@ def test_published_places_are_found(tmp_path: Path, place: str, choice: tuple[st
 def test_the_annotated_livecell_images(real_data: Path, tmp_path: Path) -> None:
     source = open_livecell(real_data / "livecell", tmp_path, "val")
     assert len(source.tasks) == 5
-    assert sum(task.cells.annotated for task in source.tasks) == 1243
+    assert sum(task.annotated for task in source.tasks) == 1243
     assert {task.cell_type for task in source.tasks} == {"BT474", "Huh7", "MCF7"}
     result = build_image(source.tasks[0], 28)
     assert result.fields is not None and result.fields["bit_depth"] == 8 and result.fields["channels"] == 1

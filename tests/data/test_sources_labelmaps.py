@@ -52,7 +52,7 @@ def test_pairs_are_found_in_each_layout(tmp_path: Path, image: str, mask: str) -
     save(tmp_path / image, IMAGE)
     save(tmp_path / mask, LABELS)
     source = open_labelmaps(tmp_path)
-    assert [(t.image_id, t.file_name, t.cells.path.name) for t in source.tasks] == [
+    assert [(t.image_id, t.file_name, t.read_cells.args[0].name) for t in source.tasks] == [
         (1, Path(image).name, Path(mask).name)
     ]
     assert not source.faults

@@ -72,7 +72,7 @@ def test_cells_overlaps_and_pin_holes(tmp_path: Path, metadata: bool) -> None:
 def test_one_class(tmp_path: Path) -> None:
     source = open_sartorius(write(tmp_path, [*ROWS, ("d", "1 2", "hela")]), classes="one")
     assert source.categories == [{"id": 1, "name": "cell"}] and len(source.tasks) == 4
-    assert {task.cells.class_id for task in source.tasks} == {0}
+    assert {task.read_cells.args[1] for task in source.tasks} == {0}
 
 
 def test_id_lists_split_without_changing_ids(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_real_set(real_data: Path) -> None:
     val = open_sartorius(root, ids=root / "val_ids.txt")
     assert (len(train.tasks), len(val.tasks)) == (406, 48)
     assert {t.image_id for t in train.tasks} | {t.image_id for t in val.tasks} == set(range(1, 455))
-    assert sum(t.cells.annotated for t in train.tasks + val.tasks) == 35199
+    assert sum(t.annotated for t in train.tasks + val.tasks) == 35199
     result = build_image(val.tasks[0], 28)
     assert result.fields is not None and len(result.fields["rles"]) > 10
     assert (result.fields["height"], result.fields["width"]) == (520, 704)

@@ -3,105 +3,74 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError, near_files
-from effdet_tf.geometry.rle import Patch
+from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
 
 
 class Cell(NamedTuple):
-    """One annotated cell.
+    """One annotated cell."""
 
-    Attributes:
-        name: for reports, for example "a.tif (annotation 7)".
-        patch: the mask to train on, tight.
-        counts: compressed COCO counts of the annotation itself, full resolution: what evaluation takes. Empty
-            in a set of boxes alone; the patch is all that the box touches then.
-        box: float32 [4] yxyx pixels as annotated, or None where the source has no boxes of its own.
-        class_id: from 0.
-        iscrowd: neither trained on nor counted.
-    """
-
-    name: str
-    patch: Patch
-    counts: bytes
-    box: np.ndarray | None
-    class_id: int
-    iscrowd: bool = False
+    name: str  # for reports, for example "a.tif (annotation 7)"
+    patch: Patch  # the mask to train on, tight; in a set of boxes alone all that the box touches
+    counts: bytes  # COCO counts of the annotation at full resolution, for evaluation; empty for a box alone
+    class_id: int  # from 0
+    box: np.ndarray | None = None  # float32 [4] yxyx pixels as annotated, where the source has boxes
+    iscrowd: bool = False  # neither trained on nor counted
 
 
-class CellReader(Protocol):
-    """Reads the cells of one image; picklable, so that it can run in another process."""
-
-    @property
-    def annotated(self) -> int:
-        """Number of annotations, faulty ones too; 0 where that is known only after reading."""
-        ...
-
-    def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
-        """Give the cells of an image of this size; what is wrong goes to `faults`.
-
-        Raises:
-            UserError: when the annotation of the whole image cannot be used.
-        """
-        ...
+# (height, width, file name, faults) -> the cells of an image of that size; what is wrong goes to `faults`. A
+# UserError says that none of the image's annotation can be used. Picklable, to run in another process.
+CellReader = Callable[[int, int, str, Faults], list[Cell]]
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to convert.
-
-    Attributes:
-        path: the image file.
-        file_name: its name in the data set, with "/" between folders.
-        image_id: the source's own id, or a running number.
-        size: (height, width) as annotated, or None.
-        cell_type: cell type, empty when unknown.
-        cells: reader of its cells.
-        page: of a stack, from 0; None for a file that must be one image.
-    """
+    """One image to convert."""
 
     path: Path
-    file_name: str
-    image_id: int
-    size: tuple[int, int] | None
-    cell_type: str
-    cells: CellReader
-    page: int | None = None
+    file_name: str  # in the data set, with "/" between folders
+    image_id: int  # the source's own, or a running number
+    read_cells: CellReader
+    page: int | None = None  # of a stack, from 0; None for a file that must be one image
+    size: tuple[int, int] | None = None  # (height, width) as annotated
+    cell_type: str = ""  # empty when unknown
+    annotated: int = 0  # annotations, usable or not; 0 where that is known only after reading
 
 
 @dataclass
 class Source:
-    """An annotated image set, opened.
+    """An annotated image set, opened."""
 
-    Attributes:
-        name: kind of source.
-        categories: [{"id", "name"}] by class id.
-        tasks: the images by rising file name.
-        faults: what was wrong before any image was read.
-        masks: False when the cells are annotated by boxes alone.
-        pseudo: what a network labelled the images with; empty when people did.
-    """
-
-    name: str
-    categories: list[dict[str, Any]]
-    tasks: list[ImageTask]
-    faults: Faults = field(default_factory=Faults)
-    masks: bool = True
-    pseudo: dict[str, Any] = field(default_factory=dict)
+    name: str  # kind of source
+    categories: list[dict[str, Any]]  # [{"id", "name"}] by class id
+    tasks: list[ImageTask]  # the images by rising file name
+    faults: Faults = field(default_factory=Faults)  # what was wrong before any image was read
+    masks: bool = True  # False when the cells are annotated by boxes alone
+    pseudo: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the network that labelled the images, if one did
 
 
 class ImageFinder:
-    """Finds image files by the names that an annotation file gives them, in flat and nested folders."""
+    """Finds image files by the names that an annotation file gives them, in flat and nested folders.
+
+    Args:
+        root: folder that holds the images, at any depth.
+
+    Raises:
+        UserError: when `root` is no folder.
+    """
 
     def __init__(self, root: Path) -> None:
-        """List the files below `root`, which must be a folder."""
         require_folder(root)
         self.root = root
         self._by_name: dict[str, list[Path]] = {}
@@ -112,21 +81,38 @@ class ImageFinder:
 
     def find(self, file_name: str, faults: Faults) -> Path | None:
         """The file of this name: at that very place, or anywhere below; None, noted, when there is none."""
-        exact = self.root / file_name
-        name = file_name.replace("\\", "/").rsplit("/", 1)[-1]
-        candidates = self._by_name.get(name, [])
-        if exact in candidates:
-            return exact
+        candidates = self._by_name.get(file_name.replace("\\", "/").rsplit("/", 1)[-1], [])
         if not candidates:
             faults.drop("image file missing", file_name)
             return None
+        if (exact := self.root / file_name) in candidates:
+            return exact
         if len(candidates) > 1:
             faults.note("image file in several folders: the first is used", file_name)
         return candidates[0]
 
 
+def encode_patch(patch: Patch, height: int, width: int) -> bytes:
+    """The `counts` of a `Cell` whose annotation is this patch, in an image of this size."""
+    return patch_to_rle(patch, height, width)["counts"].encode("ascii")
+
+
+def decode_patch(
+    what: str, name: str, faults: Faults, decode: Callable[..., Patch | None], *args: Any
+) -> Patch | None:
+    """`decode(*args)`, the patch of a cell; None, dropped, where it is unreadable or has no pixel."""
+    try:
+        patch = decode(*args)
+    except ValueError:
+        faults.drop(f"degenerate or unreadable {what}", name)
+        return None
+    if patch is None:
+        faults.drop("cell without a pixel inside the image", name)
+    return patch
+
+
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, which must be one, by name."""
+    """The image files directly in `folder`, by name; UserError when it is no folder."""
     require_folder(folder)
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
@@ -143,14 +129,13 @@ def page_names(path: Path, name: str) -> list[tuple[int | None, str]]:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise a UserError where `folder` is missing or a file."""
+    """Raise a UserError unless `folder` is a folder: it is missing, or a file."""
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else f"does not exist{near_files(folder)}"
         end = "" if what.endswith("?") else "; name the folder that holds the data set"
         raise UserError(f"{folder}: {what}{end}")
 
 
-def type_classes(names: list[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Categories with ids from 1, and the class id by case-folded name."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
-    return categories, {name.casefold(): index for index, name in enumerate(names)}
+def number_categories(names: list[str]) -> list[dict[str, Any]]:
+    """Categories of these names, with ids from 1."""
+    return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]

@@ -58,12 +58,15 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
         scratch: folder for the scratch file.
         faults: takes annotations that are no objects and annotation ids that occur twice.
 
+    Returns:
+        The index.
+
     Raises:
         UserError: when the file is missing, is no JSON, or lacks "images" or "annotations".
     """
     index = CocoIndex([], [], scratch / "annotations.bin")
     tops: dict[str, Any] = {}
-    identities = _Identities()
+    numbers, others = array.array("q"), []  # ids of the annotations: whole numbers compactly
     try:
         keyed = _annotations_are_keyed(annotations)
         with index.scratch.open("wb") as out:
@@ -76,7 +79,11 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
                 index.image_ids.append(annotation.get("image_id"))
                 index.offsets.append(index.offsets[-1] + len(data))
                 index.masks += _has_mask(annotation)
-                identities.add(annotation.get("id"))
+                identity = annotation.get("id")
+                if isinstance(identity, int) and -_INT64 <= identity < _INT64:
+                    numbers.append(identity)
+                elif identity is not None:
+                    others.append(str(identity))
     except ijson.JSONError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{annotations}: is no complete JSON file ({reason}); download it again") from error
@@ -91,30 +98,11 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
     if "images" not in tops or keyed is None:
         missing = "images" if "images" not in tops else "annotations"
         raise UserError(f'{annotations}: has no "{missing}"; this is not a COCO file')
-    for identity in identities.duplicates():
-        faults.note("annotation id occurs twice: both cells are kept", f"annotation {identity}")
+    for identities in (np.array(numbers, dtype=np.int64), np.array(others, dtype=str)):
+        unique, counts = np.unique(identities, return_counts=True)
+        for identity in np.repeat(unique, counts - 1).tolist():
+            faults.note("annotation id occurs twice: both cells are kept", f"annotation {identity}")
     return index
-
-
-class _Identities:
-    """Finds annotation ids that occur twice: whole numbers compactly, anything else in a set."""
-
-    def __init__(self) -> None:
-        self._numbers = array.array("q")
-        self._others: list[str] = []
-
-    def add(self, identity: Any) -> None:
-        if isinstance(identity, int) and -_INT64 <= identity < _INT64:
-            self._numbers.append(identity)
-        elif identity is not None:
-            self._others.append(str(identity))
-
-    def duplicates(self) -> list[Any]:
-        found: list[Any] = []
-        for values in (np.array(self._numbers, dtype=np.int64), np.array(self._others, dtype=str)):
-            unique, counts = np.unique(values, return_counts=True)
-            found += np.repeat(unique, counts - 1).tolist()
-        return found
 
 
 def _has_mask(annotation: dict[str, Any]) -> bool:
@@ -141,8 +129,10 @@ def _annotations_are_keyed(path: Path) -> bool | None:
 def _stream(path: Path, keyed: bool | None, tops: dict[str, Any]) -> Iterator[Any]:
     """Yield the annotations while "images" and "categories" are gathered from the same chunks into `tops`."""
     annotations = ijson.sendable_list()
-    read, place = (ijson.kvitems_coro, "annotations") if keyed else (ijson.items_coro, "annotations.item")
-    readers = {"annotations": read(annotations, place, use_float=True)}
+    if keyed:
+        readers = {"annotations": ijson.kvitems_coro(annotations, "annotations", use_float=True)}
+    else:
+        readers = {"annotations": ijson.items_coro(annotations, "annotations.item", use_float=True)}
     lists = {key: ijson.sendable_list() for key in ("images", "categories")}
     readers |= {key: ijson.items_coro(found, key, use_float=True) for key, found in lists.items()}
     with path.open("rb") as file:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.sources.base import Cell, ImageTask, Source, list_images, page_names, require_folder
+from effdet_tf.data.sources.base import (
+    Cell,
+    ImageTask,
+    Source,
+    encode_patch,
+    list_images,
+    number_categories,
+    page_names,
+    require_folder,
+)
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import labels_to_patches, largest_component
-from effdet_tf.geometry.rle import patch_to_rle
 from effdet_tf.images.read import Stack, read_labels
 
 _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
@@ -17,47 +25,8 @@ _IMAGE_ENDINGS = ("_img", "_image")
 _PICTURE_ENDING = ".overlay"  # what `predict` writes for people, beside its label maps
 
 
-@dataclass(frozen=True)
-class LabelMapCells:
-    """Cuts one label map into cells, each its largest connected piece.
-
-    Attributes:
-        path: the label map.
-        page: of a stack, from 0, or None.
-        annotated: unknown before reading, so 0.
-    """
-
-    path: Path
-    page: int | None = None
-    annotated: int = 0
-
-    def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
-        """Read the label map; see `CellReader`."""
-        if self.page is None:
-            labels = read_labels(self.path)
-        else:
-            with Stack(self.path) as stack:
-                labels = stack.read_labels(self.page)
-        if labels.shape != (height, width):
-            found = f"{labels.shape[0]}x{labels.shape[1]}"
-            raise UserError(f"{self.path}: is {found}, its image {height}x{width}; save both in one size")
-        if labels.min() > 0:
-            faults.note("label map without background: no pixel is 0", file_name)
-        cells = []
-        patches = list(labels_to_patches(labels))
-        for label, patch in patches:
-            name = f"{file_name} (label {label})"
-            patch, stray = largest_component(patch)
-            if stray:
-                one = "; all have one label: is this a mask and no label map?" if len(patches) == 1 else ""
-                faults.note(f"label in several pieces: the largest is kept{one}", name)
-            counts = patch_to_rle(patch, height, width)["counts"].encode("ascii")
-            cells.append(Cell(name, patch, counts, None, 0))
-        return cells
-
-
 def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = None) -> Source:
-    """Open a set of image and label-map pairs with the same stem; the one class is "cell".
+    """Open a set of image and label-map pairs with the same stem.
 
     Without `images` and `masks`: `root/images` with `root/masks`, or, where there are no such folders, `root`
     with x_img.* or x.* beside x_masks.* or x.labels.*. Stacks are pairs of pages.
@@ -67,6 +36,9 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
         images: folder of the images.
         masks: folder of the label maps.
 
+    Returns:
+        The source, of one class "cell".
+
     Raises:
         UserError: when a folder is missing, only one of two is given, or no pair is found.
     """
@@ -75,15 +47,15 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
         raise UserError("--images and --masks belong together; name both folders, or neither")
     if images is None and (root / "images").is_dir() and (root / "masks").is_dir():
         images, masks = root / "images", root / "masks"
-    faults = Faults()
     if images is not None and masks is not None:
-        image_files = _by_stem(list_images(images), _IMAGE_ENDINGS, faults)
-        mask_files = _by_stem(list_images(masks), _MASK_ENDINGS, faults)
+        files, labelled = list_images(images), list_images(masks)
     else:
-        files = list_images(root)
-        labelled = [path for path in files if path.stem.endswith(_MASK_ENDINGS)]
-        image_files = _by_stem([p for p in files if p not in set(labelled)], _IMAGE_ENDINGS, faults)
-        mask_files = _by_stem(labelled, _MASK_ENDINGS, faults)
+        both = list_images(root)
+        files = [path for path in both if not path.stem.endswith(_MASK_ENDINGS)]
+        labelled = [path for path in both if path.stem.endswith(_MASK_ENDINGS)]
+    faults = Faults()
+    image_files = _by_stem(files, _IMAGE_ENDINGS, faults)
+    mask_files = _by_stem(labelled, _MASK_ENDINGS, faults)
     for stem in sorted(image_files.keys() - mask_files.keys()):
         faults.drop("image without a label map", image_files[stem].name)
     for stem in sorted(mask_files.keys() - image_files.keys()):
@@ -98,9 +70,34 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
     for stem in pairs:
         path, labels = image_files[stem], mask_files[stem]
         for page, name in _shared_pages(path, labels, faults):
-            cells = LabelMapCells(labels, page)
-            tasks.append(ImageTask(path, name, len(tasks) + 1, None, "", cells, page))
-    return Source("labelmaps", [{"id": 1, "name": "cell"}], tasks, faults)
+            tasks.append(ImageTask(path, name, len(tasks) + 1, partial(_read_cells, labels, page), page))
+    return Source("labelmaps", number_categories(["cell"]), tasks, faults)
+
+
+def _read_cells(
+    path: Path, page: int | None, height: int, width: int, file_name: str, faults: Faults
+) -> list[Cell]:
+    """Cut a label map, or a page of one, into cells, each its largest connected piece; see `CellReader`."""
+    if page is None:
+        labels = read_labels(path)
+    else:
+        with Stack(path) as stack:
+            labels = stack.read_labels(page)
+    if labels.shape != (height, width):
+        found = f"{labels.shape[0]}x{labels.shape[1]}"
+        raise UserError(f"{path}: is {found}, its image {height}x{width}; save both in one size")
+    if labels.min() > 0:
+        faults.note("label map without background: no pixel is 0", file_name)
+    cells = []
+    patches = list(labels_to_patches(labels))
+    for label, patch in patches:
+        name = f"{file_name} (label {label})"
+        patch, stray = largest_component(patch)
+        if stray:
+            one = "; all have one label: is this a mask and no label map?" if len(patches) == 1 else ""
+            faults.note(f"label in several pieces: the largest is kept{one}", name)
+        cells.append(Cell(name, patch, encode_patch(patch, height, width), 0))
+    return cells
 
 
 def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int | None, str]]:
@@ -121,13 +118,9 @@ def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dic
     """Files by stem without its ending; of two with the same stem the first is used."""
     found: dict[str, Path] = {}
     for path in files:
-        stem = path.stem
-        if stem.endswith(_PICTURE_ENDING):
+        if path.stem.endswith(_PICTURE_ENDING):
             continue
-        ending = next((e for e in endings if stem.endswith(e) and stem != e), "")
-        stem = stem.removesuffix(ending)
-        if stem in found:
+        ending = next((e for e in endings if path.stem.endswith(e) and path.stem != e), "")
+        if found.setdefault(path.stem.removesuffix(ending), path) is not path:
             faults.drop("two files of one stem: the first is used", path.name)
-        else:
-            found[stem] = path
     return found

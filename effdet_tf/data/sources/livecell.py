@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.livecell_names import CELL_TYPES, SIZE_SPLITS
-from effdet_tf.data.sources.base import ImageFinder, Source, require_folder, type_classes
-from effdet_tf.data.sources.coco import coco_classes, coco_tasks
+from effdet_tf.data.sources.base import ImageFinder, Source, number_categories, require_folder
+from effdet_tf.data.sources.coco import ClassIds, coco_classes, coco_tasks
 from effdet_tf.data.sources.coco_index import index_coco
 from effdet_tf.errors import UserError
 
@@ -38,6 +37,9 @@ def find_annotations(root: Path, split: str, cell_type: str | None = None) -> Pa
         split: one of `SPLITS`.
         cell_type: one of the eight, for a single-type set; None for LIVECell-wide and the size splits.
 
+    Returns:
+        The file.
+
     Raises:
         UserError: when there is none; it names where it was looked for.
     """
@@ -53,8 +55,9 @@ def find_annotations(root: Path, split: str, cell_type: str | None = None) -> Pa
         names = [f"LIVECell/livecell_coco_{split}.json"]
     candidates = [root / "annotations" / name for name in names]
     candidates += [base / Path(name).name for base in (root / "annotations", root) for name in names]
-    if found := next(filter(Path.is_file, candidates), None):
-        return found
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise UserError(
         f"{root}: has no {' or '.join('annotations/' + n for n in names)}; SRC is the folder that holds "
         "annotations/ and images/, or name the file by --annotations"
@@ -93,22 +96,22 @@ def open_livecell(
     index = index_coco(annotations, scratch, faults)
     if classes == "one":
         categories, own_ids = coco_classes(index.categories, annotations, faults)
-
-        def classify(file_name: str) -> tuple[str, dict[Any, int] | None, int] | None:
-            return cell_type_of(file_name), own_ids, 0
     else:
         found = {cell_type_of(str(entry.get("file_name", ""))) for entry in index.images} - {""}
         names = sorted(found, key=str.casefold) if found.isdisjoint(CELL_TYPES) else list(CELL_TYPES)
-        categories, by_type = type_classes(names)
-        if not categories:
+        if not names:
             raise UserError(f"{annotations}: no file name holds a cell type; use --classes one")
+        categories = number_categories(names)
+        by_type = {name.casefold(): class_id for class_id, name in enumerate(names)}
 
-        def classify(file_name: str) -> tuple[str, dict[Any, int] | None, int] | None:
-            name = cell_type_of(file_name)
-            if name.casefold() not in by_type:
-                faults.drop("image without a known cell type in its name", file_name)
-                return None
-            return name, None, by_type[name.casefold()]
+    def classify(file_name: str) -> tuple[str, ClassIds] | None:
+        cell_type = cell_type_of(file_name)
+        if classes == "one":
+            return cell_type, own_ids
+        if cell_type.casefold() in by_type:
+            return cell_type, by_type[cell_type.casefold()]
+        faults.drop("image without a known cell type in its name", file_name)
+        return None
 
     tasks = coco_tasks(index, finder, classify, faults)
     return Source("livecell", categories, tasks, faults, masks=not index.boxes_only)

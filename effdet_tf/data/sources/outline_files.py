@@ -1,4 +1,4 @@
-"""Readers of files of outlines."""
+"""Readers of files of outlines: ImageJ regions, GeoJSON and YOLO labels."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Outline(NamedTuple):
     """One cell as it is drawn."""
 
     name: str  # within its file
-    rings: list[np.ndarray]  # float64 [K, 2], x and y in pixels or shares of the image; filled even-odd
-    label: str | int  # name of its class, or its number
+    rings: list[np.ndarray]  # float64 [K, 2] x, y in pixels, in YOLO shares of the image; even-odd rule
+    label: str | int  # name of its class, or YOLO's number
     page: int | None  # of a stack, from 0; None: of every page
 
 
-def read_rois(path: Path, faults: Faults) -> Iterator[Outline]:
+def read_rois(path: Path, faults: Faults) -> list[Outline]:
     """The areas of an ImageJ `.roi` or `.zip`; lines and points are left out, noted.
 
     Raises:
@@ -38,15 +38,18 @@ def read_rois(path: Path, faults: Faults) -> Iterator[Outline]:
     try:
         read = ImagejRoi.fromfile(path)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, IndexError) as error:
-        reason = f"is no file of ImageJ regions ({error}); save them by the ROI manager"
-        raise UserError(f"{path}: {reason}") from error
+        raise UserError(
+            f"{path}: is no file of ImageJ regions ({error}); save them by the ROI manager"
+        ) from error
+    outlines: list[Outline] = []
     for number, roi in enumerate(read if isinstance(read, list) else [read], start=1):
         name = f"region {roi.name or number}"
         if roi.roitype not in _AREAS:
             faults.drop("region that is no area", f"{path.name}: {name}")
             continue
         page = max(roi.t_position, roi.z_position, roi.position) - 1
-        yield Outline(name, _rings(roi), _class_of(roi) or UNNAMED, page if page >= 0 else None)
+        outlines.append(Outline(name, _rings(roi), _class_name(roi), page if page >= 0 else None))
+    return outlines
 
 
 def _rings(roi: ImagejRoi) -> list[np.ndarray]:
@@ -63,12 +66,12 @@ def _rings(roi: ImagejRoi) -> list[np.ndarray]:
     return [np.asarray(roi.coordinates(), np.float64)]
 
 
-def _class_of(roi: ImagejRoi) -> str:
+def _class_name(roi: ImagejRoi) -> str:
     pairs = (line.partition(":") for line in roi.props.splitlines())
-    return next((value.strip() for key, _, value in pairs if key.strip() == "class"), "")
+    return next((value.strip() for key, _, value in pairs if key.strip() == "class"), "") or UNNAMED
 
 
-def read_geojson(path: Path, faults: Faults) -> Iterator[Outline]:
+def read_geojson(path: Path, faults: Faults) -> list[Outline]:
     """The polygons of a GeoJSON file, as QuPath writes it: a collection, a list of features or one feature.
 
     Raises:
@@ -79,6 +82,7 @@ def read_geojson(path: Path, faults: Faults) -> Iterator[Outline]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no GeoJSON ({error}); export it again") from error
     features = document.get("features", [document]) if isinstance(document, dict) else document
+    outlines: list[Outline] = []
     for number, feature in enumerate(features if isinstance(features, list) else [], start=1):
         name = f"feature {number}"
         try:
@@ -87,15 +91,15 @@ def read_geojson(path: Path, faults: Faults) -> Iterator[Outline]:
             if kind not in ("Polygon", "MultiPolygon"):
                 faults.drop("feature that is no area", f"{path.name}: {name}, {kind}")
                 continue
-            polygons = [polygons] if kind == "Polygon" else polygons
-            rings = [_ring(ring) for polygon in polygons for ring in polygon]
-            label = (properties.get("classification") or {}).get("name") or ""
+            rings = [_ring(r) for polygon in ([polygons] if kind == "Polygon" else polygons) for r in polygon]
+            label = str((properties.get("classification") or {}).get("name") or UNNAMED)
             plane = geometry.get("plane") or {}
             page = max(int(plane.get("t", 0)), int(plane.get("z", 0))) if plane else None
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
-        yield Outline(name, rings, str(label) or UNNAMED, page)
+        outlines.append(Outline(name, rings, label, page))
+    return outlines
 
 
 def _ring(points: Any) -> np.ndarray:

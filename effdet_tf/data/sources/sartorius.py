@@ -4,55 +4,28 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.sources.base import Cell, ImageFinder, ImageTask, Source, require_folder, type_classes
+from effdet_tf.data.sources.base import (
+    Cell,
+    ImageFinder,
+    ImageTask,
+    Source,
+    decode_patch,
+    encode_patch,
+    number_categories,
+    require_folder,
+)
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import fill_holes
-from effdet_tf.geometry.rle import kaggle_rle_to_patch, patch_to_rle
+from effdet_tf.geometry.rle import kaggle_rle_to_patch
 
 CELL_TYPES = ("shsy5y", "astro", "cort")
+
 _COLUMNS = ("id", "annotation", "width", "height", "cell_type")
 _LONGEST_FIELD = 1 << 27  # an encoding may be far longer than csv's limit of 128 KiB
-
-
-@dataclass(frozen=True)
-class SartoriusCells:
-    """Decodes the masks of one image and fills the pin holes of the training mask.
-
-    Attributes:
-        rles: one run-length encoding per cell.
-        class_id: class of all of them.
-    """
-
-    rles: tuple[str, ...]
-    class_id: int
-
-    @property
-    def annotated(self) -> int:
-        """Number of masks."""
-        return len(self.rles)
-
-    def read(self, height: int, width: int, file_name: str, faults: Faults) -> list[Cell]:
-        """Decode the masks; see `CellReader`."""
-        cells = []
-        for number, rle in enumerate(self.rles, start=1):
-            name = f"{file_name} (mask {number})"
-            try:
-                patch = kaggle_rle_to_patch(rle, height, width)
-            except ValueError:
-                faults.drop("degenerate or unreadable segmentation", name)
-                continue
-            if patch is None:
-                faults.drop("cell without a pixel inside the image", name)
-                continue
-            counts = patch_to_rle(patch, height, width)["counts"].encode("ascii")
-            patch, filled = fill_holes(patch)
-            if filled:
-                faults.note("pin holes filled in the training mask", name)
-            cells.append(Cell(name, patch, counts, None, self.class_id))
-        return cells
 
 
 @dataclass
@@ -61,7 +34,7 @@ class _Row:
 
     size: tuple[int, int]
     cell_type: str
-    rles: list[str] = field(default_factory=list)
+    encodings: list[str] = field(default_factory=list)
 
 
 def open_sartorius(
@@ -84,45 +57,67 @@ def open_sartorius(
     faults = Faults()
     rows = _read_csv(root / "train.csv", faults)
     finder = ImageFinder(root / "train")
-    wanted = _read_ids(ids) if ids else set(rows)
+    wanted = _read_ids(ids) if ids else None
     unwanted = _read_ids(exclude_ids) if exclude_ids else set()
-    for name in sorted((wanted | unwanted) - rows.keys()):
+    for name in sorted(((wanted or set()) | unwanted) - rows.keys()):
         faults.note("listed id is not in train.csv", name)
-    categories, by_type = type_classes(list(CELL_TYPES) if classes == "type" else ["cell"])
+    by_type = {name: class_id for class_id, name in enumerate(CELL_TYPES)}
     tasks = []
     for number, name in enumerate(sorted(rows), start=1):
-        if name not in wanted - unwanted:
+        if (wanted is not None and name not in wanted) or name in unwanted:
             continue
         row = rows[name]
         class_id = by_type.get(row.cell_type.casefold()) if classes == "type" else 0
         if class_id is None:
             faults.drop(f"unknown cell type {row.cell_type!r}", name)
-        path = finder.find(f"{name}.png", faults)
-        if path is None or class_id is None:
-            if row.rles:
-                faults.drop("cells of a dropped image", name, len(row.rles))
-            continue
-        cells = SartoriusCells(tuple(row.rles), class_id)
-        tasks.append(ImageTask(path, f"{name}.png", number, row.size, row.cell_type, cells))
+        file_name = f"{name}.png"
+        path = finder.find(file_name, faults)
+        if path is not None and class_id is not None:
+            reader = partial(_read_cells, row.encodings, class_id)
+            tasks.append(
+                ImageTask(path, file_name, number, reader, None, row.size, row.cell_type, len(row.encodings))
+            )
+        elif row.encodings:
+            faults.drop("cells of a dropped image", name, len(row.encodings))
+    categories = number_categories(list(CELL_TYPES) if classes == "type" else ["cell"])
     return Source("sartorius", categories, tasks, faults)
 
 
+def _read_cells(
+    encodings: list[str], class_id: int, height: int, width: int, file_name: str, faults: Faults
+) -> list[Cell]:
+    """Decode the cells of one image and fill the pin holes of the training masks; see `CellReader`."""
+    cells = []
+    for number, encoding in enumerate(encodings, start=1):
+        name = f"{file_name} (mask {number})"
+        patch = decode_patch("segmentation", name, faults, kaggle_rle_to_patch, encoding, height, width)
+        if patch is None:
+            continue
+        counts = encode_patch(patch, height, width)
+        patch, filled = fill_holes(patch)
+        if filled:
+            faults.note("pin holes filled in the training mask", name)
+        cells.append(Cell(name, patch, counts, class_id))
+    return cells
+
+
 def _read_csv(path: Path, faults: Faults) -> dict[str, _Row]:
-    """Rows by image id."""
+    """Rows by image id; UserError when the file is missing, no csv, or lacks a column."""
     rows: dict[str, _Row] = {}
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
-                raise UserError(
-                    f"{path}: lacks the column {', '.join(missing)}; take the competition's train.csv"
-                )
+            missing = ", ".join(name for name in _COLUMNS if name not in (reader.fieldnames or ()))
+            if missing:
+                raise UserError(f"{path}: lacks the column {missing}; take the competition's train.csv")
             for line in reader:
                 _add_row(rows, line, f"{path.name} line {reader.line_num}", faults)
     except OSError as error:
-        told = f"cannot be read ({error.strerror or error}); SRC is the folder that holds train.csv"
-        raise UserError(f"{path}: {told}") from error
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{path}: cannot be read ({reason}); SRC is the folder that holds train.csv"
+        ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no csv file ({error})") from error
     finally:
@@ -131,20 +126,20 @@ def _read_csv(path: Path, faults: Faults) -> dict[str, _Row]:
 
 
 def _add_row(rows: dict[str, _Row], line: dict[str, str | None], place: str, faults: Faults) -> None:
-    name, rle = (line["id"] or "").strip(), (line["annotation"] or "").strip()
+    name, encoding, width, height, cell_type = ((line[column] or "").strip() for column in _COLUMNS)
     try:
-        size = (int(line["height"] or ""), int(line["width"] or ""))
+        size = (int(height), int(width))
     except ValueError:
         faults.drop("csv row without a size", place)
         return
     if not name:
         faults.drop("csv row without an id", place)
         return
-    row = rows.setdefault(name, _Row(size, (line["cell_type"] or "").strip()))
+    row = rows.setdefault(name, _Row(size, cell_type))
     if row.size != size:
         faults.drop("csv row with another image size than the rows before", place)
-    elif rle and rle.casefold() != "nan":
-        row.rles.append(rle)
+    elif encoding and encoding.casefold() != "nan":
+        row.encodings.append(encoding)
 
 
 def _read_ids(path: Path) -> set[str]:
