@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.commands.parser import positive
+from effdet_tf.commands.parser import between, positive
 from effdet_tf.data.livecell_names import SPLITS
+from effdet_tf.data.manifest import MAX_MASK_SIZE
 from effdet_tf.geometry import MASK_SIZE
 
 if TYPE_CHECKING:
@@ -15,21 +16,20 @@ if TYPE_CHECKING:
     from effdet_tf.data.sources.base import Source
 
 
-def _mask_size(text: str) -> int:
-    from effdet_tf.data.manifest import MAX_MASK_SIZE
-
-    value = int(positive(int)(text))
-    if value > MAX_MASK_SIZE:
-        raise argparse.ArgumentTypeError(f"{text} is above {MAX_MASK_SIZE}")
-    return value
+def _path(metavar: str, text: str) -> dict[str, Any]:
+    return {"type": Path, "metavar": metavar, "help": text}
 
 
-_mask_size.__name__ = "whole number"  # what argparse calls it in its message
+def _classes(default: str, text: str) -> dict[str, Any]:
+    return {"choices": ("one", "type"), "default": default, "help": f"{text} (default: {default})"}
 
 
-_FOLDER, _FILE = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
-_JSON = {"type": Path, "metavar": "JSON"}
-_CLASSES = {"choices": ("one", "type")}
+_SPLIT = {
+    "choices": SPLITS,
+    "default": "train",
+    "metavar": "SET",
+    "help": f"{', '.join(SPLITS)} (default: train)",
+}
 # kind -> (help, description, examples, options)
 _KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any]]]] = {
     "livecell": (
@@ -40,17 +40,11 @@ _KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any
             ("one cell type alone", "LIVECell data/a172 --split train --cell-type A172"),
         ],
         {
-            "--split": {
-                "choices": SPLITS,
-                "default": "train",
-                "metavar": "SET",
-                "help": f"{', '.join(SPLITS)} (default: %(default)s)",
-            },
+            "--split": _SPLIT,
             "--cell-type": {"metavar": "TYPE", "help": "take the single-type set of A172, BT474, ..."},
-            "--annotations": _JSON | {"help": "instead of --split: any JSON file"},
-            "--images": _FOLDER | {"help": "image folder (default: SRC/images)"},
-            "--classes": _CLASSES
-            | {"default": "one", "help": "one class, or one per cell type (default: one)"},
+            "--annotations": _path("JSON", "instead of --split: any JSON file"),
+            "--images": _path("DIR", "image folder (default: SRC/images)"),
+            "--classes": _classes("one", "one class, or one per cell type"),
         },
     ),
     "sartorius": (
@@ -64,10 +58,9 @@ _KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any
             ),
         ],
         {
-            "--ids": _FILE | {"help": "take only the image ids in this file"},
-            "--exclude-ids": _FILE | {"help": "leave out the image ids in this file"},
-            "--classes": _CLASSES
-            | {"default": "type", "help": "one class, or shsy5y, astro, cort (default: type)"},
+            "--ids": _path("FILE", "take only the image ids in this file"),
+            "--exclude-ids": _path("FILE", "leave out the image ids in this file"),
+            "--classes": _classes("type", "one class, or shsy5y, astro, cort"),
         },
     ),
     "coco": (
@@ -81,8 +74,8 @@ _KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any
             ),
         ],
         {
-            "--annotations": _JSON | {"help": "default: the one JSON file below SRC"},
-            "--images": _FOLDER | {"help": "image folder, flat or nested (default: SRC)"},
+            "--annotations": _path("JSON", "default: the one JSON file below SRC"),
+            "--images": _path("DIR", "image folder, flat or nested (default: SRC)"),
         },
     ),
     "labelmaps": (
@@ -98,8 +91,8 @@ _KINDS: dict[str, tuple[str, str, list[tuple[str, str]], dict[str, dict[str, Any
             ),
         ],
         {
-            "--images": _FOLDER | {"help": "image folder (default: SRC/images)"},
-            "--masks": _FOLDER | {"help": "label-map folder (default: SRC/masks)"},
+            "--images": _path("DIR", "image folder (default: SRC/images)"),
+            "--masks": _path("DIR", "label-map folder (default: SRC/masks)"),
         },
     ),
 }
@@ -113,8 +106,8 @@ _KINDS |= {
             ("in two folders", "my_cells data/train --images raw --outlines corrected"),
         ],
         {
-            "--images": _FOLDER | {"help": "image folder (default: SRC/images, or SRC)"},
-            "--outlines": _FOLDER | {"help": "their folder (default: SRC/labels, or SRC)"},
+            "--images": _path("DIR", "image folder (default: SRC/images, or SRC)"),
+            "--outlines": _path("DIR", "their folder (default: SRC/labels, or SRC)"),
         },
     )
     for kind, what, files in (
@@ -172,14 +165,14 @@ def report(out: Path, manifest: Manifest) -> str:
 
     size = sum((out / shard["file"]).stat().st_size for shard in manifest.shards)
     per_image, statistics = manifest.cells_per_image, manifest.image_statistics
-    frames = ", ".join(f"{s['width']}x{s['height']} ({s['images']})" for s in statistics["sizes"][:4])
+    sizes = ", ".join(f"{s['width']}x{s['height']} ({s['images']})" for s in statistics["sizes"][:4])
     lines = [
         f"{out}: {manifest.images} images, {manifest.cells} cells, {len(manifest.shards)} shards, "
         f"{size / 1e6:.1f} MB",
         f"  classes         {', '.join(manifest.class_names)}",
-        f"  image sizes     {frames}{', ...' if len(statistics['sizes']) > 4 else ''}",
+        f"  image sizes     {sizes}{', ...' if len(statistics['sizes']) > 4 else ''}",
         f"  cells per image median {per_image['50']:g}, mean {per_image['mean']:g}, "
-        f"most {manifest.max_cells}",
+        f"maximum {manifest.max_cells}",
     ]
     if manifest.cell_sizes:
         sides = np.sqrt(np.prod(np.array(manifest.cell_sizes), axis=1))
@@ -196,51 +189,36 @@ def report(out: Path, manifest: Manifest) -> str:
 
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("src", type=Path, metavar="SRC", help="folder of the data set")
-    common.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    common.add_argument(
-        "--workers", type=positive(int), metavar="N", help="processes (default: one for each core)"
-    )
+    add = common.add_argument
+    add("src", type=Path, metavar="SRC", help="folder of the data set")
+    add("out", type=Path, metavar="OUT", help="folder to write to")
+    add("--workers", type=positive(int), metavar="N", help="processes (default: one for each core)")
     sharding = common.add_mutually_exclusive_group()
     sharding.add_argument("--shards", type=positive(int), metavar="N", help="number of shards")
     sharding.add_argument(
         "--images-per-shard", type=positive(int), default=64, metavar="N", help="(default: %(default)s)"
     )
-    common.add_argument(
-        "--mask-size",
-        type=_mask_size,
-        default=MASK_SIZE,
-        metavar="N",
-        help="side of the stored bitmaps (default: %(default)s)",
-    )
-    common.add_argument("--limit", type=positive(int), metavar="N", help="only the first N images by name")
-    common.add_argument(
-        "--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault"
-    )
-    common.add_argument("--overwrite", action="store_true", help="replace a data set that lies in OUT")
-    common.add_argument("--quiet", action="store_true", help="no progress bar")
+    size = between(1, MAX_MASK_SIZE, int)
+    text = "side of the stored bitmaps (default: %(default)s)"
+    add("--mask-size", type=size, default=MASK_SIZE, metavar="N", help=text)
+    add("--limit", type=positive(int), metavar="N", help="only the first N images by name")
+    add("--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault")
+    add("--overwrite", action="store_true", help="replace a data set that lies in OUT")
+    add("--quiet", action="store_true", help="no progress bar")
     return common
 
 
 def _open(args: argparse.Namespace, scratch: Path) -> Source:
+    from effdet_tf.data.sources import coco, labelmaps, livecell, outlines, sartorius
+
+    src = args.src
     if args.kind == "livecell":
-        from effdet_tf.data.sources.livecell import open_livecell
-
-        return open_livecell(
-            args.src, scratch, args.split, args.cell_type, args.annotations, args.images, args.classes
-        )
+        choice = (args.split, args.cell_type, args.annotations, args.images, args.classes)
+        return livecell.open_livecell(src, scratch, *choice)
     if args.kind == "sartorius":
-        from effdet_tf.data.sources.sartorius import open_sartorius
-
-        return open_sartorius(args.src, args.ids, args.exclude_ids, args.classes)
+        return sartorius.open_sartorius(src, args.ids, args.exclude_ids, args.classes)
     if args.kind == "coco":
-        from effdet_tf.data.sources.coco import find_annotations, open_coco
-
-        return open_coco(args.annotations or find_annotations(args.src), args.images or args.src, scratch)
-    if args.kind in ("imagej", "geojson", "yolo"):
-        from effdet_tf.data.sources.outlines import open_outlines
-
-        return open_outlines(args.kind, args.src, args.images, args.outlines)
-    from effdet_tf.data.sources.labelmaps import open_labelmaps
-
-    return open_labelmaps(args.src, args.images, args.masks)
+        return coco.open_coco(args.annotations or coco.find_annotations(src), args.images or src, scratch)
+    if args.kind == "labelmaps":
+        return labelmaps.open_labelmaps(src, args.images, args.masks)
+    return outlines.open_outlines(args.kind, src, args.images, args.outlines)
