@@ -20,16 +20,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         ],
         epilog="exit codes: 0 done, 1 the data set is missing or damaged, 2 wrong usage",
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder that `convert` wrote")
-    parser.add_argument(
-        "--preset",
-        default="cells-lite0",
-        metavar="P",
-        help="preset to judge the cells by (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="PNG", help="also write a picture of a few images with their outlines"
-    )
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA", help="folder that `convert` wrote")
+    add("--preset", default="cells-lite0", metavar="P", help="preset to check against (default: %(default)s)")
+    picture = "also write a picture of a few images with their outlines"
+    add("--out", type=Path, metavar="PNG", help=picture)
     parser.set_defaults(run=run)
     return parser
 

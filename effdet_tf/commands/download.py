@@ -24,22 +24,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             ),
         ],
     )
-    parser.add_argument("dataset", choices=("livecell",), help="the data set")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--annotations",
-        choices=SETS,
-        nargs="+",
-        default=["wide"],
-        metavar="SET",
-        help="wide: all types together (default); single: the eight single-type sets; size: 2 to 50 %% of "
-        "the training images; counts: images of two types with counts by a fluorescent marker",
+    add = parser.add_argument
+    add("dataset", choices=("livecell",), help="the data set")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    sets = (
+        "wide: all types together (default); single: the eight single-type sets; size: 2 to 50 %% of "
+        "the training images; counts: images of two types with counts by a fluorescent marker"
     )
-    parser.add_argument("--no-images", action="store_true", help="annotations alone")
-    parser.add_argument("--keep-archives", action="store_true", help="do not remove archives once unpacked")
-    parser.add_argument(
-        "--mirror", default=PUBLISHED, metavar="URL", help="in place of the publishers' server"
-    )
+    add("--annotations", choices=SETS, nargs="+", default=["wide"], metavar="SET", help=sets)
+    add("--no-images", action="store_true", help="annotations alone")
+    add("--keep-archives", action="store_true", help="do not remove archives once unpacked")
+    add("--mirror", default=PUBLISHED, metavar="URL", help="in place of the publishers' server")
     parser.set_defaults(run=run)
     return parser
 
@@ -50,11 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     print(LICENCE)
     kinds = list(dict.fromkeys(args.annotations))
-    found = download_livecell(
-        args.out, kinds, not args.no_images, args.mirror.rstrip("/"), args.keep_archives
-    )
-    for path in found:
-        print(path)
+    base = args.mirror.rstrip("/")
+    print(*download_livecell(args.out, kinds, not args.no_images, base, args.keep_archives), sep="\n")
     split = {"wide": "train", "size": "train25percent", "single": "train --cell-type A172"}
     words = next((split[kind] for kind in kinds if kind in split), None)
     if words and not args.no_images:

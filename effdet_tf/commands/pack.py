@@ -30,14 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def add_pseudo_option(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--pseudo`."""
-    parser.add_argument(
-        "--pseudo",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="images that `python -m effdet_tf pseudo` labelled, to train on as well",
-    )
+    text = "images that `python -m effdet_tf pseudo` labelled, to train on as well"
+    parser.add_argument("--pseudo", type=Path, nargs="+", default=[], metavar="DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

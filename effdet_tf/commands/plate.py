@@ -42,28 +42,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         epilog="needs: pip install 'effdet_tf[plates]'\n"
         "exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed",
     )
-    parser.add_argument("source", metavar="FOLDER", help="images and tif stacks, in any depth of folders")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or bucket to write to")
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        default=DEFAULT_MODEL,
-        metavar="RUN",
-        help="trained run or export, under a path that every worker can read (default: %(default)s)",
-    )
-    parser.add_argument("--score", type=share, metavar="X", help="as for `predict`")
-    parser.add_argument("--no-labels", dest="labels", action="store_false", help="write no label tifs")
-    parser.add_argument(
-        "--shard-images", type=positive(int), default=64, metavar="N", help="files in a shard (%(default)s)"
-    )
-    parser.add_argument(
-        "--shard-mb", type=positive(float), default=256, metavar="MB", help="its size at most (%(default)s)"
-    )
-    parser.add_argument("--retry-failed", action="store_true", help="try images again that failed before")
-    parser.add_argument("--runner", help="of Apache Beam: FlinkRunner, SparkRunner, DataflowRunner, ...")
-    parser.add_argument(
-        "--beam", action="append", default=[], metavar="KEY=VALUE", help="an option of Apache Beam"
-    )
+    add = parser.add_argument
+    add("source", metavar="FOLDER", help="images and tif stacks, in any depth of folders")
+    add("--out", required=True, metavar="DIR", help="folder or bucket to write to")
+    network = "trained run or export, under a path that every worker can read (default: %(default)s)"
+    add("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=network)
+    add("--score", type=share, metavar="X", help="as for `predict`")
+    add("--no-labels", dest="labels", action="store_false", help="write no label tifs")
+    add("--shard-images", type=positive(int), default=64, metavar="N", help="files in a shard (%(default)s)")
+    add("--shard-mb", type=positive(float), default=256, metavar="MB", help="its size at most (%(default)s)")
+    add("--retry-failed", action="store_true", help="try images again that failed before")
+    add("--runner", help="of Apache Beam: FlinkRunner, SparkRunner, DataflowRunner, ...")
+    add("--beam", action="append", default=[], metavar="KEY=VALUE", help="an option of Apache Beam")
     parser.set_defaults(run=run)
     return parser
 
@@ -77,11 +67,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         from effdet_tf.plates import plate
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("apache_beam", "pyarrow"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("apache_beam", "pyarrow"):
             raise
-        raise UserError(
-            f"{(error.name or '').partition('.')[0]} is missing; run: pip install 'effdet_tf[plates]'"
-        ) from None
+        raise UserError(f"{package} is missing; run: pip install 'effdet_tf[plates]'") from None
     finally:
         logging.disable(logging.NOTSET)
     report = plate.run_plate(
@@ -109,11 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _beam_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of Apache Beam from the command line.
-
-    Raises:
-        UserError: for one that is no KEY=VALUE.
-    """
+    """Options of Apache Beam from the command line; UserError for one that is no KEY=VALUE."""
     from effdet_tf.errors import UserError
 
     options: dict[str, Any] = {"runner": args.runner} if args.runner else {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from effdet_tf.commands.convert import report
 from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.runs import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -26,23 +29,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             )
         ],
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        default=DEFAULT_MODEL,
-        metavar="RUN",
-        help="trained network (default: the one that comes with the package, %(default)s)",
-    )
-    parser.add_argument(
-        "--score",
-        type=share,
-        metavar="X",
-        help="label cells with this score or more (default: the one that the network was saved with)",
-    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGES", help="files, folders and quoted patterns")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    network = "trained network (default: the one that comes with the package, %(default)s)"
+    add("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=network)
+    score = "label cells with this score or more (default: the one that the network was saved with)"
+    add("--score", type=share, metavar="X", help=score)
     add_view_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that lies in DIR")
+    add("--overwrite", action="store_true", help="replace a data set that lies in DIR")
     parser.set_defaults(run=run)
     return parser
 
@@ -59,19 +54,15 @@ def run(args: argparse.Namespace) -> int:
     predictor = with_views(effdet_tf.load(args.run_folder), args)
     score = predictor.config.postprocess.report_score if args.score is None else args.score
 
-    def label(path: Path) -> Any:
+    def label(path: Path) -> tuple[np.ndarray, np.ndarray]:
         found = predictor.predict(path).filter(score)
         labels, kept = found.label_image()
         return labels, found.classes[kept]
 
     pairs = zip(predictor.category_ids, predictor.class_names, strict=True)
     categories = [{"id": int(identity), "name": name} for identity, name in pairs]
-    about = {
-        "network": str(args.run_folder),
-        "score": score,
-        "flips": args.tta,
-        "scales": list(args.tta_scales),
-    }
+    scales = list(args.tta_scales)
+    about = {"network": str(args.run_folder), "score": score, "flips": args.tta, "scales": scales}
     source = open_pseudo([(job.path, job.name + job.path.suffix) for job in jobs], label, categories, about)
     with prepare_output(args.out, args.overwrite):
         manifest = write_records(source, args.out, WriteOptions(workers=1))
