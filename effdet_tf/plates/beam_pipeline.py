@@ -22,8 +22,8 @@ from effdet_tf.plates.work import Task, work_through
 class PredictShard(beam.DoFn):
     """Work through a shard; yields its counts. A process opens the network once."""
 
-    def __init__(self, task: Task, shared: Shared) -> None:
-        self.task, self._shared = task, shared
+    def __init__(self, task: Task) -> None:
+        self.task, self._shared = task, Shared()
 
     def setup(self) -> None:
         """Open the network."""
@@ -43,23 +43,17 @@ class PredictShard(beam.DoFn):
 
 
 def run_pipeline(task: Task, shards: Sequence[Shard], options: dict[str, Any]) -> None:
-    """Work through shards and wait for the end.
-
-    Args:
-        task: of the plate.
-        shards: to be done.
-        options: of Apache Beam, such as `{"runner": "FlinkRunner"}`.
+    """Work through shards and wait for the end; options are Apache Beam's: `{"runner": "FlinkRunner"}`.
 
     Raises:
-        UserError: for an option that Apache Beam does not know or cannot use, and when results cannot be
-            written.
+        UserError: for an option that Apache Beam cannot use, and when results cannot be written.
     """
     pipeline = _open(options)
     (
         pipeline
         | "shards" >> beam.Create(list(shards))
         | "spread" >> beam.Reshuffle()
-        | "predict" >> beam.ParDo(PredictShard(task, Shared()))
+        | "predict" >> beam.ParDo(PredictShard(task))
     )
     try:
         pipeline.run().wait_until_finish()

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 from effdet_tf.errors import UserError
@@ -43,44 +42,41 @@ class Shard(NamedTuple):
 
 
 def find_sources(folder: str, out: str) -> list[PlateFile]:
-    """All images below a folder or bucket, sorted by path; hidden ones and results are passed over.
-
-    Args:
-        folder: where to look.
-        out: the output folder, which may lie in it.
+    """All images below a folder or bucket, sorted by path; hidden ones and those in `out` are passed over.
 
     Raises:
         UserError: when there is none.
     """
     found = []
-    inside = storage.below(folder, out)
-    for path, size, modified in storage.walk(folder):
-        parts = path.split("/")
-        if inside is not None and (path + "/").startswith(inside):
-            continue
-        if is_image(parts[-1]) and not any(part.startswith(".") for part in parts):
-            found.append(PlateFile(path, size, modified))
+    results = storage.below(folder, out)
+    for file in (PlateFile(*entry) for entry in storage.walk(folder)):
+        parts = file.path.split("/")
+        hidden = any(part.startswith(".") for part in parts)
+        if is_image(parts[-1]) and not hidden and not (results and f"{file.path}/".startswith(results)):
+            found.append(file)
     if not found:
         raise UserError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) here or in its subfolders")
     return sorted(found)
 
 
-def make_shards(files: Iterable[PlateFile], first: int, most_files: int, most_bytes: int) -> list[Shard]:
+def make_shards(files: Iterable[PlateFile], first: int, max_files: int, max_bytes: int) -> list[Shard]:
     """Fill shards in order, each with as many files as it may hold, and one at least.
 
     Args:
         files: sorted.
         first: number of the first shard.
-        most_files: in a shard.
-        most_bytes: in a shard, so that stacks do not make one that takes hours.
+        max_files: in a shard.
+        max_bytes: in a shard, so that stacks do not make one that takes hours.
     """
     batches: list[list[PlateFile]] = []
     for file in files:
-        last = batches[-1] if batches else None
-        if last is None or len(last) >= most_files or sum(f.size for f in last) + file.size > most_bytes:
-            batches.append([file])
-        else:
-            last.append(file)
+        if (
+            not batches
+            or len(batches[-1]) >= max_files
+            or sum(f.size for f in [*batches[-1], file]) > max_bytes
+        ):
+            batches.append([])
+        batches[-1].append(file)
     return [Shard(f"{first + k:05d}", tuple(batch)) for k, batch in enumerate(batches)]
 
 
@@ -88,8 +84,8 @@ def update_plan(
     out: str,
     found: Sequence[PlateFile],
     settings: dict[str, Any],
-    most_files: int,
-    most_bytes: int,
+    max_files: int,
+    max_bytes: int,
     remove: Callable[[str], None],
 ) -> list[Shard]:
     """Read the plan of the output folder, add what is new, take out what is gone, and write it.
@@ -98,8 +94,8 @@ def update_plan(
         out: the output folder.
         found: the files that are there now.
         settings: what the results depend on, for JSON.
-        most_files: in a new shard.
-        most_bytes: likewise.
+        max_files: in a new shard.
+        max_bytes: likewise.
         remove: called with the path of each file that was in the plan and is gone, before that is written.
 
     Returns:
@@ -108,19 +104,18 @@ def update_plan(
     Raises:
         UserError: when the folder holds results of other settings, or a plan that cannot be read.
     """
-    path = storage.join(out, PLAN)
-    old = _read_plan(path, settings)
+    plan = storage.join(out, PLAN)
+    old = _read_plan(plan, settings)
     now = {file.path: file for file in found}
     shards = [Shard(s.name, tuple(now.pop(f.path) for f in s.files if f.path in now)) for s in old]
     # A shard whose files are all gone stays, empty, so that its results go, too.
-    shards += make_shards(sorted(now.values()), len(shards), most_files, most_bytes)
+    shards += make_shards(sorted(now.values()), len(shards), max_files, max_bytes)
     there = {file.path for file in found}
-    for file in chain.from_iterable(shard.files for shard in old):
-        if file.path not in there:
-            remove(file.path)
+    for path in (file.path for shard in old for file in shard.files if file.path not in there):
+        remove(path)
     if shards != old:
         document = {"format": FORMAT, "settings": settings, "shards": [s._asdict() for s in shards]}
-        storage.write(path, json.dumps(document).encode())
+        storage.write(plan, json.dumps(document).encode())
     return shards
 
 
@@ -148,13 +143,7 @@ def done_file(out: str, shard: Shard) -> str:
 
 
 def missing(out: str, shards: Sequence[Shard], retry_failed: bool) -> list[Shard]:
-    """The shards that are not done, or whose files have changed since.
-
-    Args:
-        out: the output folder.
-        shards: of the plan.
-        retry_failed: also those in which an image failed.
-    """
+    """The shards that are not done, or whose files have changed since, or, on request, with failed images."""
     marks = {path for path, _, _ in storage.walk(storage.join(out, DONE))}
     left = []
     for shard in shards:

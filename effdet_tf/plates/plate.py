@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,23 +82,17 @@ def run_plate(
         if left:
             run_pipeline(task, left, beam or {})
         counts, failed = write_tables(out, shards)
-    return PlateReport(
-        images=int(counts["images"].sum()),
-        cells=int(counts["cells"].sum()),
-        failed=len(failed),
-        shards=len(shards),
-        shards_done=len(left),
-        counts=counts,
-        boxes_only=bool(counts["images"].sum() and counts["covered"].isna().all()),
-    )
+    images, cells = int(counts["images"].sum()), int(counts["cells"].sum())
+    boxes_only = bool(images and counts["covered"].isna().all())
+    return PlateReport(images, cells, len(failed), len(shards), len(left), counts, boxes_only)
 
 
 def write_tables(out: str, shards: Iterable[Shard]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write `counts.csv` and `failed.csv` from the rows of all images; returns both tables."""
     tables = [IMAGE_SCHEMA.empty_table()]
     for shard in shards:
-        path = storage.join(out, IMAGES, f"{shard.name}.parquet")
-        tables.append(pq.read_table(io.BytesIO(storage.read(path))))
+        content = storage.read(storage.join(out, IMAGES, f"{shard.name}.parquet"))
+        tables.append(pq.read_table(pa.BufferReader(content)))
     images = pa.concat_tables(tables).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     images = images.sort_values(["image", "page"], ignore_index=True)
     counts = count_cells(images)

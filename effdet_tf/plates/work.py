@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from effdet_tf.images.read import Stack
 from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import PlateFile, Shard, done_file
-from effdet_tf.prediction.predictor import LARGE
+from effdet_tf.prediction.predictor import LARGE, Predictor
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
 _PLACE = [
@@ -28,10 +28,8 @@ _PLACE = [
     ("site", pa.int32()),
     ("minutes", pa.int64()),
 ]
-_KINDS = {"class": pa.string(), "cell": pa.int64(), "area": pa.int64()}  # the other columns are float64
-CELL_SCHEMA = pa.schema(
-    [*_PLACE, *((name, _KINDS.get(name, pa.float64())) for name in outputs.CELL_COLUMNS)],
-)
+_TYPES = {"class": pa.string(), "cell": pa.int64(), "area": pa.int64()}  # the other columns are float64
+CELL_SCHEMA = pa.schema([*_PLACE, *((n, _TYPES.get(n, pa.float64())) for n in outputs.CELL_COLUMNS)])
 IMAGE_SCHEMA = pa.schema(
     [
         *_PLACE,
@@ -47,7 +45,7 @@ IMAGE_SCHEMA = pa.schema(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Task:
     """Settings of a plate that the workers need."""
 
@@ -58,13 +56,8 @@ class Task:
     labels: bool  # whether label tifs are written
 
 
-def work_through(task: Task, shard: Shard, predictor: Any) -> dict[str, int]:
+def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, int]:
     """Predict a shard and write its results, the mark at the very end.
-
-    Args:
-        task: of the plate.
-        shard: its files.
-        predictor: as `effdet_tf.load` gives it.
 
     Returns:
         How many `images`, `cells` and `failed` images it has.
@@ -72,8 +65,6 @@ def work_through(task: Task, shard: Shard, predictor: Any) -> dict[str, int]:
     Raises:
         OSError: when results cannot be written.
     """
-    if task.score is None:
-        task = dataclasses.replace(task, score=predictor.config.postprocess.report_score)
     # Results are about to differ from the mark of an earlier time.
     storage.remove(done_file(task.out, shard))
     rows: list[dict[str, Any]] = []
@@ -97,11 +88,12 @@ def labels_file(out: str, path: str) -> str:
 
 
 def _work_on_file(
-    task: Task, file: PlateFile, predictor: Any, rows: list[dict[str, Any]], tables: list[pa.Table]
+    task: Task, file: PlateFile, predictor: Predictor, rows: list[dict[str, Any]], tables: list[pa.Table]
 ) -> None:
     """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells."""
     place = {"image": file.path, **parse_name(file.path)._asdict()}
     target = labels_file(task.out, file.path)
+    score = predictor.config.postprocess.report_score if task.score is None else task.score
     path = pages = None
 
     def fail(page: int, error: Exception) -> None:
@@ -123,19 +115,17 @@ def _work_on_file(
             except UserError as error:
                 fail(page, error)
                 continue
-            cells = outputs.number_cells(found.filter(task.score))
+            cells = outputs.number_cells(found.filter(score))
             table = outputs.cell_table(cells, image)
             rows.append({**place, "page": page, **_image_columns(cells, table, found.truncated)})
-            columns = [pa.array([rows[-1][name]] * len(table), kind) for name, kind in _PLACE]
-            for name in outputs.CELL_COLUMNS:
-                columns.append(pa.array(table[name], CELL_SCHEMA.field(name).type, from_pandas=True))
-            tables.append(pa.table(columns, schema=CELL_SCHEMA))
+            table = table.assign(**place, page=page)
+            tables.append(pa.Table.from_pandas(table, CELL_SCHEMA, preserve_index=False))
             if not task.labels or cells.labels is None:
                 continue
             if pages is None:
                 local = opened.enter_context(storage.writing(target))
-                wide = predictor.config.data.max_instances > np.iinfo(np.uint16).max
-                wide = wide or cells.labels.size > LARGE
+                many = predictor.config.data.max_instances > np.iinfo(np.uint16).max
+                wide = many or cells.labels.size > LARGE
                 pages = opened.enter_context(outputs.LabelPages(local, stack.pages, stack.axis, wide))
             pages.add(cells.labels, page)
         if pages is None:
@@ -143,15 +133,14 @@ def _work_on_file(
 
 
 def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool) -> dict[str, Any]:
-    result, count = cells.result, len(cells.result)
-    measured = count > 0 and cells.labels is not None
+    result, labels, count = cells.result, cells.labels, len(cells.result)
     return {
         "height": result.height,
         "width": result.width,
         "cells": count,
         "mean_score": float(result.scores.mean()) if count else None,
-        "mean_area": float(table["area"].mean()) if measured else None,
-        "covered": None if cells.labels is None else float((cells.labels > 0).mean()),
+        "mean_area": float(table["area"].mean()) if count and labels is not None else None,
+        "covered": None if labels is None else float((labels > 0).mean()),
         "truncated": bool(truncated),
         "error": "",
     }
