@@ -20,12 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             ("the same for programs", "cells-large --json"),
         ],
     )
-    parser.add_argument(
-        "run_folder",
-        nargs="?",
-        metavar="RUN",
-        help="trained run, network of the package, folder of a SavedModel, or .tflite file",
-    )
+    what = "trained run, network of the package, folder of a SavedModel, or .tflite file"
+    parser.add_argument("run_folder", nargs="?", metavar="RUN", help=what)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
@@ -47,7 +43,7 @@ def describe_machine(found: dict[str, Any]) -> list[str]:
     """What `inventory.machine` found, for people."""
     from effdet_tf.report.inventory import OPTIONAL
 
-    devices = found["devices"]
+    devices, optional = found["devices"], found["optional"].items()
     memory = f", {devices['memory_gib']:g} GiB of memory" if devices["memory_gib"] else ""
     gpus = ", ".join(devices["gpus"]) or "no GPU"
     lines = [
@@ -57,10 +53,7 @@ def describe_machine(found: dict[str, Any]) -> list[str]:
         "packages:",
         *(f"  {name} {number or 'is not installed'}" for name, number in found["packages"].items()),
         "for some tasks only:",
-        *(
-            f"  {name} {number or 'is not installed'} ({OPTIONAL[name]})"
-            for name, number in found["optional"].items()
-        ),
+        *(f"  {name} {number or 'is not installed'} ({OPTIONAL[name]})" for name, number in optional),
         f"presets: {', '.join(found['presets'])}",
         "trained networks (effdet_tf info NAME says more):",
     ]

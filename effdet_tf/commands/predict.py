@@ -161,13 +161,7 @@ def _why_no_cells(best: float, score: float) -> str:
 
 
 def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.Namespace) -> int:
-    """Predict what the options of `add_output_options` say, and report; returns the exit code.
-
-    Args:
-        predictor: finds the cells.
-        images: as `find_images` gives them.
-        args: the options.
-    """
+    """Predict images of `find_images` as the options of `add_output_options` say; returns the exit code."""
     from effdet_tf.outputs.batch import predict_files
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score

@@ -32,12 +32,7 @@ class Form(QWidget):
     """Fields, buttons, a progress bar and one line of text."""
 
     def __init__(self, parent: QWidget, networks: Sequence[str]) -> None:
-        """Lay the form out.
-
-        Args:
-            parent: the dock widget.
-            networks: names of those that come with the package.
-        """
+        """Lay the form out, with the names of the networks that come with the package."""
         super().__init__(parent)
         self._layers: list[Any] = []
         self._text, self._total = "", 1
@@ -84,18 +79,13 @@ class Form(QWidget):
         menu, folder, tflite = QMenu(button), "Folder of a run or a SavedModel", "TFLite file"
         choose = QFileDialog.getExistingDirectory, QFileDialog.getOpenFileName
         menu.addAction(f"{folder} ...", lambda: self.add_network(choose[0](self, folder)))
-        menu.addAction(
-            f"{tflite} ...", lambda: self.add_network(choose[1](self, tflite, filter="TFLite (*.tflite)")[0])
-        )
+        kinds = "TFLite (*.tflite)"
+        menu.addAction(f"{tflite} ...", lambda: self.add_network(choose[1](self, tflite, filter=kinds)[0]))
         button.setMenu(menu)
         return button
 
     def add_network(self, path: str) -> None:
-        """Offer and choose a network on the disk.
-
-        Args:
-            path: of a run, a SavedModel or a TFLite file; empty when the dialog was cancelled.
-        """
+        """Offer and choose a run, SavedModel or TFLite file; an empty path is a cancelled dialog."""
         if not path:
             return
         place = self.networks.findData(path)
@@ -110,12 +100,7 @@ class Form(QWidget):
         return self.networks.currentData()
 
     def offer_images(self, layers: list[Any], active: Any) -> None:
-        """Offer image layers; the choice stays where it can, and else falls on the active one, or the last.
-
-        Args:
-            layers: of images, the lowest first.
-            active: the layer that is selected in the viewer.
-        """
+        """Offer image layers, the lowest first; the choice stays, or else is the active one, or the last."""
         wanted = next((layer for layer in (self.image(), active) if layer in layers), None)
         self._layers = layers
         with QSignalBlocker(self.images):
@@ -140,13 +125,7 @@ class Form(QWidget):
             self.own.setChecked(own)
 
     def start(self, first: str, text: str, total: int) -> None:
-        """Show that work began.
-
-        Args:
-            first: what is done first.
-            text: what is done with each image then.
-            total: images that are to be worked on.
-        """
+        """Show that work began: what is done first, and what then with each of `total` images."""
         self._text, self._total = text, total
         self.run.setEnabled(False)
         self.cancel.setEnabled(True)

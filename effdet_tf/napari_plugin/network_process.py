@@ -44,11 +44,7 @@ class NetworkProcess:
         self._key: tuple[str, int] | None = None
 
     def open(self, source: str) -> None:
-        """Open a network, unless it is open and its files are as they were; the answer is its own score.
-
-        Args:
-            source: as `effdet_tf.load` takes it.
-        """
+        """Open a network, unless it is open and its files are as they were; the answer is its own score."""
         key = source, last_change(source)
         if self._process is not None and key != self._key:
             self.close()  # gives the memory of the former one back
@@ -79,10 +75,8 @@ class NetworkProcess:
         if found is None:
             code = process.wait()
             self.close()
-            raise UserError(
-                f"the process of the network ended (code {code}); "
-                "is there memory enough for an image of this size?"
-            )
+            advice = "is there memory enough for an image of this size?"
+            raise UserError(f"the process of the network ended (code {code}); {advice}")
         kind, value = found
         if kind == _DONE:
             return value
@@ -131,11 +125,9 @@ def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer questions until there are no more.
+    """Answer questions, pickles `("open", source)` and `("predict", image)`, until there are no more.
 
-    Args:
-        questions: pickles `("open", source)` and `("predict", image)`.
-        answers: one pickle each: "done", "user error" or "failed", and a value or message.
+    The answers are pickles of "done", "user error" or "failed", and a value or message.
     """
     from effdet_tf.prediction.load import load
 

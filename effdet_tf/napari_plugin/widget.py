@@ -37,12 +37,7 @@ class FindCells(QWidget):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, network: NetworkProcess | None = None) -> None:
-        """Build the widget.
-
-        Args:
-            viewer: whose image layers are offered, and to which the results go.
-            network: what runs the network; a process of its own by default.
-        """
+        """Build the widget of a viewer; the network runs in a process of its own by default."""
         super().__init__()
         self._viewer = viewer
         self._work = _Work(NetworkProcess() if network is None else network)
@@ -158,13 +153,8 @@ class FindCells(QWidget):
 
     def _start(self, then: Any, work: Any, *args: Any) -> None:
         """Start a generator in a thread; `then` takes what it returns."""
-        slots = {
-            "yielded": self.form.advance,
-            "returned": then,
-            "errored": self._fail,
-            "aborted": self._stop,
-            "finished": self._finish,
-        }
+        slots = {"yielded": self.form.advance, "returned": then, "errored": self._fail}
+        slots |= {"aborted": self._stop, "finished": self._finish}
         self._work.worker = create_worker(work, *args, _connect=slots)
 
     def _keep(self, found: Search) -> None:

@@ -29,25 +29,15 @@ SUMMARY, WELLS = "summary.csv", "wells.csv"
 
 @dataclass
 class PredictReport:
-    """What `predict_files` did.
+    """What `predict_files` did."""
 
-    Attributes:
-        out: the output folder.
-        done: images, or pages of stacks, that were predicted.
-        cells: cells found in them.
-        failed: path and reason of each image that was not.
-        boxes_only: whether the network makes no masks, so that there are no label images.
-        best: highest score of anything seen, kept or not; 0 where nothing was.
-        wells: how many wells and times `wells.csv` has; 0 where names tell of none: there is no such file.
-    """
-
-    out: Path
-    done: int = 0
-    cells: int = 0
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    boxes_only: bool = False
-    best: float = 0.0
-    wells: int = 0
+    out: Path  # the output folder
+    done: int = 0  # images, or pages of stacks, that were predicted
+    cells: int = 0  # found in them
+    failed: list[tuple[Path, str]] = field(default_factory=list)  # path and reason of each other image
+    boxes_only: bool = False  # the network makes no masks, so there are no label images
+    best: float = 0.0  # highest score of anything seen, kept or not
+    wells: int = 0  # wells and times in `wells.csv`; 0 where names tell of none: there is no such file
 
     @property
     def exit_code(self) -> int:

@@ -29,15 +29,7 @@ class NumberedCells:
 
 
 def number_cells(result: Result, min_visible: float = 0.5) -> NumberedCells:
-    """Give each cell its number, best score first.
-
-    Args:
-        result: what was found.
-        min_visible: a cell of whose mask less than this share is left by better cells is dropped.
-
-    Returns:
-        The numbered cells.
-    """
+    """Number the cells, best score first, without those of which better ones leave less than a share."""
     if result.masks is None:
         return NumberedCells(result, None)
     size = (result.height, result.width)

@@ -64,15 +64,7 @@ class LabelPages:
         wide: bool = False,
         um_per_px: float | None = None,
     ) -> None:
-        """Begin a file, as a context manager.
-
-        Args:
-            path: the tif.
-            pages: how many there will be.
-            axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
-            wide: whether labels above 65,535 may occur, so that they take 32 bits.
-            um_per_px: side of a pixel in micrometres, or None.
-        """
+        """Begin a file, as a context manager; `wide` labels, above 65,535, take 32 bits; see `ImageInfo`."""
         self._path, self._pages = path, pages
         self._dtype = np.dtype(np.uint32 if wide else np.uint16)
         self._options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
@@ -96,11 +88,7 @@ class LabelPages:
                     self._leave_out(self._pages)
 
     def add(self, labels: np.ndarray, number: int = 0) -> None:
-        """Write a page; those between it and the one before are empty, so that pages stay aligned.
-
-        Args:
-            labels: integers `[H, W]`.
-            number: of the page, from 0, above that of the page before.
+        """Write a page, integers `[H, W]`; pages between it and the one before are empty, to stay aligned.
 
         Raises:
             OverflowError: when a label does not fit.

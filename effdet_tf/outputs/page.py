@@ -15,40 +15,24 @@ from effdet_tf.prediction.results import Result
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is the same for all pages of an image file.
+    """What is the same for all pages of an image file."""
 
-    Attributes:
-        file_name: as the files shall state it.
-        category_ids: COCO category id of each class.
-        class_names: name of each class.
-        pages: how many the file has.
-        axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
-        um_per_px: side of a pixel in micrometres, or None.
-    """
-
-    file_name: str
-    category_ids: Sequence[int]
+    file_name: str  # as the files shall state it
+    category_ids: Sequence[int]  # COCO's, of each class
     class_names: Sequence[str]
-    pages: int = 1
-    axis: str = "T"
-    um_per_px: float | None = None
+    pages: int = 1  # how many the file has
+    axis: str = "T"  # what changes from page to page: "T" time, "Z" depth, "C" channel
+    um_per_px: float | None = None  # side of a pixel in micrometres
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """One page.
+    """One page."""
 
-    Attributes:
-        number: from 0.
-        image: `[H, W]` or `[H, W, C]` in its own units.
-        cells: found in it, numbered.
-        table: of them, see `outputs.table`.
-    """
-
-    number: int
-    image: np.ndarray
-    cells: NumberedCells
-    table: pd.DataFrame
+    number: int  # from 0
+    image: np.ndarray  # [H, W] or [H, W, C] in its own units
+    cells: NumberedCells  # found in it
+    table: pd.DataFrame  # of them, see `outputs.table`
 
 
 # A writer is a context manager `writer(base, info)`, where `base` is the path of its file without suffix. It
@@ -67,13 +51,6 @@ OVERLAY_STACK = ".overlay.tif"
 
 
 def make_page(result: Result, image: np.ndarray, number: int = 0, um_per_px: float | None = None) -> Page:
-    """Number and measure the cells of a page.
-
-    Args:
-        result: the cells to write.
-        image: `[H, W]` or `[H, W, C]` in its own units.
-        number: of the page, from 0.
-        um_per_px: side of a pixel in micrometres, or None.
-    """
+    """Number and measure the cells that are to be written of a page, whose number counts from 0."""
     cells = number_cells(result)
     return Page(number, image, cells, cell_table(cells, image, um_per_px))

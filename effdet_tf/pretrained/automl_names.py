@@ -86,9 +86,6 @@ def from_automl(variables: Mapping[str, np.ndarray], where: str, advprop: bool |
             whose tensors look the same.
         advprop: whether it was trained with AdvProp, on pixels in -1..1; None reads it off `where`.
 
-    Returns:
-        A detector's weights.
-
     Raises:
         UserError: when this is no such checkpoint, its architecture is none of ours, a tensor is missing or
             has another shape.
@@ -112,9 +109,8 @@ def from_automl(variables: Mapping[str, np.ndarray], where: str, advprop: bool |
     preset_name = recognise_detector(arrays, where, hint=where)
     top, nodes = preset(preset_name).model.max_level, translate.nodes
     if nodes != 2 * (top - _MIN_LEVEL):
-        raise UserError(
-            f"{where}: its pyramid has {nodes} nodes, a BiFPN up to P{top} has {2 * (top - _MIN_LEVEL)}"
-        )
+        bifpn = f"a BiFPN up to P{top} has {2 * (top - _MIN_LEVEL)}"
+        raise UserError(f"{where}: its pyramid has {nodes} nodes, {bifpn}")
     refuse(list_faults(arrays, _shapes(preset_name, arrays), taken), f"{where}: {preset_name} is not whole")
     averages = sum("average" in names for names in found.values())
     names = "Keras object graph" if any(n.endswith(OBJECT) for n in taken.values()) else "TF1 or Keras names"

@@ -15,7 +15,7 @@ from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, save_arrays
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.architecture import recognise_backbone, recognise_detector
-from effdet_tf.pretrained.open import ABOUT_FILE
+from effdet_tf.pretrained.open import IMPORT_FILE
 from effdet_tf.pretrained.source import Pretrained, list_faults, refuse
 from effdet_tf.runs import CONFIG_FILE, LAST_FILE, PARTIAL_FILE
 
@@ -138,4 +138,4 @@ def _save(file: Path, source: Pretrained, names: Iterable[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(file, {name: source.arrays[name] for name in names})
     about = {name: getattr(source, name) for name in ("origin", "kind", "mean", "std", "notes", "unused")}
-    write_json(file.with_name(ABOUT_FILE), about)
+    write_json(file.with_name(IMPORT_FILE), about)

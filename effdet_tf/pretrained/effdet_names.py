@@ -41,15 +41,10 @@ class TensorName(NamedTuple):
 
 
 def rows(config: Config, level_first: bool = False) -> Iterator[TensorName]:
-    """List the variables of a published detector, by their names and by ours.
+    """The variables of a published detector without masks, on three channels, by their names and by ours.
 
-    Args:
-        config: a reference preset.
-        level_first: whether the heads keep their batch norms by level, then by repeat
-            (`head_bn_level_first` of effdet), not the other way round.
-
-    Yields:
-        One row per variable of the network without masks, on three input channels.
+    With `level_first` the heads keep their batch norms by level, then by repeat (`head_bn_level_first` of
+    effdet), not the other way round.
     """
     yield from _backbone(config)
     yield from _pyramid(config)
@@ -156,9 +151,8 @@ def from_effdet(state: Mapping[str, np.ndarray], where: str, advprop: bool | Non
             tensors look the same.
         advprop: whether it was trained with AdvProp; None reads it off the file's name.
 
-    Returns:
-        A detector's weights. The variants that PyTorch trained itself (`efficientdet_*`) have no biases
-        before their batch norms: those are filled with 0, with a note that outputs are not equal.
+    The variants that PyTorch trained itself (`efficientdet_*`) have no biases before their batch norms: those
+    are filled with 0, with a note that outputs are not equal.
 
     Raises:
         UserError: when this is no such state dict, its architecture is none of ours, a tensor is missing
@@ -231,9 +225,8 @@ def _recognise(tensors: Mapping[str, np.ndarray], where: str) -> str:
     name = recognise_detector(few | dict.fromkeys(names, np.zeros(0)), where, hint=where)
     nodes, wanted = len(_numbers(tensors, "fpn.cell.0.fnode.#.")), 2 * (len(levels) - 1)
     if nodes != wanted:
-        raise UserError(
-            f"{where}: its pyramid has {nodes} nodes, a BiFPN of {len(levels)} levels has {wanted}"
-        )
+        bifpn = f"a BiFPN of {len(levels)} levels has {wanted}"
+        raise UserError(f"{where}: its pyramid has {nodes} nodes, {bifpn}")
     return name
 
 

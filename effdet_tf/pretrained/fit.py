@@ -40,15 +40,10 @@ class FitRow(NamedTuple):
 def plan(
     shapes: Mapping[str, tuple[int, ...]], source: Pretrained
 ) -> tuple[dict[str, np.ndarray], list[FitRow]]:
-    """Decide which array is loaded into which variable.
+    """Decide which array is loaded into which variable, by the shapes of the network's variables.
 
-    Args:
-        shapes: of the network's variables, by path.
-        source: the weights.
-
-    Returns:
-        The arrays to assign, in the network's shapes, and a row for every variable of the network and every
-        array of the source.
+    Gives the arrays to assign, in the network's shapes, and a row for every variable of the network and every
+    array of the source.
     """
     chosen: dict[str, np.ndarray] = {}
     rows = []
@@ -78,19 +73,12 @@ def plan(
 def fold_channels(kernel: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
     """Make the first convolution fit another number of input channels.
 
-    The response to an image whose channels are all equal stays the same, whatever the numbers.
-
-    Args:
-        kernel: `[kh, kw, in, out]`.
-        channels: wanted.
-
-    Returns:
-        `[kh, kw, channels, out]` and a line that says what was done.
+    The response to an image whose channels are all equal stays the same, whatever the numbers. From
+    `[kh, kw, in, out]` to `[kh, kw, channels, out]`, and a line that says what was done.
     """
     total = kernel.sum(axis=2, keepdims=True)
-    return np.repeat(total / channels, channels, axis=2), (
-        f"{kernel.shape[2]} input channels folded into {channels}: exact for gray images"
-    )
+    done = f"{kernel.shape[2]} input channels folded into {channels}: exact for gray images"
+    return np.repeat(total / channels, channels, axis=2), done
 
 
 def part(name: str) -> str:
@@ -99,15 +87,7 @@ def part(name: str) -> str:
 
 
 def start_from(network: Network, source: Pretrained, strict: bool = False) -> list[FitRow]:
-    """Load whatever fits into a network.
-
-    Args:
-        network: its variables are overwritten where the source has a value of the right shape.
-        source: the weights.
-        strict: refuse a source of which something does not fit.
-
-    Returns:
-        The rows of `plan`.
+    """Load whatever fits into a network; gives the rows of `plan`.
 
     Raises:
         UserError: when nothing fits; with `strict`, when a variable in a part of the network that the source

@@ -16,7 +16,7 @@ from effdet_tf.pretrained.torch_file import read_state_dict
 from effdet_tf.runs import CONFIG_FILE, PARTIAL_FILE, find_run, weights_file
 
 IMAGENET = "imagenet"
-ABOUT_FILE = "import.json"
+IMPORT_FILE = "import.json"
 SOURCES = (
     "`imagenet` (or `imagenet:BACKBONE`), `cells` (the network that comes with the package), a run folder, "
     "what `weights import` wrote, an EfficientDet TensorFlow checkpoint (folder, .tar.gz, .h5), or a PyTorch "
@@ -38,9 +38,7 @@ def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> P
     if text == IMAGENET or text.startswith(f"{IMAGENET}:"):
         name = text.partition(":")[2] or backbone
         if not name:
-            raise UserError(
-                "`imagenet` does not say which backbone; write imagenet:efficientnet-b0, for example"
-            )
+            raise UserError("`imagenet` does not say which backbone; write, say, imagenet:efficientnet-b0")
         return imagenet(name)
     path = find_run(text)
     if path.is_dir() and (run := _run_weights(path)) is not None:
@@ -62,17 +60,12 @@ def open_source(text: str, backbone: str = "", advprop: bool | None = None) -> P
 
 def _run_weights(folder: Path) -> Pretrained | None:
     """Read a folder of ours; None when it is none."""
-    about = folder / ABOUT_FILE
+    about = folder / IMPORT_FILE
     if (folder / PARTIAL_FILE).exists():
         try:
             known = json.loads(about.read_text(encoding="utf-8"))
-            return Pretrained(
-                read_arrays(folder / PARTIAL_FILE),
-                str(known["origin"]),
-                "backbone",
-                tuple(map(float, known["mean"])),
-                tuple(map(float, known["std"])),
-            )
+            mean, std = (tuple(map(float, known[name])) for name in ("mean", "std"))
+            return Pretrained(read_arrays(folder / PARTIAL_FILE), str(known["origin"]), "backbone", mean, std)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{about}: not what `weights import` wrote ({error}); import again") from None
     # The original EfficientDet, too, keeps a config.yaml beside its checkpoints.

@@ -73,18 +73,15 @@ def _prefix_in(folder: Path, where: str) -> Path:
         # A moved folder keeps the path it was written under: the name alone counts.
         name = re.split(r"[/\\]", named[1])[-1] if named else ""
         if name not in names:
-            raise UserError(
-                f"{where}: its file `checkpoint` names {name or 'nothing'}, but it holds "
-                f"{', '.join(names[:5])}; give one of these by its name"
-            )
+            found = f"its file `checkpoint` names {name or 'nothing'}, but it holds {', '.join(names[:5])}"
+            raise UserError(f"{where}: {found}; give one of these by its name")
         return folder / name
     if len(names) == 1:
         return folder / names[0]
     steps = {int(m[1]): name for name in names if (m := re.search(r"(\d+)$", name))}
     if len(steps) < len(names):
-        raise UserError(
-            f"{where}: holds {len(names)} checkpoints, {', '.join(names[:5])}; give one by its name"
-        )
+        found = f"{len(names)} checkpoints, {', '.join(names[:5])}"
+        raise UserError(f"{where}: holds {found}; give one by its name")
     latest = steps[max(steps)]
     print(f"note: {where}: holds {len(names)} checkpoints; {latest} is read, the latest", file=sys.stderr)
     return folder / latest
@@ -94,10 +91,9 @@ def _read_checkpoint(prefix: Path, where: str) -> dict[str, np.ndarray]:
     try:
         import tensorflow as tf
     except ImportError:
-        raise UserError(
-            f"{where}: reading a TensorFlow checkpoint takes TensorFlow, which is not installed; run "
-            "`weights import` where it is, and take the folder that it writes"
-        ) from None
+        advice = "run `weights import` where it is, and take the folder that it writes"
+        reason = f"reading a TensorFlow checkpoint takes TensorFlow, which is not installed; {advice}"
+        raise UserError(f"{where}: {reason}") from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         types = reader.get_variable_to_dtype_map()
@@ -144,9 +140,8 @@ def _read_archive(archive: Path) -> dict[str, np.ndarray]:
         except FileNotFoundError:
             raise UserError(f"{archive}: no such file") from None
         except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
-            raise UserError(
-                f"{archive}: not a readable archive, or a truncated one ({_reason(error)})"
-            ) from None
+            reason = f"not a readable archive, or a truncated one ({_reason(error)})"
+            raise UserError(f"{archive}: {reason}") from None
         folders = sorted({f.parent for f in Path(temporary).rglob("*.index")})
         if len(folders) != 1:
             several = f"{len(folders)} folders with checkpoints; unpack it and give one"
@@ -165,9 +160,8 @@ def _unpack(tar: tarfile.TarFile, folder: Path, where: str) -> None:
         if size > MAX_BYTES:
             raise UserError(f"{where}: refused: its files claim more than {MAX_BYTES} bytes")
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(
-                f"{where}: refused: its entry {member.name!r} would be written outside of its folder"
-            )
+            outside = f"its entry {member.name!r} would be written outside of its folder"
+            raise UserError(f"{where}: refused: {outside}")
         if not _MEMBER.fullmatch(name.name) or member.isdir():
             continue
         if not member.isreg():
@@ -185,9 +179,8 @@ def _read_h5(file: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"its datasets claim more than {MAX_BYTES} bytes")
             return {name: np.asarray(dataset[()]) for name, dataset in datasets.items()}
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
-        raise UserError(
-            f"{file}: not readable Keras 2 weights (.h5), or truncated ones ({_reason(error)})"
-        ) from None
+        reason = f"not readable Keras 2 weights (.h5), or truncated ones ({_reason(error)})"
+        raise UserError(f"{file}: {reason}") from None
 
 
 def _datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:

@@ -23,31 +23,15 @@ from effdet_tf.errors import UserError
 
 # First number of a file in the old format.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_DTYPES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
+_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "bfloat16"}
+_DTYPES |= {"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1"}
+_DTYPES |= {"ByteStorage": "u1", "BoolStorage": "?"}
 # Of a training checkpoint beside its tensors: settings, which we do not read.
 _SETTINGS = {("argparse", "Namespace"), ("torch", "device"), ("torch", "dtype"), ("torch", "Size")}
 # RuntimeError: a zip member that is encrypted or packed in an unknown way; endless recursion.
-_FAULTS: tuple[type[Exception], ...] = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-)
-_FAULTS += (LookupError, AttributeError, RuntimeError, OverflowError, MemoryError)
+_FAULTS: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError)
+_FAULTS += (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
+_FAULTS += (MemoryError,)
 
 
 class _Forbidden(Exception):
@@ -119,14 +103,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read every tensor of a PyTorch file.
+    """Read every tensor of what `torch.save` wrote: a state dict, or a training checkpoint around one.
 
-    Args:
-        path: what `torch.save` wrote: a state dict, or a training checkpoint around one.
-
-    Returns:
-        name -> array in the file's shape and type (bfloat16 as float32); the names of nested dicts are
-        joined by dots.
+    Gives name -> array in the file's shape and type (bfloat16 as float32); the names of nested dicts are
+    joined by dots.
 
     Raises:
         UserError: when the file is missing, truncated, of another kind, or asks for anything but tensors.
@@ -235,8 +215,7 @@ def _cut(values: np.ndarray, view: _View, name: str) -> np.ndarray:
     # A stride of 0 repeats values: a few bytes could claim any size.
     if last >= len(values) or int(np.prod(view.shape, dtype=object)) > len(values):
         raise ValueError(f"{name} reaches beyond its storage")
-    step = values.itemsize
-    strided = np.lib.stride_tricks.as_strided(
-        values[view.offset :], view.shape, [s * step for s in view.strides], writeable=False
+    steps = [stride * values.itemsize for stride in view.strides]
+    return np.array(
+        np.lib.stride_tricks.as_strided(values[view.offset :], view.shape, steps, writeable=False)
     )
-    return np.array(strided)

@@ -53,11 +53,7 @@ def make_app(
 ) -> Starlette:
     """The web application; when it ends, the session is closed.
 
-    Args:
-        session: keeps images and results.
-        hosts: names and addresses of this server, see `Guard`.
-        any_address: see `Guard`.
-        on_start: called when it is about to answer.
+    `hosts` and `any_address` are for `Guard`; `on_start` is called when the app is about to answer.
     """
 
     @contextlib.asynccontextmanager
@@ -186,9 +182,8 @@ def _score(request: Request) -> float:
 
 def _attachment(name: str) -> dict[str, str]:
     plain = "".join(c if c.isascii() and c not in '"\\%' else "_" for c in name)
-    return {
-        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
-    }
+    names = f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    return {"Content-Disposition": f"attachment; {names}"}
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -34,19 +34,12 @@ Predicted = tuple[Result, ImageInfo]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the web app takes.
+    """What the web app takes."""
 
-    Attributes:
-        file_bytes: size of one file.
-        pixels: height x width of one image; it is for the browser's sake: memory hardly grows with it.
-        images: images kept at once.
-        total_bytes: size of all files and results kept at once.
-    """
-
-    file_bytes: int = 256 * 2**20
-    pixels: int = 25_000_000
-    images: int = 100
-    total_bytes: int = 2**31
+    file_bytes: int = 256 * 2**20  # size of one file
+    pixels: int = 25_000_000  # height x width of one image, for the browser: memory hardly grows with it
+    images: int = 100  # kept at once
+    total_bytes: int = 2**31  # size of all files and results kept at once
 
 
 class Full(UserError):
@@ -59,35 +52,20 @@ class Gone(UserError):
 
 @dataclass(eq=False)
 class Entry:
-    """One image.
+    """One image."""
 
-    Attributes:
-        key: what the browser calls it by; cannot be guessed.
-        name: its cleaned name, with folders.
-        rooted: whether the name begins with a folder that was chosen, not with a file.
-        folder: where its files lie.
-        upload: size of its file, bytes.
-        size: of the file and of what was made of it, bytes.
-        state: `waiting`, `working`, `done` or `failed`.
-        error: the reason, when it failed; begins with the name where the file is to blame.
-        shown: whether there is a preview.
-        predicted: all cells that the network found, and what the downloads need to know of the image.
-        revision: grows with each result.
-        ticket: the work that is wanted now; older work that comes to its end is thrown away.
-    """
-
-    key: str
-    name: PurePosixPath
-    rooted: bool
-    folder: Path
-    upload: int
-    size: int
-    state: str = "waiting"
-    error: str = ""
-    shown: bool = False
-    predicted: Predicted | None = None
-    revision: int = 0
-    ticket: object = None
+    key: str  # what the browser calls it by; cannot be guessed
+    name: PurePosixPath  # cleaned, with folders
+    rooted: bool  # the name begins with a folder that was chosen, not with a file
+    folder: Path  # where its files lie
+    upload: int  # size of its file, bytes
+    size: int  # of the file and of what was made of it, bytes
+    state: str = "waiting"  # or working, done, failed
+    error: str = ""  # the reason, when it failed; begins with the name where the file is to blame
+    shown: bool = False  # there is a preview
+    predicted: Predicted | None = None  # all cells, and what the downloads need to know of the image
+    revision: int = 0  # grows with each result
+    ticket: object = None  # the work that is wanted now; older work that comes to its end is thrown away
 
     def listed(self) -> dict[str, Any]:
         """What the browser's list shows of it."""
@@ -128,12 +106,7 @@ class Session:
         return Path(self._folder.name) / f"incoming-{secrets.token_hex(8)}"
 
     def add(self, path: Path, name: PurePosixPath, rooted: bool) -> Entry:
-        """Take an upload; where there is no room, the oldest images that are done go.
-
-        Args:
-            path: the file, from `incoming`; it is moved.
-            name: cleaned name.
-            rooted: see `Entry`.
+        """Take an upload, a file from `incoming`, by its cleaned name; the oldest done images make room.
 
         Raises:
             Full: when nothing can go.
