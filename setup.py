@@ -9,8 +9,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-# Upper bounds stand where a next major version is known or likely to break us. Lower bounds are what
-# `.ci/run` also runs the unit tests with (LOWEST=1). h5py, protobuf, grpcio and requests come with TensorFlow.
+# Upper bounds stand where a next major version can break us. With LOWEST=1, `.ci/run` tests the lower bounds.
+# h5py, protobuf, grpcio and requests come with TensorFlow.
 TFLITE = ["ai-edge-litert>=2,<3"]  # the runtime of TFLite files, without TensorFlow
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]  # the web app
 # Messages of TensorFlow Serving: warm-up requests of an export, the client, the trial server.

@@ -58,8 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     tflite = set(options.formats) - {SAVED_MODEL}
     if tflite and not options.no_parity and importlib.util.find_spec("ai_edge_litert") is None:
         raise UserError(
-            "comparing TFLite files with the run needs their runtime: pip install ai-edge-litert, or give "
-            "--no-parity"
+            "comparing TFLite files with the run needs ai-edge-litert, which is not installed: "
+            'pip install "effdet_tf[tflite]", or give --no-parity'
         )
     calibration, calibrated_on = _calibration(options, images)
     if tflite:

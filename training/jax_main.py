@@ -74,7 +74,10 @@ def choose_backend() -> None:
         UserError: when JAX is not installed, or Keras was told, or has begun, to run on something else.
     """
     if importlib.util.find_spec("jax") is None:
-        raise UserError("JAX is not installed; `pip install jax`, or train with `python -m training.main`")
+        raise UserError(
+            'training with JAX needs jax, which is not installed: pip install "effdet_tf[jax]", or train '
+            "with `python -m training.main`"
+        )
     if "keras" in sys.modules:  # what it runs on is settled
         import keras
 

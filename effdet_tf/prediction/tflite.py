@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.config import Config
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, needs
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.fixed_size import FixedSizePredictor
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
@@ -91,10 +91,8 @@ def _open(path: Path, threads: int) -> Any:
     Raises:
         UserError: when the runtime is not installed, or refuses the file.
     """
-    try:
+    with needs("tflite", f"{path}: a TFLite file"):
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise UserError(f"{path}: TFLite files need their runtime: pip install ai-edge-litert") from error
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
         return interpreter.get_signature_runner(SIGNATURE)
