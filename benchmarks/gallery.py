@@ -17,12 +17,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-import effdet_tf
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.geometry.rle import Patch, rle_to_patch
 from effdet_tf.metrics.cell_metrics import sartorius
 from effdet_tf.metrics.matching import count_matches, match_masks
+from effdet_tf.prediction.load import load
+from effdet_tf.prediction.predictor import Predictor
 
 GREEN, RED, YELLOW = (60, 190, 60), (50, 50, 230), (0, 200, 240)  # BGR
 
@@ -39,7 +40,7 @@ class Evaluated(NamedTuple):
     matched: list[tuple[int, int]]  # true, found
 
 
-def evaluate(predictor: effdet_tf.Predictor, record: ImageRecord) -> Evaluated:
+def evaluate(predictor: Predictor, record: ImageRecord) -> Evaluated:
     """Predict one image and match its cells."""
     size = {"size": [record.height, record.width]}
     patches = [rle_to_patch({**size, "counts": code}) for code in record.rles]
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--outlines", type=Path, help="PNG of the outlines alone")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    predictor = effdet_tf.load(options.run)
+    predictor = load(options.run)
     evaluated = sorted(
         (evaluate(predictor, r) for r in iterate_records(options.data)), key=lambda j: -j.metric
     )

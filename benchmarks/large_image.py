@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-import effdet_tf
 from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.prediction import predictor as large_images
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.tiling import make_tiles
 
 BLOCK, CELLS, KIND = 2000, 3000, "Cluster"
@@ -110,7 +110,7 @@ def measure(command: list[str]) -> tuple[float, float, float]:
 
 def seams(true: np.ndarray, found: pd.DataFrame, side: int, run: str) -> list[str]:
     """How cells fare that a seam runs through, and pairs of found cells that are one."""
-    config = effdet_tf.load(run).config
+    config = load(run).config
     tiles = make_tiles(
         (side, side), (large_images.TILE,) * 2, large_images.tile_unit(config), large_images.OVERLAP
     )

@@ -1,34 +1,48 @@
 """EfficientDet with instance masks for label-free microscopy.
 
-`Predictor`, and `load` for all but a TFLite file, bring TensorFlow with them, so they are imported on
-first use: `effdet_tf --help` and the pure modules stay light.
+    import effdet_tf
+
+    cells = effdet_tf.load("cells").predict("image.tif")
+    cells.save("results")
+
+The names below are loaded on first use, since most bring TensorFlow with them.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from effdet_tf._version import __version__
 
 if TYPE_CHECKING:
+    from effdet_tf.api import Cells, DetectedCell, Model, load
     from effdet_tf.config import Config
-    from effdet_tf.prediction.load import load
+    from effdet_tf.errors import UserError
     from effdet_tf.prediction.predictor import Predictor
+    from effdet_tf.prediction.results import Result
 
-__all__ = ["Config", "Predictor", "__version__", "load"]
+__all__ = [
+    "Cells",
+    "Config",
+    "DetectedCell",
+    "Model",
+    "Predictor",
+    "Result",
+    "UserError",
+    "__version__",
+    "load",
+]
+_MODULES = dict.fromkeys(("Cells", "DetectedCell", "Model", "load"), "api")
+_MODULES |= {"Config": "config", "UserError": "errors"}
+_MODULES |= {"Predictor": "prediction.predictor", "Result": "prediction.results"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Config":
-        from effdet_tf.config import Config
+    if name not in _MODULES:
+        raise AttributeError(f"module 'effdet_tf' has no attribute {name!r}")
+    return getattr(import_module(f"effdet_tf.{_MODULES[name]}"), name)
 
-        return Config
-    if name == "Predictor":
-        from effdet_tf.prediction.predictor import Predictor
 
-        return Predictor
-    if name == "load":
-        from effdet_tf.prediction.load import load
-
-        return load
-    raise AttributeError(f"module 'effdet_tf' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -12,6 +13,28 @@ class UserError(Exception):
 
     The command line prints it as `error: ...` and exits with code 1.
     """
+
+
+@contextlib.contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Tell of a package that is missing, with the command that installs it.
+
+    Args:
+        extra: of this package, which brings it.
+        what: wants it, as the subject of the sentence.
+
+    Raises:
+        UserError: in place of an ImportError of the block.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in ("effdet_tf", "training", "export"):
+            raise
+        raise UserError(
+            f'{what} needs {missing}, which is not installed: pip install "effdet_tf[{extra}]"'
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process holds at a time."""
+"""Files that appear whole, folders that one process holds at a time, and the cores that it may use."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from effdet_tf.errors import UserError
 TEMPORARY = ".tmp-"  # how names of unfinished files begin
 LOCK_FILE = ".lock"
 _HOLDER_FILE = ".lock-holder"  # which process holds the lock, for the message to another one
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where it is confined, as in a container."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

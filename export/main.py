@@ -57,8 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     options.formats = options.formats or _possible_formats(options, images)
     tflite = set(options.formats) - {SAVED_MODEL}
     if tflite and not options.no_parity and importlib.util.find_spec("ai_edge_litert") is None:
-        advice = "pip install ai-edge-litert, or give --no-parity"
-        raise UserError(f"comparing TFLite files with the run needs their runtime: {advice}")
+        advice = 'needs ai-edge-litert: pip install "effdet_tf[tflite]", or give --no-parity'
+        raise UserError(f"comparing TFLite files with the run {advice}")
     calibration, calibrated_on = _calibration(options, images)
     if tflite:
         height, width = options.size

@@ -18,6 +18,7 @@ in pixels):
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import tensorflow as tf
 
 from effdet_tf.config import Config
+from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
 from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network
@@ -247,4 +249,8 @@ def write_saved_model(
     for name, text in ((LABELS_FILE, labels), (CARD_FILE, model_card(config, licence, run))):
         with atomic_write(extra / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    warmup.write_warmup(folder, config.data.crop_size)
+    try:
+        warmup.write_warmup(folder, config.data.crop_size)
+    except UserError as error:  # of a package that only the warm-up takes
+        told = f"{folder}: has no warm-up requests, so the first answer will be slow: {error}"
+        print(f"warning: {told}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from effdet_tf.errors import UserError
+from effdet_tf.errors import needs
 
 
 def serving_api(module: str) -> ModuleType:
@@ -14,10 +14,5 @@ def serving_api(module: str) -> ModuleType:
     Raises:
         UserError: when tensorflow-serving-api or gRPC is not installed.
     """
-    try:
+    with needs("serving", "TensorFlow Serving's protocol"):
         return importlib.import_module(f"tensorflow_serving.apis.{module}")
-    except ImportError as error:
-        raise UserError(
-            f"TensorFlow Serving's messages are missing (no module {error.name}): "
-            "pip install tensorflow-serving-api"
-        ) from None

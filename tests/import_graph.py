@@ -61,8 +61,8 @@ def folder(module: str, sources: Sources) -> str | None:
     package, *inner = module.split(".")
     if package != "effdet_tf":
         return package if package in PACKAGES else None
-    if not inner or inner[0] in ("cli", "__main__"):
-        return None  # the public names and the command line's door: above all folders
+    if not inner or inner[0] in ("api", "cli", "__main__"):
+        return None  # the public names and the door of the command line: above all folders
     return inner[0] if sources.get(f"effdet_tf.{inner[0]}", ("", False))[1] else "base"
 
 

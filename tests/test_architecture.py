@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prediction",),
     ("metrics",),
     ("outputs",),
+    ("api",),
     ("",),  # effdet_tf/__init__.py: the public names, for those who stand outside or above
     ("report", "plates", "webapp", "napari_plugin"),
     ("commands",),

@@ -21,13 +21,13 @@ import pandas as pd
 import pytest
 import tifffile
 
-import effdet_tf
 from effdet_tf import cli
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.packed import load_packed
 from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
 from effdet_tf.prediction import predictor as tiling
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.results import Result
 from training import evaluate
 from training import main as training
@@ -71,7 +71,7 @@ def same_bits(result: Result, network: str) -> bool:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_finds_the_cells_that_it_found(sources: dict[str, Path], network: str, caplog) -> None:
     with caplog.at_level(logging.WARNING, "effdet_tf"):
-        result = effdet_tf.load(sources[network]).predict(BEFORE / "image.tif")
+        result = load(sources[network]).predict(BEFORE / "image.tif")
     assert not [record for record in caplog.records if record.name == "effdet_tf"]
     with np.load(RESULTS / f"{network}.npz") as then:
         assert len(result) == len(then["scores"]) > 10
@@ -88,7 +88,7 @@ def test_an_export_without_the_signature_part_says_so_once(
 ) -> None:
     for name, pixels in (("LARGE", 80 * 80), ("TILE", 64), ("OVERLAP", 32)):
         monkeypatch.setattr(tiling, name, pixels)
-    predictor = effdet_tf.load(sources["saved_model"])
+    predictor = load(sources["saved_model"])
     with caplog.at_level(logging.WARNING, "effdet_tf"):
         found = [len(predictor.predict(BEFORE / "image.tif")) for _ in range(2)]
     assert found[0] == found[1] > 0
@@ -113,7 +113,7 @@ def test_info_and_predict_take_a_network(
         ("image.labels.tif", "image.cells.csv", "image.coco.json", "summary.csv"),
     )
     assert {path.name for path in out.iterdir()} >= set(names)
-    if same_bits(effdet_tf.load(sources["run"]).predict(BEFORE / "image.tif"), "run"):
+    if same_bits(load(sources["run"]).predict(BEFORE / "image.tif"), "run"):
         for name in names:
             assert (out / name).read_bytes() == (then / name).read_bytes(), name
     # A bitmap of another level may move the outline of a cell by a pixel.

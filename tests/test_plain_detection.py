@@ -12,9 +12,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import load_config
+from effdet_tf.prediction.load import load
 from effdet_tf.presets import preset
 from training import evaluate, main
 
@@ -180,7 +180,7 @@ def test_predict_writes_boxes_of_every_class(run, sets, tmp_path, capsys):
 
 def test_a_larger_image_is_scaled_to_fit(run, sets):
     """Three times as large: the same boxes, three times as large."""
-    predictor = effdet_tf.load(run)
+    predictor = load(run)
     image = cv2.imread(str(sets["val"] / "images" / "1.png"))[..., ::-1]
     large = cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
     score = predictor.config.postprocess.report_score

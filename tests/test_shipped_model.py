@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import load_config
 from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.model.network import build_network
+from effdet_tf.prediction.load import load
 from effdet_tf.pretrained.fit import start_from
 from effdet_tf.pretrained.open import open_source
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, MODELS, find_run, model_names, weights_file
@@ -24,7 +24,7 @@ MODEL = MODELS / "cells"
 
 @pytest.fixture(scope="module", params=["cells", "cells-large"])
 def cells(request: pytest.FixtureRequest):
-    return effdet_tf.load(request.param)
+    return load(request.param)
 
 
 def test_they_are_small_and_say_what_they_are():

@@ -146,8 +146,8 @@ class Suite:
         """Image, marked nuclei and found cells, image by image."""
         from tqdm import tqdm
 
-        import effdet_tf
         from effdet_tf.images.read import read_image
+        from effdet_tf.prediction.load import load
 
         folder = self.source / "nuclear_count_benchmark"
         counts, images = folder / f"{name}_counts.json", folder / name
@@ -161,7 +161,7 @@ class Suite:
         absent = sorted(set(marked) - set(files))
         if absent:
             raise UserError(f"{images}: {len(absent)} of the counted images are missing, such as {absent[0]}")
-        predictor = effdet_tf.load(self.train())
+        predictor = load(self.train())
         score = predictor.config.postprocess.report_score
         rows = []
         for file in tqdm(sorted(marked), f"count {name}", unit="image"):

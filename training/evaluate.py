@@ -77,9 +77,9 @@ def _run(options: argparse.Namespace) -> None:
     settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
     run = None if options.run is None else find_run(options.run)
     if run is not None:
-        import effdet_tf
+        from effdet_tf.prediction.load import load
 
-        predictor = effdet_tf.load(run)
+        predictor = load(run)
         if options.score is None:
             settings["score_threshold"] = predictor.config.postprocess.report_score
         elif options.score == BEST:

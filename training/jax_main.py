@@ -21,7 +21,7 @@ from pathlib import Path
 
 from effdet_tf.commands.parser import Parser, count
 from effdet_tf.errors import UserError
-from effdet_tf.files import locked
+from effdet_tf.files import locked, usable_cores
 from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
 
 BACKEND = "jax"
@@ -72,7 +72,10 @@ def choose_backend() -> None:
         UserError: when JAX is not installed, or Keras was told, or has begun, to run on something else.
     """
     if importlib.util.find_spec("jax") is None:
-        raise UserError("JAX is not installed; `pip install jax`, or train with `python -m training.main`")
+        raise UserError(
+            'training with JAX needs jax, which is not installed: pip install "effdet_tf[jax]", or train '
+            "with `python -m training.main`"
+        )
     if "keras" in sys.modules:  # what it runs on is settled
         import keras
 
@@ -95,7 +98,7 @@ def crop_workers(wanted: int | None, has_accelerator: bool) -> int:
         raise UserError("--workers: processes can share the images on Linux alone; leave it out")
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if has_accelerator and can_fork() else 0
+    cores = usable_cores() if has_accelerator and can_fork() else 0
     return cores - 1 if cores > 2 else 0
 
 

@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
                 "--beam direct_running_mode=multi_processing",
             ),
         ],
-        epilog="needs: pip install 'effdet_tf[plates]'\n"
+        epilog='needs: pip install "effdet_tf[plates]"\n'
         "exit codes: 0 all images done, 1 failed, 2 wrong usage, 3 some images failed",
     )
     add = parser.add_argument
@@ -60,17 +60,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Work through a plate and print its counts; returns the exit code."""
-    from effdet_tf.errors import UserError
+    from effdet_tf.errors import needs
 
     options = _beam_options(args)
     logging.disable(logging.WARNING)  # of every cloud whose package is missing, Apache Beam warns
     try:
-        from effdet_tf.plates import plate
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("apache_beam", "pyarrow"):
-            raise
-        raise UserError(f"{package} is missing; run: pip install 'effdet_tf[plates]'") from None
+        with needs("plates", "`effdet_tf plate`"):
+            from effdet_tf.plates import plate
     finally:
         logging.disable(logging.NOTSET)
     report = plate.run_plate(

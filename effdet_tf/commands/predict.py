@@ -147,9 +147,9 @@ def run(args: argparse.Namespace) -> int:
     from effdet_tf.outputs.jobs import find_images
 
     images = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
-    import effdet_tf
+    from effdet_tf.prediction.load import load
 
-    return predict_images(with_views(effdet_tf.load(args.run_folder), args), images, args)
+    return predict_images(with_views(load(args.run_folder), args), images, args)
 
 
 def _why_no_cells(best: float, score: float) -> str:

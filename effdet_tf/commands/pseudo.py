@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     from effdet_tf.outputs.jobs import find_images
 
     jobs = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
-    import effdet_tf
     from effdet_tf.data.sources.pseudo import open_pseudo
     from effdet_tf.data.writer import WriteOptions, prepare_output, write_records
+    from effdet_tf.prediction.load import load
 
-    predictor = with_views(effdet_tf.load(args.run_folder), args)
+    predictor = with_views(load(args.run_folder), args)
     score = predictor.config.postprocess.report_score if args.score is None else args.score
 
     def label(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import os
 import sys
 
 from effdet_tf.commands.parser import between, positive
+from effdet_tf.errors import needs
 from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
@@ -52,7 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Serve the web app until Ctrl-C; returns the exit code."""
-    from effdet_tf.webapp.launch import bind, serve
+    with needs("serve", "the web app"):
+        from effdet_tf.webapp.launch import bind, serve
 
     with bind(args.host, args.port) as listening:  # a port in use is told before the network is loaded
         print(f"loading {args.run_folder} ...", flush=True)

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import itertools
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -26,7 +25,7 @@ from effdet_tf.data.manifest import MANIFEST_NAME, Manifest
 from effdet_tf.data.sources.base import ImageTask, Source
 from effdet_tf.data.tally import Tally
 from effdet_tf.errors import UserError
-from effdet_tf.files import atomic_write
+from effdet_tf.files import atomic_write, usable_cores
 from effdet_tf.geometry import MASK_SIZE
 
 _SHARD = re.compile(r"^part-\d{5}-of-\d{5}\.tfrecord$")
@@ -172,7 +171,7 @@ def _write_shard(
 @contextlib.contextmanager
 def _built(tasks: Iterator[ImageTask], options: WriteOptions) -> Iterator[Iterator[BuiltImage]]:
     """The results in order, made by a pool of spawned processes, or right here for a single worker."""
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or usable_cores()
     if workers == 1:
         yield (build_image(task, options.mask_size) for task in tasks)
         return
@@ -181,12 +180,8 @@ def _built(tasks: Iterator[ImageTask], options: WriteOptions) -> Iterator[Iterat
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         first = itertools.islice(tasks, workers * _AHEAD)
-        # The workers inherit the mask: Ctrl-C is for this process to handle, not for them to complain of.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_blocked():  # in the workers as well, until they ignore them
             pending = collections.deque(pool.submit(build_image, task, options.mask_size) for task in first)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield _in_order(pool, pending, tasks, options.mask_size)
     except BrokenProcessPool as error:
         reason = "a worker process died, most likely for want of memory; use fewer --workers"
@@ -208,7 +203,21 @@ def _in_order(
         yield result
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold back Ctrl-C, also in processes that are started meanwhile; does nothing on Windows."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     import cv2
 
     cv2.setNumThreads(1)  # the pool itself uses all cores

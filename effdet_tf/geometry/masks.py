@@ -114,7 +114,8 @@ def resolve_overlaps(
 ) -> list[int]:
     """Give each pixel to one cell: the one that comes first.
 
-    A cell that keeps less than `min_visible` of its area, or no pixel, is dropped and claims nothing.
+    A cell that keeps less than `min_visible` of its area, or no pixel, is dropped and claims nothing; with
+    `min_visible` 0 every cell stays, also one without a pixel.
 
     Args:
         patches: inside the image, best first; None is a cell without a pixel.
@@ -127,11 +128,13 @@ def resolve_overlaps(
     kept: list[int] = []
     for index, patch in enumerate(patches):
         if patch is None:
+            if min_visible == 0:
+                kept.append(index)
             continue
         y, x, mask = patch
         window = labels[y : y + mask.shape[0], x : x + mask.shape[1]]
         free = mask & (window == 0)
-        if np.count_nonzero(free) < max(1, min_visible * np.count_nonzero(mask)):
+        if min_visible and np.count_nonzero(free) < max(1, min_visible * np.count_nonzero(mask)):
             continue
         kept.append(index)
         window[free] = len(kept)

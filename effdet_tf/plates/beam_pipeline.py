@@ -27,9 +27,9 @@ class PredictShard(beam.DoFn):
 
     def setup(self) -> None:
         """Open the network."""
-        import effdet_tf
+        from effdet_tf.prediction.load import load
 
-        self._predictor = self._shared.acquire(lambda: effdet_tf.load(self.task.run), self.task.run)
+        self._predictor = self._shared.acquire(lambda: load(self.task.run), self.task.run)
 
     def process(self, shard: Shard) -> Iterator[dict[str, int]]:
         """Work through one shard."""

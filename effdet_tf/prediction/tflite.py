@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.config import Config
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, needs
+from effdet_tf.files import usable_cores
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.fixed_size import FixedSizePredictor
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
@@ -41,20 +42,13 @@ class TFLitePredictor(FixedSizePredictor):
         """
         path = Path(path)
         self.metadata, config = read_description(path)
-        self._runner = _open(path, threads or _cores())
+        self._runner = _open(path, threads or usable_cores())
         self._lock = threading.Lock()  # an interpreter has one set of tensors
         super().__init__(config, _input_size(self._runner, config, path), self._invoke)
 
     def _invoke(self, image: np.ndarray, shown: tuple[int, int]) -> Detections:
         with self._lock:
             return Detections.from_outputs(self._runner(image=image[None], frame=np.array(shown, np.int32)))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], Config]:
@@ -91,10 +85,8 @@ def _open(path: Path, threads: int) -> Any:
     Raises:
         UserError: when the runtime is not installed, or refuses the file.
     """
-    try:
+    with needs("tflite", f"{path}: a TFLite file"):
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise UserError(f"{path}: TFLite files need their runtime: pip install ai-edge-litert") from error
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
         return interpreter.get_signature_runner(SIGNATURE)

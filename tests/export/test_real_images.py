@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import effdet_tf
 from effdet_tf.cli import main as effdet_main
 from effdet_tf.config import Config
 from effdet_tf.images.read import read_image
 from effdet_tf.model.weights import save_arrays, to_arrays
+from effdet_tf.prediction.load import load
 from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from export.agreement import Agreement
 from export.main import main
@@ -52,8 +52,8 @@ def test_exports_agree_on_photographs(
 
     # Larger than the input of the file, and 16 bit: the same picture, twice.
     picture = np.tile(read_image(root / "train" / f"{ids[0]}.png"), (2, 1, 1)).astype(np.uint16) * 200
-    whole = effdet_tf.load(out / "saved_model").predict(picture)
-    tiled = effdet_tf.load(out / "tflite" / "float32.tflite").predict(picture)
+    whole = load(out / "saved_model").predict(picture)
+    tiled = load(out / "tflite" / "float32.tflite").predict(picture)
     assert whole.height == tiled.height == 1040 and len(whole) > 100
     agreement = Agreement(config)
     agreement.add(whole, tiled)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import effdet_tf
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import brightness
 from effdet_tf.images.read import encode_png
 from effdet_tf.model.network import build_network
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.run import RunPredictor
 from export.saved_model import write_saved_model
 
@@ -40,7 +40,7 @@ def pair(request, tiny_config, tiny_points, tmp_path_factory):
     predictor = RunPredictor(build_network(config), config)
     folder = tmp_path_factory.mktemp(request.param) / "saved_model"
     write_saved_model(predictor, folder / "3", max_pixels=100_000, licence="CC BY-NC 4.0")
-    return predictor, effdet_tf.load(folder), folder / "3"
+    return predictor, load(folder), folder / "3"
 
 
 def picture(seed, height, width, channels=1, dtype=np.uint8):
@@ -82,7 +82,7 @@ def test_a_large_image_has_the_cells_of_the_run(pair, monkeypatch):
 
 def test_an_older_export_says_once_that_its_tiles_are_normalised_by_themselves(pair, monkeypatch, caplog):
     predictor, opened, folder = pair
-    older = effdet_tf.load(folder)
+    older = load(folder)
     monkeypatch.setattr(older, "_takes_parts", False)
     part = picture(8, 40, 60)
     whole = brightness(np.concatenate([part, part // 4]))
@@ -286,8 +286,8 @@ def test_another_programs_model_is_told_apart(tmp_path):
     module.f = tf.function(lambda x: {"y": x}, input_signature=[tf.TensorSpec((), tf.float32)])
     tf.saved_model.save(module, str(tmp_path / "other"), {"serving_default": module.f})
     with pytest.raises(UserError, match="another program"):
-        effdet_tf.load(tmp_path / "other")
+        load(tmp_path / "other")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "saved_model.pb").write_bytes(b"x")
     with pytest.raises(UserError, match="not a readable SavedModel"):
-        effdet_tf.load(tmp_path / "broken")
+        load(tmp_path / "broken")

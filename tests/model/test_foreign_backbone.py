@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training.optimizer import make_optimizer
@@ -166,12 +166,12 @@ def test_a_run_is_loaded_with_its_backbone_and_says_so_without(config, tmp_path,
     save_arrays(tmp_path / LAST_FILE, to_arrays(network))
     image = np.random.default_rng(0).integers(0, 255, (80, 72), dtype=np.uint8)
     expected = RunPredictor(network, config).predict(image)
-    result = effdet_tf.load(tmp_path, backbone=hand_made(seed=9)).predict(image)  # other weights
+    result = load(tmp_path, backbone=hand_made(seed=9)).predict(image)  # other weights
     assert len(expected) > 0
     np.testing.assert_array_equal(result.boxes, expected.boxes)
     np.testing.assert_array_equal(result.scores, expected.scores)
     with pytest.raises(UserError, match=r"effdet_tf\.load\(RUN, backbone=model\)"):
-        effdet_tf.load(tmp_path)
+        load(tmp_path)
     keras.utils.save_img(str(tmp_path / "a.png"), image[..., None])
     command = ["predict", "--run", str(tmp_path), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
     assert cli.main(command) == 1
@@ -179,7 +179,7 @@ def test_a_run_is_loaded_with_its_backbone_and_says_so_without(config, tmp_path,
     assert line.startswith("error: model.backbone is custom")
     other = keras.Model(x := layers.Input((None, None, 1)), {"P2": layers.Conv2D(6, 3, 4, padding="same")(x)})
     with pytest.raises(UserError, match="has no level 3"):
-        effdet_tf.load(tmp_path, backbone=other)
+        load(tmp_path, backbone=other)
 
 
 class Unsaved(layers.Layer):

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-import effdet_tf
 from effdet_tf.errors import UserError
-from effdet_tf.prediction.load import saved_model_version
+from effdet_tf.prediction.load import load, saved_model_version
 from effdet_tf.prediction.metadata import describe, read_metadata
 
 
@@ -23,7 +22,7 @@ def test_settings_belong_to_runs_alone(tmp_path):
     (tmp_path / "saved_model.pb").touch()
     for source in (tmp_path, tmp_path / "a.tflite"):
         with pytest.raises(UserError, match="exported network"):
-            effdet_tf.load(source, settings=["data.max_instances=3"])
+            load(source, settings=["data.max_instances=3"])
 
 
 def test_metadata_gives_the_configuration_back(tiny_config):

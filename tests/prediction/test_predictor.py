@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import tifffile
 
-import effdet_tf
 from effdet_tf import outputs
 from effdet_tf.data.synthetic.phase_contrast import render_image
 from effdet_tf.geometry.boxes import iou
@@ -23,6 +22,7 @@ from effdet_tf.outputs import cells as cells_module
 from effdet_tf.outputs import labels as labels_module
 from effdet_tf.outputs import overlay as overlay_module
 from effdet_tf.prediction import predictor as large_images
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.predictor import tile_unit
 from effdet_tf.prediction.tiling import make_tiles
 
@@ -33,7 +33,7 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def predictor():
-    return effdet_tf.load("cells")
+    return load("cells")
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_dense_images_lose_no_cell(predictor, monkeypatch):
     score = predictor.config.postprocess.report_score
     expected = predictor.predict(image).filter(score)
     assert len(expected) > 120
-    few = effdet_tf.load("cells", settings=["data.max_instances=60"])
+    few = load("cells", settings=["data.max_instances=60"])
     cut = few.predict(image)
     assert cut.truncated and len(cut) == 60  # no larger than a tile: as many as asked for
     for name, value in (("TILE", 320), ("OVERLAP", 96), ("DENSE_TILE", 192), ("DENSE_OVERLAP", 64)):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import effdet_tf
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import normalize
 from effdet_tf.model.anchors import grid
@@ -325,7 +324,7 @@ def run(network, config, tmp_path_factory):
 
 
 def test_a_run_folder_alone_is_enough(run, predictor):
-    loaded = effdet_tf.load(run)
+    loaded = load(run)
     assert (loaded.class_names, loaded.category_ids) == (("neuron",), (7,))
     assert_same(loaded.predict(picture()), predictor.predict(picture()), exact=True)
 

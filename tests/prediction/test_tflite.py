@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import effdet_tf
 from effdet_tf.errors import UserError
 from effdet_tf.images.read import encode_png
+from effdet_tf.prediction.load import load
 from effdet_tf.prediction.metadata import METADATA_FILE
 from effdet_tf.prediction.tflite import TFLitePredictor
 
@@ -90,7 +90,7 @@ def described(model: Path, **changes) -> bytes:
 
 
 def test_load_opens_it(model, reference, image):
-    predictor = effdet_tf.load(model)
+    predictor = load(model)
     assert isinstance(predictor, TFLitePredictor)
     assert predictor.input_size == (64, 64)
     assert predictor.class_names == reference.class_names
@@ -133,11 +133,11 @@ def test_without_any_framework(model, reference, image, tmp_path):
     file.write_bytes(encode_png(image))
     script = BLOCKED + textwrap.dedent(
         """
-        import effdet_tf
+        from effdet_tf.prediction.load import load
         from effdet_tf.images.read import read_image
 
         model, file, out = sys.argv[1:]
-        predictor = effdet_tf.load(model)
+        predictor = load(model)
         of_file, of_array = predictor.predict(file), predictor.predict(read_image(file))
         assert (of_file.boxes == of_array.boxes).all() and (of_file.masks == of_array.masks).all()
         print(len(of_file), len(of_file.filter(predictor.config.postprocess.report_score)))
@@ -160,7 +160,7 @@ def test_without_any_framework(model, reference, image, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    expected = effdet_tf.load(model).predict(image)
+    expected = load(model).predict(image)
     all_cells, kept = map(int, done.stdout.splitlines()[0].split())
     assert all_cells == len(expected) > kept > 0
     table = (tmp_path / "out" / "picture.cells.csv").read_text().splitlines()
@@ -177,7 +177,7 @@ def test_a_missing_runtime_is_told(model, monkeypatch):
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(UserError, match="gone.tflite: cannot be read .*; check the name"):
-        effdet_tf.load(tmp_path / "gone.tflite")
+        load(tmp_path / "gone.tflite")
     with pytest.raises(UserError, match="cannot be read"):
         TFLitePredictor(tmp_path)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import effdet_tf
 from effdet_tf.cli import main
 from effdet_tf.config import load_config
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, save_arrays
+from effdet_tf.prediction.load import load
 from effdet_tf.presets import preset
 from effdet_tf.pretrained.effdet_names import rows
 from effdet_tf.pretrained.open import open_source
@@ -72,7 +72,7 @@ def test_a_detector_becomes_a_run_that_predicts(imported, state):
         state["backbone.conv_stem.weight"].transpose(2, 3, 1, 0),
         atol=1e-7,
     )
-    result = effdet_tf.load(imported).predict(np.zeros((100, 130, 3), np.uint8))
+    result = load(imported).predict(np.zeros((100, 130, 3), np.uint8))
     assert (result.height, result.width) == (100, 130) and result.masks is None
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-import effdet_tf
 from effdet_tf.config import load_config
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.model.weights import read_arrays, to_arrays
+from effdet_tf.prediction.load import load
 from training import main
 from training.options import open_run, resolve
 from training.trainer import Trainer
@@ -55,12 +55,12 @@ def test_a_custom_backbone_trains_resumes_and_is_loaded(train_data, val_data, ru
     assert np.abs(read_arrays(tmp_path / "last.npz")["backbone/own1/kernel"] - kernel).max() < 0.05
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert len(rows) == 3 and 0 <= float(rows[-1]["box_AP"]) <= 1
-    predictor = effdet_tf.load(tmp_path, backbone=backbone(seed=8))
+    predictor = load(tmp_path, backbone=backbone(seed=8))
     best = read_arrays(tmp_path / "best.npz")
     for name, value in to_arrays(predictor.network).items():
         np.testing.assert_array_equal(value, best[name])
     with pytest.raises(UserError, match="model.backbone is custom"):
-        effdet_tf.load(tmp_path)
+        load(tmp_path)
 
 
 def test_the_command_line_says_that_it_has_no_such_model(train_data, run_config, tmp_path: Path, capsys):

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import Config, DataConfig, load_config
 from effdet_tf.data.packed import PackedSet, load_packed, save_packed
@@ -32,6 +31,7 @@ from effdet_tf.data.store import RecordStore
 from effdet_tf.model.anchors import grid
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import assign_arrays, named_variables, read_arrays, save_arrays, to_arrays
+from effdet_tf.prediction.load import load
 from training import jax_main
 from training.arrays import training_batches
 from training.assignment import Predictions, State, assign
@@ -160,7 +160,7 @@ def test_a_run_leaves_the_folder_that_the_library_reads(finished: Path) -> None:
 def test_weights_trained_under_jax_give_equal_outputs_under_tensorflow(
     finished: Path, jax: Jax, tmp_path: Path
 ) -> None:
-    predictor = effdet_tf.load(finished)
+    predictor = load(finished)
     images = np.random.default_rng(3).normal(size=(2, 96, 64, 1)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     words = [finished / "config.yaml", finished / "last.npz", tmp_path / "images.npy", tmp_path / "out.npz"]

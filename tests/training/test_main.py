@@ -14,12 +14,12 @@ import keras
 import numpy as np
 import pytest
 
-import effdet_tf
 from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.files import LOCK_FILE, locked
+from effdet_tf.prediction.load import load
 from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
 from training.demo import MINUTES
@@ -63,7 +63,7 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
     } == names - {PREVIOUS_FILE}
     report = json.loads((finished / "metrics.json").read_text())
     assert set(report["livecell"]["all"]) >= {"bbox", "segm"} and report["cells"]["all"]["sartorius"] >= 0
-    predictor = effdet_tf.load(finished)
+    predictor = load(finished)
     assert predictor.class_names == ("cell",) and predictor.category_ids == (5,)
 
 
@@ -257,7 +257,7 @@ def test_mixed_precision_trains_and_its_run_loads(arguments: list[str], tmp_path
         assert keras.config.dtype_policy().compute_dtype == "bfloat16"
     finally:
         keras.config.set_dtype_policy(policy)
-    found = effdet_tf.load(tmp_path).predict(np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8))
+    found = load(tmp_path).predict(np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8))
     assert len(found) > 0 and np.isfinite(found.boxes).all()
 
 

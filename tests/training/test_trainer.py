@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import effdet_tf
 from effdet_tf.config import Config
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.record import ImageRecord
@@ -20,6 +19,7 @@ from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, read_arrays, to_arrays
+from effdet_tf.prediction.load import load
 from effdet_tf.runs import LOG_FILE
 from training import trainer as trainer_module
 from training.optimizer import make_optimizer
@@ -171,7 +171,7 @@ def test_the_run_folder_alone_predicts_as_the_trainer_did(
     elsewhere.mkdir()
     for name in ("config.yaml", "best.npz"):
         shutil.copy(whole[0] / name, elsewhere / name)
-    predictor = effdet_tf.load(elsewhere)
+    predictor = load(elsewhere)
     image = decode_pixels(records[4])
     trainer = compiled[0]
     for path, variable in {v.path: v for v in trainer.averaged.variables}.items():

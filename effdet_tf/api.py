@@ -1,0 +1,337 @@
+"""What a person types: open a trained network, find the cells of images, look at them, save them.
+
+    cells = effdet_tf.load("cells").predict("image.tif")
+    print(len(cells), cells.table())
+
+The predictors in `effdet_tf.prediction` give all candidates; here are the cells that the command
+`effdet_tf predict` reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from effdet_tf import outputs
+from effdet_tf.errors import UserError
+from effdet_tf.images.normalize import check_image
+from effdet_tf.images.read import Stack, encode_png
+from effdet_tf.outputs.jobs import find_images
+from effdet_tf.prediction.load import load as load_predictor
+from effdet_tf.prediction.predictor import Predictor
+from effdet_tf.prediction.results import Result
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+ImageSource = str | os.PathLike[str] | ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedCell:
+    """One cell.
+
+    Attributes:
+        number: its number in label image, table and files, from 1.
+        class_name: its class.
+        score: 0 to 1.
+        box: y0, x0, y1, x1 in pixels; y1 and x1 are the edges after the last pixel.
+        mask: bool `[H, W]` of the image, the whole cell, also where a better cell has the pixel in the label
+            image; None for a network without masks.
+    """
+
+    number: int
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: np.ndarray | None = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of one image, best score first: `len(cells)`, `cells[3]`, and a loop over them.
+
+    Cell k is number k + 1 in the label image, the table and every file.
+
+    Attributes:
+        image: `[H, W]` or `[H, W, C]` as read.
+        numbered: the cells with their label image, as `effdet_tf.outputs` takes them.
+        category_ids: COCO id of each class.
+        name: of the image, which names of files begin with: that of its file without suffix.
+        file_name: of its file, as COCO states it.
+        um_per_px: side of a pixel in micrometres where the file says so, else None.
+    """
+
+    image: np.ndarray
+    numbered: outputs.NumberedCells
+    category_ids: tuple[int, ...]
+    name: str = "image"
+    file_name: str = "image"
+    um_per_px: float | None = None
+
+    @property
+    def result(self) -> Result:
+        """The arrays: boxes, scores, classes, masks (see `Result`)."""
+        return self.numbered.result
+
+    def __len__(self) -> int:
+        """How many cells."""
+        return len(self.result)
+
+    def __getitem__(self, index: int) -> DetectedCell:
+        """A cell, counted from 0 or from the end.
+
+        Raises:
+            IndexError: when there are not so many.
+        """
+        k = range(len(self))[index]
+        result = self.result.take([k])
+        patch = None if result.masks is None else result.patches()[0]
+        mask = None if result.masks is None else np.zeros((result.height, result.width), bool)
+        if mask is not None and patch is not None:
+            rows, columns = patch.mask.shape
+            mask[patch.y : patch.y + rows, patch.x : patch.x + columns] = patch.mask
+        box = tuple(result.boxes[0].tolist())
+        return DetectedCell(k + 1, result.class_names[result.classes[0]], float(result.scores[0]), box, mask)
+
+    def __repr__(self) -> str:
+        """Count, image and classes."""
+        result = self.result
+        counts = np.bincount(result.classes, minlength=len(result.class_names))
+        classes = ", ".join(f"{n} {name}" for name, n in zip(result.class_names, counts, strict=True) if n)
+        return f"<{len(self)} cells in {self.name}, {result.height} x {result.width} px: {classes or 'none'}>"
+
+    def label_image(self) -> np.ndarray:
+        """Integers `[H, W]`: 0 is background, the pixels of cell k hold k + 1; no pixel is in two cells.
+
+        Raises:
+            UserError: for a network without masks.
+        """
+        if self.numbered.labels is None:
+            raise UserError("this network has no mask head: there are boxes, but no label image")
+        return self.numbered.labels
+
+    def table(self, um_per_px: float | None = None) -> pd.DataFrame:
+        """One row per cell: class, score, box, shape and brightness, the columns of `NAME.cells.csv`.
+
+        Args:
+            um_per_px: side of a pixel in micrometres, for lengths and areas in them; None takes the file's.
+        """
+        return outputs.cell_table(self.numbered, self.image, um_per_px or self.um_per_px)
+
+    def overlay(self) -> np.ndarray:
+        """The outlines on the contrast-stretched image, uint8 RGB; small images are enlarged."""
+        return outputs.draw_overlay(self.image, self.numbered)
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Show the overlay with matplotlib; gives the axes."""
+        import matplotlib.pyplot as plt
+
+        axes = plt.subplots()[1] if axes is None else axes
+        axes.imshow(self.overlay(), extent=(-0.5, self.result.width - 0.5, self.result.height - 0.5, -0.5))
+        axes.set_title(f"{self.name}: {len(self)} cells")
+        return axes
+
+    def _repr_png_(self) -> bytes:
+        """The picture that a notebook shows."""
+        return encode_png(self.overlay())
+
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """COCO results: `image_id`, `category_id`, `score`, `bbox` and `segmentation` (RLE) of each cell."""
+        return self.result.to_coco(image_id, self.category_ids)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        formats: Collection[str] = outputs.DEFAULT_FORMATS,
+        um_per_px: float | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the files that `effdet_tf predict` writes for an image.
+
+        Args:
+            folder: for the files; it is made.
+            formats: some of `effdet_tf.outputs.FORMATS`.
+            um_per_px: side of a pixel in micrometres; None takes the file's.
+            overwrite: replace files that are there.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: for an unknown format, or a file that is there already.
+        """
+        if isinstance(formats, str) or (unknown := set(formats) - set(outputs.FORMATS)):
+            wrong = formats if isinstance(formats, str) else ", ".join(sorted(unknown))
+            raise UserError(f"formats {wrong!r}: give a list of some of {', '.join(outputs.FORMATS)}")
+        base = os.path.join(folder, self.name)
+        scale = um_per_px or self.um_per_px
+        names = self.result.class_names
+        info = outputs.ImageInfo(self.file_name, self.category_ids, names, um_per_px=scale)
+        written = [f for f in formats if f != "labels" or self.numbered.labels is not None]
+        paths = [Path(base + outputs.SUFFIXES[name]) for name in written]
+        if not overwrite and (there := [path for path in paths if path.exists()]):
+            raise UserError(f"{there[0]}: exists already; choose another folder, or overwrite=True")
+        Path(base).parent.mkdir(parents=True, exist_ok=True)
+        with outputs.open_image_files(base, info, formats) as add:
+            add(outputs.Page(0, self.image, self.numbered, self.table(scale)))
+        return paths
+
+
+class Model:
+    """A trained network, open.
+
+    Attributes:
+        predictor: gives all candidates of an image (see `Predictor`).
+        score: a cell is reported from this score on.
+        class_names: by class id.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        """Take what a configuration says of reporting."""
+        self.predictor = predictor
+        self.score = predictor.config.postprocess.report_score
+        self.class_names = predictor.class_names
+
+    def predict(self, image: ImageSource, score: float | None = None, page: int | None = None) -> Cells:
+        """Find the cells of one image.
+
+        Args:
+            image: a file, or pixels `[H, W]` or `[H, W, C]`, C 1, 3 or 4, of any real type, in whatever has
+                `__array__` (numpy, zarr, dask, xarray); a numpy.memmap is read part by part.
+            score: report cells from this score on, 0 to 1; None takes the network's own, `self.score`; 0
+                gives all candidates, also those whose pixels all lie in better ones.
+            page: of a file with several, from 0.
+
+        Returns:
+            The cells that `effdet_tf predict` reports.
+
+        Raises:
+            UserError: for an unreadable file, a stack without `page`, an array that is no image, or a score
+                outside 0 to 1.
+        """
+        score = self._checked(score)
+        if not isinstance(image, (str, os.PathLike)):
+            return self._find(check_image(np.asanyarray(image)), score)
+        with Stack(image) as stack:
+            if page is None and stack.pages > 1:
+                raise UserError(
+                    f"{image}: is a stack of {stack.pages} pages; give page=0, or use predict_many"
+                )
+            if not 0 <= (page or 0) < stack.pages:
+                raise UserError(f"{image}: has {stack.pages} pages, counted from 0; there is no page {page}")
+            return self._page(stack, page or 0, Path(image).stem, score)
+
+    def predict_many(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        score: float | None = None,
+        progress: bool = True,
+        failed: list[tuple[str, str]] | None = None,
+    ) -> Iterator[Cells]:
+        """Find the cells of many images, one after another, each page of a stack on its own.
+
+        An image that cannot be read does not end the rest: it is told on stderr and left out.
+
+        Args:
+            images: files, folders and patterns, as `effdet_tf predict` takes them, or arrays.
+            score: as for `predict`.
+            progress: show a bar on stderr.
+            failed: name and reason of each image that was left out are added to this list.
+
+        Yields:
+            The cells of an image or page; `name` tells which.
+
+        Raises:
+            UserError: before the first image, when a file, folder or pattern matches nothing.
+        """
+        if isinstance(images, (str, os.PathLike)) or hasattr(images, "__array__"):
+            images = [images]
+        jobs: list[tuple[ImageSource, str]] = []
+        for k, image in enumerate(images):
+            if isinstance(image, (str, os.PathLike)):
+                jobs += find_images([image])
+            else:
+                jobs.append((image, f"image_{k}"))
+        return self._predict_jobs(jobs, self._checked(score), progress, failed)
+
+    def _predict_jobs(
+        self,
+        jobs: list[tuple[ImageSource, str]],
+        score: float,
+        progress: bool,
+        failed: list[tuple[str, str]] | None,
+    ) -> Iterator[Cells]:
+        def leave_out(name: str, error: UserError) -> None:
+            if failed is not None:
+                failed.append((name, str(error)))
+            reason = str(error) if name in str(error) else f"{name}: {error}"
+            tqdm.write(f"error: {reason}", file=sys.stderr)
+
+        for image, name in tqdm(jobs, "predict", unit="image", disable=not progress):
+            if not isinstance(image, (str, os.PathLike)):
+                try:
+                    yield self._find(check_image(np.asanyarray(image)), score, name)
+                except UserError as error:
+                    leave_out(name, error)
+                continue
+            try:
+                with Stack(image) as stack:
+                    for page in range(stack.pages):
+                        place = name if stack.pages == 1 else f"{name}_{page + 1:04d}"
+                        try:
+                            cells = self._page(stack, page, place, score)
+                        except UserError as error:
+                            leave_out(place, error)
+                            continue
+                        yield cells
+            except UserError as error:
+                leave_out(name, error)
+
+    def _page(self, stack: Stack, page: int, name: str, score: float) -> Cells:
+        cells = self._find(stack.read(page), score, name)
+        return dataclasses.replace(cells, file_name=stack.path.name, um_per_px=stack.um_per_px)
+
+    def _find(self, image: np.ndarray, score: float, name: str = "image") -> Cells:
+        result = self.predictor.predict(image)
+        if result.truncated and result.scores[-1:].min(initial=1.0) >= score:
+            limit = "more cells than the network reports at once (data.max_instances)"
+            warnings.warn(f"{name}: {limit}; weaker ones are missing", stacklevel=3)
+        numbered = outputs.number_cells(result.filter(score), min_visible=0.5 if score else 0.0)
+        return Cells(image, numbered, tuple(self.predictor.category_ids), name, name)
+
+    def _checked(self, score: float | None) -> float:
+        if score is None:
+            return self.score
+        if not 0 <= score <= 1:
+            raise UserError(f"score {score}: give a number from 0 to 1")
+        return float(score)
+
+
+def load(
+    source: str | os.PathLike[str], backbone: keras.Model | None = None, settings: Iterable[str] = ()
+) -> Model:
+    """Open a trained network.
+
+    Args:
+        source: the name of a network in the package, "cells"; a run folder; or what `python -m export.main`
+            made of one: a `.tflite` file, which needs no TensorFlow, or the folder of a SavedModel.
+        backbone: the Keras model that the network was built on, for a run with one of its own.
+        settings: changes of a run's configuration, `section.key=value` each.
+
+    Raises:
+        UserError: when the source is missing or is none of these, or does not take what was given with it.
+    """
+    return Model(load_predictor(source, backbone, settings))
