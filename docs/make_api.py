@@ -15,7 +15,7 @@ INTRODUCTION = """\
 ```python
 import effdet_tf
 
-model = effdet_tf.load("cells")            # a network of the package, a run, a SavedModel or a TFLite file
+model = effdet_tf.load("cells")            # a network of the package, a run or an export
 cells = model.predict("image.tif")         # or an array; score=0.3 for another threshold, score=0 for all
 len(cells), cells[0].score, cells.table()  # a pandas DataFrame
 cells.label_image()                        # numpy; 0 is background, cell k has k + 1
@@ -23,12 +23,23 @@ cells.save("results")                      # the files that `effdet_tf predict` 
 
 for cells in model.predict_many("plate1/"):
     print(cells)
+
+effdet_tf.convert("coco", "my_set", "data/train")
+effdet_tf.train(data="data/train", val="data/val", init="cells", minutes=60, out="runs/mine")
+effdet_tf.evaluate(run="runs/mine", data="data/test")
+effdet_tf.export(run="runs/mine", out="exports/mine", formats=["saved_model"], no_parity=True)
 ```
+
+The last four take the options of their commands by name: `cell_type="A172"` for `--cell-type A172`, True
+or False for a switch, a list where a command takes several, a dict for `set`.
 
 In a notebook, `cells` as the last line of a cell shows the outlines. This page is made from the docstrings by
 `python docs/make_api.py`.
 """
-ORDER = ("load", "Model", "Cells", "DetectedCell", "Result", "Predictor", "Config", "UserError")
+ORDER = (
+    *("load", "Model", "Cells", "DetectedCell", "convert", "train", "evaluate", "export"),
+    *("Result", "Predictor", "Config", "UserError"),
+)
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 _HEADS = "|".join(f"{section}:\n" for section in _SECTIONS)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.commands.parser import exit_code
+from effdet_tf.commands.parser import called, exit_code
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
@@ -43,11 +43,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is loaded: no start-up messages
     options = build_parser(__doc__).parse_args(arguments)
     with _terminated_as_interrupted():
-        return exit_code(lambda: _run(options), on_os_error="; free space or choose another --out")
+        return exit_code(lambda: _told(_run(options)[1]), on_os_error="; free space or choose another --out")
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Check everything that can be wrong, then export and compare."""
+def _told(faults: Sequence[str]) -> int:
+    """Say on stderr what is wrong; returns the exit code."""
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return int(bool(faults))
+
+
+def export(**options: Any) -> dict[str, Path]:
+    """Export a network, as `python -m export.main` does: `export(run="runs/mine", out="exports/mine")`.
+
+    Args:
+        options: those of the command, by name (`python -m export.main --help`).
+
+    Returns:
+        What was made: `saved_model`, `float32`, `float16`, `int8`, whichever `formats` names.
+
+    Raises:
+        UserError: for an option that is unknown or wrong, a run that cannot be exported, or an export that
+            does not keep to its tolerance; it is there all the same, and `parity.md` tells why.
+    """
+    with called(build_parser(), (), options) as arguments:
+        chosen = build_parser().parse_args(arguments)
+    places, faults = _run(chosen)
+    if faults:
+        raise UserError("; ".join(faults))
+    return places
+
+
+def _run(options: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
+    """Check everything that can be wrong, export, compare; what was made, and what is not as the run."""
     changes = {"data.max_instances": options.max_instances, "model.mask.size": options.mask_size}
     settings = [f"{key}={value}" for key, value in changes.items() if value is not None]
     config = load_config(config_file(options.run)).override(settings)
@@ -74,13 +102,13 @@ def _run(options: argparse.Namespace) -> int:
             predictor = load_run(options.run, settings=settings)
             places = _export(options, stage, predictor, calibration)
             if options.no_parity:
-                return 0
+                return places, []
             report = _compare(options, stage, predictor, places, images, calibrated_on)
     except (UserError, OSError, KeyboardInterrupt):
         if finished:
             print(f"finished before, and kept: {', '.join(map(str, finished))}", file=sys.stderr)
         raise
-    return _exit_code(report)
+    return places, _faults(report)
 
 
 def _export(
@@ -152,15 +180,16 @@ def _compare(
     return report
 
 
-def _exit_code(report: dict[str, Any]) -> int:
-    """Say on stderr what does not keep to its tolerance; returns the exit code."""
+def _faults(report: dict[str, Any]) -> list[str]:
+    """What does not keep to its tolerance."""
     from export.parity import FAILED
 
+    faults = []
     for name, metrics in report["artifacts"].items():
         if metrics["verdict"] == FAILED:
             advice = "; keep the heads in float with --float-heads, or accept it with --allow-drop"
-            print(f"error: {metrics['path']}: {metrics['why']}{advice * (name == 'int8')}", file=sys.stderr)
-    return 0 if report["passed"] else 1
+            faults.append(f"{metrics['path']}: {metrics['why']}{advice * (name == 'int8')}")
+    return faults
 
 
 def _images(options: argparse.Namespace) -> TrialImages | None:

@@ -170,8 +170,75 @@ def test_coco_entries(model, image):
     assert {entry["category_id"] for entry in entries} == set(cells.category_ids)
 
 
+def test_from_annotations_to_an_export_in_python(tmp_path, capsys):
+    source, data, run = tmp_path / "images", tmp_path / "data", tmp_path / "run"
+    words = [
+        "synthetic",
+        str(source),
+        "--train",
+        "4",
+        "--val",
+        "2",
+        "--size",
+        "96",
+        "96",
+        "--cells",
+        "3",
+        "6",
+    ]
+    assert cli.main(words) == 0
+    for split in ("train", "val"):
+        manifest = effdet_tf.convert("livecell", source, data / split, split=split, workers=1, quiet=True)
+    assert manifest.images == 2 and manifest.cells >= 6
+    with pytest.raises(effdet_tf.UserError, match="holds a converted data set.*--overwrite"):
+        effdet_tf.convert("livecell", source, data / "val", split="val")
+    effdet_tf.convert("livecell", source, data / "val", split="val", overwrite=True, quiet=True)
+
+    changes = {"data.crop_size": [64, 64], "model.mask.channels": 16, "model.fpn_repeats": 1}
+    options = {"val": data / "val", "preset": "cells-lite0", "epochs": 1, "batch": 2, "out": run}
+    assert effdet_tf.train(data=[data / "train"], set=changes, **options) == run
+    assert effdet_tf.load(run).predictor.config.data.crop_size == (64, 64)
+    report = effdet_tf.evaluate(run=run, data=data / "val", score=0.3, coco=False)
+    assert len(report["images"]) == 2 and (run / "evaluation-val.json").exists()
+    made = effdet_tf.export(run=run, out=tmp_path / "exports", formats=["tflite-fp32"], no_parity=True)
+    assert list(made) == ["float32"] and made["float32"].stat().st_size > 1e6
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "message"),
+    [
+        ("train", {"dat": "x"}, r"training.main has no option 'dat'; did you mean data\?"),
+        ("train", {"help": True}, "has no option 'help'"),
+        ("train", {"minutes": -1, "data": "x"}, "argument --minutes: -1 is not above 0"),
+        ("train", {"minutes": 1, "epochs": 2, "data": "x"}, "not allowed with argument"),
+        ("train", {"minutes": 1}, "--minutes: needs --data"),
+        ("train", {"strict": "yes"}, "strict='yes': give True or False"),
+        ("evaluate", {"run": "cells"}, "--data"),
+        ("evaluate", {"predictions": "a.json", "data": "b", "tta": True}, "--tta.*go with --run"),
+        ("export", {"run": "cells", "out": "x", "formats": ["tflite-fp32", "onnx"]}, "unknown format 'onnx'"),
+        ("export", {"run": "nowhere", "out": "x"}, "nowhere"),
+    ],
+)
+def test_wrong_options_are_told_as_the_commands_tell_them(
+    call, options, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(effdet_tf.UserError, match=message):
+        getattr(effdet_tf, call)(**options)
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+def test_wrong_kinds_and_their_options(tmp_path):
+    with pytest.raises(effdet_tf.UserError, match="invalid choice: 'coccco'; did you mean coco"):
+        effdet_tf.convert("coccco", tmp_path, tmp_path / "out")
+    with pytest.raises(effdet_tf.UserError, match="convert coco has no option 'split'"):
+        effdet_tf.convert("coco", tmp_path, tmp_path / "out", split="val")
+
+
 PUBLIC = {
-    *("Cells", "Config", "DetectedCell", "Model", "Predictor", "Result", "UserError", "__version__", "load"),
+    *("Cells", "Config", "DetectedCell", "Model", "Predictor", "Result", "UserError", "__version__"),
+    *("convert", "evaluate", "export", "load", "train"),
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.commands.parser import Parser, exit_code, positive
+from effdet_tf.commands.parser import Parser, called, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share, with_views
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.files import write_json
@@ -69,10 +69,33 @@ def evaluate_file(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     options = _parse(arguments)
-    return exit_code(lambda: _run(options), on_os_error="; choose another --out")
+
+    def run() -> None:
+        _run(options)
+
+    return exit_code(run, on_os_error="; choose another --out")
 
 
-def _run(options: argparse.Namespace) -> None:
+def evaluate(**options: Any) -> dict[str, Any]:
+    """Evaluate a network or a file of predictions on annotated images, as `python -m training.evaluate` does.
+
+    `evaluate(run="cells", data="data/test")["ap"]`.
+
+    Args:
+        options: those of the command, by name (`python -m training.evaluate --help`).
+
+    Returns:
+        The metrics, the content of the file `out`.
+
+    Raises:
+        UserError: for an option that is unknown or wrong, or data that do not fit.
+    """
+    with called(build_parser(), (), options) as arguments:
+        chosen = _parse(arguments)
+    return _run(chosen)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
     run = None if options.run is None else find_run(options.run)
@@ -115,7 +138,7 @@ def _run(options: argparse.Namespace) -> None:
             report = evaluate_run(predictor, options.data, keep=keep, **settings)
         print(format_table(report))
         if out is None:
-            return
+            return report
         write_examples(examples_path(out), report, scratch, options.data)
     report["evaluated"] = {
         "data": str(options.data),
@@ -128,6 +151,7 @@ def _run(options: argparse.Namespace) -> None:
     if found is not None:
         print(f"written: {found}")
     print(f"written: {report_on_evaluation(out)}")
+    return report
 
 
 def _score(text: str) -> float | str:

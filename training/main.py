@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from effdet_tf.commands.pack import add_pseudo_option
-from effdet_tf.commands.parser import Parser
+from effdet_tf.commands.parser import Parser, called
 from training.options import add_options, training_exit_code
 
 
@@ -20,6 +21,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     options = _parse(arguments)
     return training_exit_code(lambda: _run(options))
+
+
+def train(**options: Any) -> Path:
+    """Train a network, as `python -m training.main` does: `train(data="data/train", val="data/val")`.
+
+    Args:
+        options: those of the command, by name (`python -m training.main --help`): a path, a number or a text;
+            a list where it takes several; a dict for `set`, `{"train.batch": 4}`. Without `data` the demo
+            runs.
+
+    Returns:
+        The folder of the run, which `effdet_tf.load` opens.
+
+    Raises:
+        UserError: for an option that is unknown or wrong, unusable data, or a setting that does not fit.
+    """
+    with called(build_parser(), (), options) as arguments:
+        chosen = _parse(arguments)
+    _run(chosen)
+    return chosen.out
 
 
 def _run(options: argparse.Namespace) -> None:

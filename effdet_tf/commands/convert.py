@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effdet_tf.commands.parser import between, positive
+from effdet_tf.commands.parser import Parser, between, called, positive
 from effdet_tf.data.livecell_names import SPLITS
 from effdet_tf.data.manifest import MAX_MASK_SIZE
 from effdet_tf.geometry import MASK_SIZE
@@ -138,8 +139,35 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def convert(kind: str, src: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Manifest:
+    """Write annotated images as TFRecords, as the command does: `convert("coco", "mine", "data/train")`.
+
+    Args:
+        kind: of annotation: livecell, sartorius, coco, labelmaps, imagej, geojson, yolo.
+        src: folder of the data set.
+        out: folder to write to.
+        options: those of the command, by name (`effdet_tf convert KIND --help`).
+
+    Returns:
+        The manifest: classes, counts, and what was left out and why.
+
+    Raises:
+        UserError: for an option that is unknown or wrong, or data that cannot be read.
+    """
+    parser = Parser(prog="effdet_tf")
+    add_parser(parser.add_subparsers())
+    with called(parser, ("convert", kind, src, out), options) as arguments:
+        chosen = parser.parse_args(arguments)
+    return _write(chosen)
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert, report, and return the exit code."""
+    print(report(args.out, _write(args)))
+    return 0
+
+
+def _write(args: argparse.Namespace) -> Manifest:
     from effdet_tf.data.writer import WriteOptions, prepare_output, write_records
 
     options = WriteOptions(
@@ -152,9 +180,7 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     with prepare_output(args.out, args.overwrite) as scratch:
-        manifest = write_records(_open(args, scratch), args.out, options)
-    print(report(args.out, manifest))
-    return 0
+        return write_records(_open(args, scratch), args.out, options)
 
 
 def report(out: Path, manifest: Manifest) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +21,7 @@ _WIDTH = (80, 100)  # narrowest and widest help, columns
 _FULL = 60  # columns of a line of prose that goes on in the next; a shorter one ends
 _MARGIN = re.compile(r" *(?:\S.{0,32}?  +)?")  # of a line: its indentation, or all before its second column
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+_FROM_PYTHON = ContextVar("_FROM_PYTHON", default=False)  # options come from a call: faults are raised
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -83,7 +86,9 @@ class Parser(argparse.ArgumentParser):
             self.epilog = "\n".join([heading, *shown]) + (f"\n\n{self.epilog}" if self.epilog else "")
 
     def error(self, message: str) -> Any:
-        """Say on one line what is wrong and where the usage stands, and exit with 2."""
+        """Say on one line what is wrong and where the usage stands, and exit with 2; raise it in `called`."""
+        if _FROM_PYTHON.get():
+            raise UserError(message)
         self.exit(2, f"error: {message} (usage: {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -120,6 +125,57 @@ def walk(parser: Parser) -> Iterator[Parser]:
     else:
         for verb in action.choices.values():
             yield from walk(verb)
+
+
+@contextlib.contextmanager
+def called(parser: Parser, words: Sequence[object], options: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The arguments of a command whose options are given in Python; what is wrong is raised within.
+
+    Args:
+        parser: of the command.
+        words: the arguments without a name.
+        options: value by name, `cell_type="A172"` for `--cell-type A172`: True and False for a switch, a list
+            where the command takes several, a dict for `KEY=VALUE`; None leaves an option out.
+
+    Raises:
+        UserError: for an option that the command lacks, and within for what its parser refuses.
+    """
+    arguments = [str(word) for word in words]
+    inner = parser
+    for word in arguments:
+        if (verbs := inner._verbs()) is None:
+            break
+        inner = verbs.choices.get(word, inner)
+    switches = inner._option_string_actions
+    known = {
+        name[2:].replace("-", "_"): name for name in switches if name.startswith("--") and name != "--help"
+    }
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{inner.prog} has no option {key!r}{did_you_mean(key, known)}")
+        arguments += _option_words(switches[known[key]], known[key], value)
+    token = _FROM_PYTHON.set(True)
+    try:
+        yield arguments
+    finally:
+        _FROM_PYTHON.reset(token)
+
+
+def _option_words(action: argparse.Action, name: str, value: Any) -> list[str]:
+    """An option as it is typed; nothing for None."""
+    if value is None:
+        return []
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{name[2:].replace('-', '_')}={value!r}: give True or False")
+        off = f"--no-{name[2:]}"
+        return [name] if value else [off] if off in action.option_strings else []
+    if isinstance(value, Mapping):
+        value = [f"{key}={one}" for key, one in value.items()]
+    several = [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
+    if isinstance(action, argparse._AppendAction):
+        return [f"{name}={one}" for one in several]
+    return [f"{name}={','.join(several)}"] if action.nargs is None else [name, *several]
 
 
 def _command(command: str) -> str:
