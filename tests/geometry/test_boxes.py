@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from effdet_tf.geometry import boxes
@@ -89,6 +90,38 @@ def test_sides_by_hand():
     assert array(boxes.decode(beyond, anchor, "sides"))[0] == pytest.approx([15, 12.5, 20, 35], abs=1e-4)
 
 
+def test_the_weight_of_the_shape_term_carries_no_gradient():
+    """Held to differences of CIoU in float64 whose weight stays what it is at `a`."""
+    first, second = np.array([0, 0, 10, 16.0]), np.array([1, 2, 12, 10.0])
+
+    def terms(box):
+        side = np.maximum(np.minimum(box[2:], second[2:]) - np.maximum(box[:2], second[:2]), 0)
+        overlap = side.prod() / ((box[2:] - box[:2]).prod() + (second[2:] - second[:2]).prod() - side.prod())
+        hull = np.maximum(box[2:], second[2:]) - np.minimum(box[:2], second[:2])
+        away = ((box[:2] + box[2:] - second[:2] - second[2:]) ** 2).sum() / 4
+        angles = [np.arctan((b[3] - b[1]) / (b[2] - b[0])) for b in (box, second)]
+        return overlap, away / (hull**2).sum(), 4 / np.pi**2 * (angles[0] - angles[1]) ** 2
+
+    def weight_of(box):
+        overlap, _, shape = terms(box)
+        return shape / (1 - overlap + shape)
+
+    def slopes(weight):
+        def value(box):
+            overlap, away, shape = terms(box)
+            return overlap - away - (weight or weight_of(box)) * shape
+
+        steps = 1e-6 * np.eye(4)
+        return np.array([(value(first + step) - value(first - step)) / 2e-6 for step in steps])
+
+    a, b = tf.Variable(np.float32([first])), tf.constant(np.float32([second]))
+    with tf.GradientTape() as tape:
+        overlap = boxes.ciou(a, b)
+    found = tape.gradient(overlap, a).numpy()[0]
+    assert found == pytest.approx(slopes(weight_of(first)), abs=1e-5)
+    assert np.abs(slopes(weight_of(first)) - slopes(None)).max() > 1e-3  # a free weight would be told
+
+
 def test_empty_and_inverted_boxes_overlap_nothing():
     empty = np.array([[5, 5, 5, 5], [9, 9, 4, 4], [0, 0, 0, 0]], np.float32)
     whole = np.array([[0, 0, 10, 10]], np.float32)
@@ -128,6 +161,13 @@ def test_a_wild_code_gives_a_large_box_not_infinity():
         boxes.decode(np.array([[0, 0, 900, 900]], np.float32), np.array([[0, 0, 2, 2]], np.float32))
     )
     assert decoded[0, 2] - decoded[0, 0] == pytest.approx(2 * np.exp(4), rel=1e-5)
+
+
+def test_wild_sides_give_a_large_box_not_infinity():
+    anchor = np.array([[40, 30, 60, 70]], np.float32)  # centre 50, 50, half sides 10 and 20
+    decoded = array(boxes.decode(np.full((1, 4), 100, np.float32), anchor, "sides"))
+    away = np.exp(4) * np.array([10, 20])
+    assert decoded[0] == pytest.approx([*(50 - away), *(50 + away)], rel=1e-5)
 
 
 def test_coding_a_padding_box_is_finite():

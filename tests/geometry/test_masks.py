@@ -165,6 +165,17 @@ def test_kaggle_code_is_row_major_and_starts_at_one() -> None:
     assert encode_kaggle_rle(mask) == "1 2 7 6 20 1"
 
 
+def test_kaggle_runs_may_touch() -> None:
+    assert kaggle_mask("1 2 3 2").tolist() == [[True] * 4, [False] * 4]
+    assert kaggle_mask("1 2 3 3").tolist() == [[True] * 4, [True, False, False, False]]  # over the row's end
+    with pytest.raises(ValueError, match="overlap"):
+        kaggle_mask("1 3 3 2")
+
+
+def kaggle_mask(text: str) -> np.ndarray:
+    return decode_kaggle_rle(text, 2, 4)
+
+
 def test_polygons_are_clipped_and_merged() -> None:
     code = polygons_to_rle([[-5, -5, 3, -5, 3, 2, -5, 2], [8, 8, 20, 8, 20, 20, 8, 20]], 10, 12)
     expected = np.zeros((10, 12), dtype=bool)

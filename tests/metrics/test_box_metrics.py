@@ -54,6 +54,13 @@ def test_figures_at_a_score_by_hand():
     assert (with_classes["precision"], with_classes["recall"]) == (2 / 4, 2 / 3)
 
 
+def test_a_box_exactly_on_the_score_counts():
+    figures = score_boxes(CELLS, BOXES, score_threshold=0.3)["all"]
+    assert (figures["found_cells"], figures["recall"]) == (4, 1.0)
+    above = score_boxes(CELLS, BOXES, score_threshold=np.nextafter(0.3, 1))["all"]
+    assert (above["found_cells"], above["recall"]) == (3, 2 / 3)
+
+
 def test_the_best_score_is_searched_for():
     result = score_boxes(CELLS, BOXES)
     # From .2 down one more is false; above .3 the cell of image 2 is lost.

@@ -55,6 +55,18 @@ def test_a_part_beside_the_right_cell_is_split(masks):
 
 
 @pytest.mark.parametrize("masks", [True, False])
+def test_merged_takes_more_than_one_cell_and_more_than_half_of_each(masks):
+    one = [cell(0, 0, 10, 10)]
+    over_one = [cell(0, 0, 10, 30, score=0.9)]  # covers one cell, IoU a third
+    assert types_of(one, over_one, masks) == (["missed"], ["false"])
+    two = [cell(0, 0, 10, 10), cell(0, 12, 10, 10)]
+    half_of_the_second = [cell(0, 0, 30, 17, score=0.9)]  # 5 of its 10 columns: not more than half
+    assert types_of(two, half_of_the_second, masks) == (["missed"] * 2, ["false"])
+    most_of_the_second = [cell(0, 0, 30, 18, score=0.9)]
+    assert types_of(two, most_of_the_second, masks) == (["missed"] * 2, ["merged"])
+
+
+@pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize(("true", "found"), [([], []), (TRUE[:1], []), ([], FOUND[:1])])
 def test_nothing_true_or_nothing_found(masks, true, found):
     assert types_of(true, found, masks) == (["missed"] * len(true), ["false"] * len(found))

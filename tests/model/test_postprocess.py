@@ -10,8 +10,18 @@ from keras import ops
 
 from effdet_tf.geometry.boxes import encode
 from effdet_tf.model.anchors import grid
+from effdet_tf.model.detections import Detections
 from effdet_tf.model.mask_head import MaskHead
-from effdet_tf.model.postprocess import MASK_CHUNK, Candidates, detect, mask_quality, select, suppress, vote
+from effdet_tf.model.postprocess import (
+    MASK_CHUNK,
+    Candidates,
+    detect,
+    mask_quality,
+    ranked,
+    select,
+    suppress,
+    vote,
+)
 
 SIZE = (64, 64)
 NONE = -9.0  # a logit that no threshold lets through
@@ -277,6 +287,16 @@ def test_masks_come_in_chunks_whatever_their_number(config, anchors, head, numbe
     assert result.masks.shape == (padded, 28, 28)
     assert result.boxes.shape == (padded, 4)
     assert np.isfinite(array(result.masks)).all()
+
+
+def test_masks_are_rounded_to_8_bit_not_cut():
+    shares = np.float32([0.999, 0.5, 0.001, 0.0])
+    two = np.zeros((2, 4), np.float32)
+    scores, masks = np.float32([0.3, 0.6]), np.stack([1 - shares, shares])[:, None]
+    cells = Detections(two, scores, np.zeros(2, np.int32), masks, two, 2)
+    best, other = array(ranked(cells).masks)
+    assert best[0].tolist() == [255, 128, 0, 0]
+    assert other[0].tolist() == [0, 128, 255, 255]
 
 
 def test_eager_and_graph_agree(config, anchors, head):

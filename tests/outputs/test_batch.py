@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import tifffile
 
-import effdet_tf
 from effdet_tf.commands import predict as command
 from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
@@ -195,7 +194,9 @@ def test_output_that_cannot_be_written_is_a_user_error(images, tmp_path):
 
 
 def _run_command(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setitem(vars(effdet_tf), "load", lambda run: Thresholder())  # the real one loads TensorFlow
+    monkeypatch.setattr(
+        "effdet_tf.prediction.load.load", lambda run: Thresholder()
+    )  # the real one loads TensorFlow
     parser = Parser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["predict", "--run", "run", *arguments])
@@ -214,7 +215,7 @@ def test_command_exit_codes(images, tmp_path, monkeypatch, capsys, names, code):
 
 
 def test_command_refuses_a_missing_image_before_it_loads_the_model(tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(effdet_tf), "load", None)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", None)
     parser = Parser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(

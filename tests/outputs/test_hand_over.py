@@ -165,6 +165,15 @@ def test_geojson_is_valid_and_has_the_measurements(out):
     assert [f["geometry"]["type"] for f in document["features"]].count("MultiPolygon") == 1
 
 
+def test_geojson_rings_end_where_they_begin(out):
+    """In the file itself: shapely closes rings that are open."""
+    for feature in json.loads((out / "P_B7_1_01d02h30m.geojson").read_text())["features"]:
+        coordinates = feature["geometry"]["coordinates"]
+        pieces = coordinates if feature["geometry"]["type"] == "MultiPolygon" else [coordinates]
+        for ring in (ring for piece in pieces for ring in piece):
+            assert len(ring) > 4 and ring[0] == ring[-1] and ring[0] not in ring[1:-1]
+
+
 def test_yolo_labels_fill_the_cells(out):
     labels = _labels(out)
     assert (out / "classes.txt").read_text().split() == ["round", "long"]
@@ -304,10 +313,8 @@ def test_broken_page_leaves_an_empty_one(tmp_path, stack):
 
 
 def test_nothing_reaching_the_score_is_said(tmp_path, stack, monkeypatch, capsys):
-    import effdet_tf
-
     tifffile.imwrite(tmp_path / "a.tif", stack[0])
-    monkeypatch.setitem(vars(effdet_tf), "load", lambda run: Drawn())
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda run: Drawn())
     words = ["predict", str(tmp_path / "a.tif"), "--out", str(tmp_path / "out"), "--score", "0.95"]
     assert main(words) == 0
     assert "the best has 0.900; lower --score" in capsys.readouterr().err

@@ -28,7 +28,7 @@ VARYING = ("counts.csv", "failed.csv", ".lock")  # written by every call
 @pytest.fixture
 def opened(monkeypatch, predictor):
     """The predictor in place of a network; how many images it has seen is in `seen`."""
-    monkeypatch.setattr(effdet_tf, "load", lambda run: predictor)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda run: predictor)
     return predictor
 
 
@@ -258,7 +258,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path, capsys
     for name in [name for name in sys.modules if name.startswith("effdet_tf.plates")]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["plate", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert "apache_beam is missing; run: pip install 'effdet_tf[plates]'" in capsys.readouterr().err
+    assert (
+        'needs apache_beam, which is not installed: pip install "effdet_tf[plates]"'
+        in capsys.readouterr().err
+    )
 
 
 def test_two_processes_with_the_network_of_the_package(tmp_path, write_image):

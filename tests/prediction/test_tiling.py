@@ -136,6 +136,16 @@ def test_a_cell_larger_than_the_overlap_is_one_cell(config):
     assert len(FixedSizePredictor(config, FRAME, blobs).predict(image)) == 1
 
 
+@pytest.mark.parametrize("seen", [(5, 30), (12, 30), (30, 5)])
+def test_a_cell_in_very_unequal_parts_is_reported_whole(config, seen):
+    """One tile sees a sliver of it at its edge, the other all of it."""
+    first, second = make_tiles((96, 200), FRAME, 8, OVERLAP)
+    edge = FRAME[1] if seen[0] < seen[1] else int(second.start[1])
+    boxes = [(30, edge - seen[0], 60, edge + seen[1])]
+    result = FixedSizePredictor(config, FRAME, blobs).predict(picture(96, 200, boxes))
+    assert rows(result.boxes) == boxes
+
+
 def test_cells_that_overlap_stay(config):
     """A small cell on a large one, at a seam: their boxes share little of their union."""
     found = np.float32([[30, 87, 60, 119], [40, 90, 50, 99]])

@@ -12,6 +12,7 @@ from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.scores import format_table, headline
 from effdet_tf.report.collect import from_run
+from effdet_tf.report.tables import image_table
 from effdet_tf.report.write import report_on_evaluation, report_on_run
 from tests.report.pages import CATEGORIES, Page, predictions
 
@@ -69,6 +70,21 @@ def test_charts_show_what_was_measured(usual):
     assert f"true: {sum(report['sizes']['true'])}" in page.sections["cells"]
     ids = [word for word in page.source.split() if word.startswith('id="')]
     assert len(set(ids)) > 20
+
+
+@pytest.mark.parametrize("figure", ["sartorius", "f1"])
+def test_the_image_table_has_the_worst_first_and_the_sign_of_the_difference(figure):
+    images = [
+        {"id": 1, "file_name": "good", "true": 5, "found": 7, "f1": 0.9, "sartorius": 0.8},
+        {"id": 2, "file_name": "none", "true": 3, "found": 3, "f1": None, "sartorius": None},
+        {"id": 3, "file_name": "bad", "true": 9, "found": 2, "f1": 0.2, "sartorius": 0.0},
+        {"id": 4, "file_name": "fair", "true": 4, "found": 4, "f1": 0.5, "sartorius": 0.5},
+    ]
+    if figure == "f1":
+        images = [{key: value for key, value in image.items() if key != "sartorius"} for image in images]
+    rows = [row["cells"] for row in image_table(images)["rows"]]
+    assert [row[0] for row in rows] == ["bad", "fair", "good", "none"]
+    assert [row[4] for row in rows] == ["-7", "+0", "+2", "+0"]
 
 
 def test_names_are_escaped(usual):

@@ -172,9 +172,7 @@ def test_command_scores_a_file_of_predictions(data, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch, capsys):
-    import effdet_tf
-
-    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "x.json")
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "1", "--out", out]) == 1
@@ -182,9 +180,7 @@ def test_an_output_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatc
 
 
 def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeypatch, capsys):
-    import effdet_tf
-
-    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "2"]) == 0
     report = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
@@ -197,9 +193,7 @@ def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeyp
     ("score", "used", "chosen"), [((), 0.85, "given"), (("--score", "best"), 0.05, "best here")]
 )
 def test_cells_are_judged_at_the_score_of_the_run(data, tmp_path, monkeypatch, score, used, chosen):
-    import effdet_tf
-
-    monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), *score]) == 0
     cells = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())["cells"]
     assert (cells["score_threshold"], cells["chosen"]) == (used, chosen)

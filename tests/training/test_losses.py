@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +12,7 @@ from keras import ops
 from effdet_tf.geometry.boxes import encode
 from effdet_tf.model.anchors import grid
 from effdet_tf.model.network import build_network
+from effdet_tf.model.weights import named_variables
 from effdet_tf.presets import preset
 from training.assignment import State, assign
 from training.losses import (
@@ -23,6 +25,7 @@ from training.losses import (
     quality_focal,
     sigmoid_cross_entropy,
 )
+from training.trainer import make_step
 
 SIZE = 64
 
@@ -90,6 +93,14 @@ def test_dice_is_nearly_zero_for_the_same_mask_and_nearly_one_for_another():
     half = left * (np.arange(20) < 10)[:, None]
     assert value(dice(left, half)) == pytest.approx(1 - 201 / 301)
     assert value(dice(np.zeros((20, 20), np.float32), np.zeros((20, 20), np.float32))) == 0
+
+
+def test_dice_of_a_soft_mask():
+    mask = np.zeros((20, 20), np.float32)
+    mask[:, :10] = 1
+    # 200 px at one half: 1 - (2 * 100 + 1) / (200 + 50 + 1); squares, not the sum, stand below.
+    assert value(dice(mask, 0.5 * mask)) == pytest.approx(0.1992032, abs=1e-6)
+    assert value(dice(0.5 * mask, 0.5 * mask)) == pytest.approx(0, abs=1e-6)
 
 
 def test_jitter_moves_by_a_tenth_at_most_and_repeats():
@@ -236,6 +247,23 @@ def test_two_replicas_with_global_counts_add_up_to_one(tiny_config):
     parts = [combine(tiny_config, {k: v * s for k, v in sums.items()}, 4.0, 2.0) for s in (0.25, 0.75)]
     for name in whole:
         assert value(whole[name]) == pytest.approx(sum(value(p[name]) for p in parts))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_gradients_are_clipped_by_their_norm_which_is_reported_as_it_was(tiny_config, limit):
+    config = tiny_config.override([f"train.clip_norm={limit}", f"data.crop_size=[{SIZE}, {SIZE}]"])
+    network = build_network(config)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(network.trainable_variables)
+    average = [keras.Variable(v.numpy()) for v in named_variables(network).values()]
+    before = [v.numpy() for v in network.trainable_variables]
+    step = make_step(config, network, average, optimizer, 28)
+    norm = step(make_batch([CELLS, CELLS[:1]]), tf.constant(3), tf.constant(0.5)).numpy()[-1]
+    moves = [
+        (old - new.numpy()).ravel() for old, new in zip(before, network.trainable_variables, strict=True)
+    ]
+    assert 0.01 < norm < 1e3  # as it was, not as it was cut to
+    assert np.linalg.norm(np.concatenate(moves)) == pytest.approx(0.5 * min(limit, norm), rel=1e-2)
 
 
 def test_terms_are_divided_and_weighed():

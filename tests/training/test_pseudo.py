@@ -55,9 +55,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labelled(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import effdet_tf
-
-    monkeypatch.setattr(effdet_tf, "load", lambda path: Squares(), raising=False)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: Squares())
     out = tmp_path / "pseudo"
     assert cli.main(["pseudo", str(images), "--out", str(out), "--run", "mine"]) == 0
     return out
@@ -76,9 +74,7 @@ def test_the_set_holds_what_the_network_found(labelled: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(("words", "cells"), [(["--score", "0.9"], 2), (["--score", "0"], 4), (["--tta"], 3)])
 def test_score_and_views_are_the_users_choice(images, tmp_path, monkeypatch, words, cells):
-    import effdet_tf
-
-    monkeypatch.setattr(effdet_tf, "load", lambda path: Squares(), raising=False)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: Squares())
     assert cli.main(["pseudo", str(images), "--out", str(tmp_path / "out"), *words]) == 0
     manifest = load_manifest(tmp_path / "out")
     assert manifest.cells == cells

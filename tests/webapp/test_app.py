@@ -352,6 +352,13 @@ def test_a_host_that_is_not_this_servers_is_refused(host: str, open_app: Callabl
         assert answer.status_code == 403 and "host name" in answer.json()["error"]
 
 
+def test_two_host_headers_are_refused(open_app: Callable[..., WebApp]) -> None:
+    """Which of them counts is anybody's guess, so neither does; the first one is this server's own."""
+    for second in ("evil.example", "127.0.0.1:8765"):
+        answer = open_app().get("/api/state", headers=[("Host", "127.0.0.1:8765"), ("Host", second)])
+        assert answer.status_code == 403 and "host name" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("host", ["localhost:8765", "127.0.0.1", "[::1]:1234", "LOCALHOST"])
 def test_names_of_this_computer_are_answered(host: str, open_app: Callable[..., WebApp]) -> None:
     assert open_app().get("/api/state", headers={"Host": host}).status_code == 200
