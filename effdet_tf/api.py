@@ -258,9 +258,9 @@ class Model:
             UserError: before the first image, when a file, folder or pattern matches nothing.
         """
         if isinstance(images, (str, os.PathLike)) or hasattr(images, "__array__"):
-            images = [images]
+            images = [images]  # type: ignore[list-item]
         jobs: list[tuple[ImageSource, str]] = []
-        for k, image in enumerate(images):
+        for k, image in enumerate(images):  # type: ignore[arg-type]
             if isinstance(image, (str, os.PathLike)):
                 jobs += find_images([image])
             else:

@@ -25,6 +25,7 @@ def label_map(
         (labels int32 `[height, width]`, 0 is background; int32 number of cells in it).
     """
     masks, boxes = found.masks, found.mask_boxes
+    assert masks is not None and boxes is not None  # this signature is of networks with masks
     rank = tf.range(tf.shape(found.scores)[0])
     wanted = tf.reduce_sum(tf.cast((found.scores >= min_score) & (rank < found.count), tf.int32))
 

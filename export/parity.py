@@ -92,7 +92,8 @@ def compare(
         bar.update()
         return results
 
-    protocol, precisions = None, [None] * len(scored)
+    protocol: str | None = None
+    precisions: list[dict[str, Any]] | list[None] = [None] * len(scored)
     with tqdm(total=len(images), desc="parity", unit="image", file=sys.stderr, disable=not progress) as bar:
         if images.data is not None:
             protocol, precisions = _score(scored, predict, images.data, len(images))
@@ -150,7 +151,7 @@ def check(
 
 def circumstances(run: Path, size: tuple[int, int], **more: Any) -> dict[str, Any]:
     """What a report was made of and with: run, size of the TFLite input's images, versions, machine, date."""
-    versions = {"effdet_tf": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"effdet_tf": __version__, "python": platform.python_version()}
     versions |= {name: installed(name) for name in _PACKAGES}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {"versions": versions, "machine": platform.machine(), "date": date}
@@ -178,7 +179,6 @@ def _score(
             if not found.masks or any(cell.rle is None for cell in case.ground_truth):
                 kinds = KINDS[:1]
             evaluator.add(case, kinds)
-    found = []
-    for whole in (evaluator.report(kinds)["all"] for evaluator in evaluators):
-        found.append({kind: {key: whole[kind][key] for key in ("AP", "AP50")} for kind in kinds})
-    return protocol, found
+    reports = [evaluator.report(kinds)["all"] for evaluator in evaluators]
+    values = [{kind: {key: one[kind][key] for key in ("AP", "AP50")} for kind in kinds} for one in reports]
+    return protocol, values

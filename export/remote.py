@@ -150,8 +150,9 @@ class GrpcConnection:
             answer = self._stub.Predict(question, timeout=self._timeout)
         except self._grpc.RpcError as error:
             raise UserError(self._explain(error, signature)) from None
-        found = {key: self._tf.make_ndarray(part)[0] for key, part in answer.outputs.items()}
-        return {key: part.decode() if isinstance(part, bytes) else part for key, part in found.items()}
+        found: dict[str, Any] = {key: self._tf.make_ndarray(part)[0] for key, part in answer.outputs.items()}
+        texts: dict[str, Any] = {key: part.decode() for key, part in found.items() if isinstance(part, bytes)}
+        return found | texts
 
     def _explain(self, error: Any, signature: str) -> str:
         code, codes, reason = error.code(), self._grpc.StatusCode, _first_line(error.details())

@@ -179,7 +179,7 @@ def _metadata(servable: Servable) -> Message:
     return answer
 
 
-class _Servicer(_SERVICE.PredictionServiceServicer):
+class _Servicer(_SERVICE.PredictionServiceServicer):  # type: ignore[name-defined]
     """The two calls that clients need."""
 
     def __init__(self, servable: Servable) -> None:

@@ -103,7 +103,7 @@ def calibration(
     if not inputs and others is None:
         advice = "give training images with --calibration, or --data"
         raise UserError(f"tflite-int8 is calibrated on images: {advice}")
-    if not inputs:
+    if others is not None and not inputs:
         source = others
     elif len(inputs) == 1 and (Path(inputs[0]) / MANIFEST_NAME).is_file():
         source = labelled(Path(inputs[0]))

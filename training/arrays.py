@@ -66,6 +66,7 @@ def training_batches(
         return stack(crops, data_config.max_instances, places)
 
     workers = processes or threads or os.cpu_count() or 1
+    submit: Callable[[np.ndarray, np.ndarray], Callable[[], Batch]]
     if processes:
         pool = CropProcesses(make, processes, max_bytes(data, data_config, batch_size))
         submit, close = pool.submit, pool.close
@@ -151,7 +152,7 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
         batch[name] = np.full((len(crops), places, *one.shape[1:]), padding, one.dtype)
     batch["ignored"] = np.zeros((len(crops), IGNORED_REGIONS, 4), np.float32)
     for place, crop in enumerate(crops):
-        chosen = slice(None)
+        chosen: slice | np.ndarray = slice(None)
         if counts[place] > max_instances:
             area = (crop["boxes"][:, 2:] - crop["boxes"][:, :2]).prod(-1)
             chosen = np.sort(np.argsort(-area, kind="stable")[:max_instances])
@@ -161,5 +162,5 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
         regions = crop["ignored"]
         largest = np.argsort(-(regions[:, 2:] - regions[:, :2]).prod(-1), kind="stable")[:IGNORED_REGIONS]
         batch["ignored"][place, : len(largest)] = regions[largest]
-    batch["dropped"] = np.maximum(np.int32(counts) - np.int32(max_instances), 0)
+    batch["dropped"] = np.maximum(np.array(counts, np.int32) - np.int32(max_instances), 0)
     return batch

@@ -133,7 +133,8 @@ def _candidates(
 ) -> _Candidates:
     """Anchors near each cell; `reach` maps (anchor sides, stride) of a level to rows, columns."""
     parts, first, sizes, nearest = [], 0, [], []
-    features = anchor_ops.feature_sizes(*image_size, levels[0], levels[-1])
+    height, width = image_size
+    features = anchor_ops.feature_sizes(height, width, levels[0], levels[-1])
     for level, feature_size in zip(levels, features, strict=True):
         shapes = anchor_ops.shapes(anchors, level, levels[0])
         # In strides, anchors that follow the true stride are those of the nominal one.
@@ -231,7 +232,8 @@ def leave_out(
         max_level: last level.
     """
     levels = []
-    for rows, columns in anchor_ops.feature_sizes(*input_size, min_level, max_level):
+    height, width = input_size
+    for rows, columns in anchor_ops.feature_sizes(height, width, min_level, max_level):
         spans = []
         for axis, count in enumerate((rows, columns)):
             middle = anchor_ops.centers(count, anchor_ops.stride(input_size[axis], count))
@@ -287,7 +289,7 @@ def assign(
         near = _candidates(cells, image_size, anchors, levels, lambda *_: np.full(2, rules.reach))
         return _task_aligned(cells, valid, near, rules, predictions, max_cells)
     atss, threshold = rules.method == "atss", min(rules.negative_iou, rules.positive_iou)
-    reach = (lambda *_: np.full(2, 2)) if atss else (lambda *shape: _reach(*shape, threshold))
+    reach = (lambda *_: np.full(2, 2)) if atss else (lambda sides, stride: _reach(sides, stride, threshold))
     near = _candidates(cells, image_size, anchors, levels, reach)
     iou = ops.where(valid[..., None], near.iou, -1.0)
     if atss:

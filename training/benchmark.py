@@ -124,7 +124,8 @@ class Suite:
             reports[share] = self.evaluate(self.train(split), self.data("test"))
             group = reports[share]["livecell"]["all"]
             found = [group.get(kind, {}).get("AP") for kind in ("bbox", "segm")]
-            scores[share] = tuple(float("nan") if value is None else value for value in found)
+            box, mask = (float("nan") if value is None else value for value in found)
+            scores[share] = box, mask
         draw_sizes(scores, self.out / "size.png")
         return size_table(reports, sizes)
 
@@ -203,15 +204,21 @@ def build_parser() -> Parser:
         ],
         epilog="Every further option goes to training.main.",
     )
-    add, needed = parser.add_argument, {"type": Path, "required": True}
-    several = {"choices": EXPERIMENTS, "nargs": "+", "required": True, "metavar": "NAME"}
+    add = parser.add_argument
+    needed: dict[str, Any] = {"type": Path, "required": True}
+    several: dict[str, Any] = {"choices": EXPERIMENTS, "nargs": "+", "required": True, "metavar": "NAME"}
     add("dataset", choices=("livecell",))
     add("--experiment", help=", ".join(EXPERIMENTS), **several)
     add("--source", help="LIVECell, as `effdet_tf download` brings it", **needed)
     add("--out", help="folder of data, runs, results and tables", **needed)
-    types = {"nargs": "+", "choices": CELL_TYPES, "metavar": "TYPE", "default": list(CELL_TYPES)}
+    types: dict[str, Any] = {
+        "nargs": "+",
+        "choices": CELL_TYPES,
+        "metavar": "TYPE",
+        "default": list(CELL_TYPES),
+    }
     names = f"for the single-type experiments: {', '.join(CELL_TYPES)} (default: all eight)"
-    add("--types", help=names, **types)
+    add("--types", default=list(CELL_TYPES), help=names, **types)
     return parser
 
 

@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         out = run / f"evaluation-{options.data.resolve().name}.json"
     found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
     with contextlib.ExitStack() as stack:
-        writers = []
+        writers: list[Callable[[Entries], None]] = []
         if out is not None:
             scratch = stack.enter_context(FoundScratch(settings["score_threshold"]))
             writers.append(scratch.add)

@@ -49,7 +49,7 @@ def train(options: argparse.Namespace) -> None:
     data = load_packed(options.data)
     folder = options.out
     with locked(folder):
-        config = open_run(resolve(config, data), folder)
+        config = open_run(resolve(config, data), folder)  # type: ignore[arg-type]
         device = jax.devices()[0]
         set_precision(config, has_accelerator=device.platform != "cpu")
         workers = crop_workers(options.workers, device.platform != "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,8 @@ class JaxTrainer(Run):
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
         data, augment, train = self.config.data, self.config.augment, self.config.train
         place = (train.batch, train.seed, self.epoch, self.epoch_step)
-        return training_batches(self.store, data, augment, *place, processes=self.workers)
+        store = cast(PackedSet, self.store)
+        return training_batches(store, data, augment, *place, processes=self.workers)
 
     def _train(self, batch: dict[str, np.ndarray], number: int, rate: float) -> jax.Array:
         fed = {name: batch[name] for name in FED}

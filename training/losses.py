@@ -103,8 +103,8 @@ def jitter(boxes: Tensor, index: Tensor, step: Tensor, amount: float = 0.1) -> T
     """
     _, _, h, w = box_ops.to_center(boxes)
     # Fractions of the square roots of primes: sides and instances then move independently.
-    along = np.float32([0.4142136, 0.7320508, 0.2360680, 0.6457513])
-    over = np.float32([0.3166248, 0.6055513, 0.1231056, 0.3588989])
+    along = np.array([0.4142136, 0.7320508, 0.2360680, 0.6457513], np.float32)
+    over = np.array([0.3166248, 0.6055513, 0.1231056, 0.3588989], np.float32)
     moves = ops.cast(index % 9973, "float32")[..., None] * along + ops.cast(step % 9973, "float32") * over
     moves = (moves - ops.floor(moves)) * 2 - 1
     return boxes + moves * amount * ops.stack([h, w, h, w], axis=-1)
@@ -134,10 +134,10 @@ def detection_losses(
         where they are weighted), `instances` to divide them by.
     """
     model = config.model
-    size = ops.shape(batch["image"])[1:3]
+    size = height, width = ops.shape(batch["image"])[1:3]
     cells, classes = ops.cast(batch["boxes"], "float32"), ops.cast(batch["classes"], "int32")
     levels = (model.min_level, model.max_level)
-    anchors = ops.concatenate(anchor_ops.grid(*size, config.anchors, *levels), axis=0)[None]
+    anchors = ops.concatenate(anchor_ops.grid(height, width, config.anchors, *levels), axis=0)[None]
     deltas, logits = (ops.cast(outputs[name], "float32") for name in ("box_deltas", "class_logits"))
     boxes = box_ops.decode(deltas, anchors, config.anchors.code)
     predictions = None

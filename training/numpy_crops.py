@@ -44,7 +44,7 @@ def draw(
         choice = min(int(uniform[0] * len(config.short_sides)), len(config.short_sides) - 1)
         scale = config.short_sides[choice] / size.min()
     elif fit:
-        scale = (np.float32(crop_size) / size).min() * (low + uniform[0] * (high - low))
+        scale = (np.array(crop_size, np.float32) / size).min() * (low + uniform[0] * (high - low))
     else:
         scale = np.exp(np.log(low) + uniform[0] * (np.log(high) - np.log(low)))
     turns = int(uniform[3] * 4) if config.rot90 else 0
@@ -110,7 +110,7 @@ def crop_window(
     room = size - wanted
     high = np.maximum(room, 0)
     low = np.zeros_like(room) if top_left else np.minimum(room, 0)
-    position = np.float32([params.y, params.x]) * (high - low + 1).astype(np.float32)
+    position = np.array([params.y, params.x], np.float32) * (high - low + 1).astype(np.float32)
     return np.minimum(low + position.astype(int), high), wanted
 
 

@@ -16,8 +16,13 @@ IGNORED_REGIONS = 128  # places for them in a batch; a crop has a few dozen at m
 class Images(Protocol):
     """Training data, as far as a plan needs to know them."""
 
-    images: int  # their number
-    cells: np.ndarray  # int64 `[images]`, cells of each
+    @property
+    def images(self) -> int:
+        """Their number."""
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Cells of each, int64 `[images]`."""
 
 
 def steps_per_epoch(store: Images, data_config: DataConfig, batch_size: int) -> int:

@@ -36,7 +36,15 @@ FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given 
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")
-_SHOWN = (*TERMS, "coco_box_AP", "coco_mask_AP", "box_AP", "mask_AP", "mask_AP50", "sartorius")
+_SHOWN: tuple[str, ...] = (
+    *TERMS,
+    "coco_box_AP",
+    "coco_mask_AP",
+    "box_AP",
+    "mask_AP",
+    "mask_AP50",
+    "sartorius",
+)
 _SHOWN += ("images_per_second",)
 
 

@@ -28,7 +28,7 @@ from training import main as training_main
 from training.steps import convert, run_step
 
 # What the shipped network was trained with beside its preset.
-TRAINING = ("--preset", "cells-lite0", "--batch", "4", "--devices", "1")
+TRAINING: tuple[str, ...] = ("--preset", "cells-lite0", "--batch", "4", "--devices", "1")
 TRAINING += ("--set", "train.evaluate_every=1000000")
 # The people who annotated the Sartorius images drew half a pixel above what the images show
 # (benchmarks/ablations.md). Mirrored and turned images hide that, so the last part goes without them.
@@ -102,9 +102,9 @@ def _convert(source: Path, data: Path) -> None:
         raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
     for name, words in (("train", ["--exclude-ids", held_out]), ("val", ["--ids", held_out])):
         convert("sartorius", sartorius, data / name, "--classes", "one", *words)
-    for name, kind, words in (("livecell", "livecell", ["--split", "val"]), ("usiigaci", "labelmaps", [])):
+    for name, kind, more in (("livecell", "livecell", ["--split", "val"]), ("usiigaci", "labelmaps", [])):
         if (source / name).is_dir():
-            convert(kind, source / name, data / name, *words)
+            convert(kind, source / name, data / name, *more)
 
 
 def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
@@ -131,10 +131,10 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
     shapes = [{name: value.shape for name, value in arrays.items()} for arrays in sets]
     if any(other != shapes[-1] for other in shapes):
         raise UserError(f"{', '.join(map(str, runs))}: weights of different networks have no mean")
-    packed = {}
+    packed: dict[str, np.ndarray] = {}
     for name in sets[-1]:
         value = np.mean([arrays[name] for arrays in sets], axis=0, dtype=np.float64).astype(np.float32)
-        packed[name] = value.astype(np.float16) if value.ndim > 1 else value.astype(np.float32)
+        packed[name] = np.asarray(value, np.float16 if value.ndim > 1 else np.float32)
         if not np.isfinite(packed[name]).all():
             raise UserError(f"{runs[-1]}: {name} holds values that float16 cannot; train it again")
     out.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def build_parser() -> Parser:
     add("--run", type=Path, nargs="+", help="trained runs to pack, their mean, in place of training")
     add("--name", default="cells", help="of the network, for the card (default: %(default)s)")
     add("--trained-by", type=Path, metavar="FILE", help=_HELP["trained-by"])
-    settings = {"dest": "settings", "action": "extend", "nargs": 1, "default": []}
+    settings: dict[str, Any] = {"dest": "settings", "action": "extend", "nargs": 1, "default": []}
     add("--set", metavar="KEY=VALUE", help="any setting of the training", **settings)
     return parser
 

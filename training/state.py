@@ -41,7 +41,7 @@ def save_state(folder: Path, groups: dict[str, list[Any]], progress: dict[str, A
     path = folder / STATE_FILE
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())  # a power failure must not leave the new name with nothing behind it
         if path.exists():

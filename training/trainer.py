@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -192,7 +192,8 @@ class Trainer(Run):
 
     def _crops(self) -> Iterator[dict[str, tf.Tensor]]:
         train, epoch, done = self.config.train, self.epoch, self.epoch_step
-        sets = (self.store, self.config.data, self.config.augment, train.batch, train.seed)
+        store = cast(RecordStore, self.store)
+        sets = (store, self.config.data, self.config.augment, train.batch, train.seed)
         while True:
             left = EPOCHS_AHEAD if train.minutes > 0 else train.epochs - epoch
             epochs = max(min(left, EPOCHS_AHEAD), 1)

@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     for verb in walk(parser):
         for action in verb._actions:
             if action.type is Path or action.metavar in _PATHS:
-                action.complete = shtab.FILE
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, args.shell))
     return 0

@@ -41,7 +41,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         for line in text.splitlines():
-            prose = lines and min(len(lines[-1]), len(line)) and " " not in (lines[-1][0], line[0])
+            prose = lines and lines[-1] and line and " " not in (lines[-1][0], line[0])
             if prose and len(lines[-1].rpartition("\n")[2]) > _FULL:
                 lines[-1] += f" {line}"
             else:

@@ -141,6 +141,8 @@ def _checked(cells: list[Cell], file_name: str, height: int, width: int, faults:
 def _box(cell: Cell, height: int, width: int) -> np.ndarray:
     """The box yxyx to train on: tight around the mask, or as annotated where there is none, float32 [4]."""
     if not cell.counts:
-        return np.clip(np.asarray(cell.box, np.float32), 0, np.float32([height, width, height, width]))
+        return np.clip(
+            np.asarray(cell.box, np.float32), 0, np.array([height, width, height, width], np.float32)
+        )
     y, x, mask = cell.patch
-    return np.float32([y, x, y + mask.shape[0], x + mask.shape[1]])
+    return np.array([y, x, y + mask.shape[0], x + mask.shape[1]], np.float32)

@@ -88,7 +88,7 @@ class Manifest:
             file, images = shard.get("file"), shard.get("images")
             # A name with a folder in it would lead out of the data set; no file system takes longer ones.
             name = isinstance(file, str) and file.isprintable() and 0 < len(os.fsencode(file)) <= 255
-            if not name or Path(file).name != file:
+            if not name or Path(str(file)).name != file:
                 raise ValueError(f"shard {str(file)[:60]!r} is not the name of a file")
             if type(images) is not int or images < 0:
                 raise ValueError(f"shard {file} has {images!r} images")

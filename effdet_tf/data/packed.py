@@ -101,7 +101,7 @@ def save_packed(path: str | os.PathLike[str], packed: PackedSet) -> None:
     arrays = {name: packed.arrays[name] for name in _ARRAYS}
     arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_packed(path: str | os.PathLike[str]) -> PackedSet:

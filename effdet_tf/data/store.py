@@ -70,10 +70,10 @@ class RecordStore:
                 differ in their classes or in the size of their masks, or labels of a network among those of
                 people, or the other way round.
         """
-        folders = [directories] if isinstance(directories, (str, Path)) else list(directories)
-        if not folders:
+        named = [directories] if isinstance(directories, (str, Path)) else list(directories)
+        if not named:
             raise UserError("no data set was named; give a folder that `convert` wrote")
-        annotated, folders = len(folders), [Path(folder) for folder in (*folders, *pseudo)]
+        annotated, folders = len(named), [Path(folder) for folder in (*named, *pseudo)]
         manifests = _read_manifests(folders, annotated)
         self.fingerprint = hashlib.sha256(
             repr([sorted(shard.items()) for manifest in manifests for shard in manifest.shards]).encode()
@@ -154,7 +154,7 @@ class RecordStore:
             "masks": np.empty((cells, size, size), np.uint8),
             "iscrowd": np.empty(cells, np.uint8),
         }
-        scalars = {
+        scalars: dict[str, np.ndarray] = {
             "mean": np.empty(self.images, np.float32),
             "std": np.empty(self.images, np.float32),
             "bit_depth": np.empty(self.images, np.int32),
@@ -212,7 +212,7 @@ def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:
             rows.append(np.concatenate([place, found], 1))
             paths.append(str(path))
     table = np.concatenate([np.zeros((0, len(_INDEX)), np.int64), *rows])
-    return paths, np.rec.fromarrays(table.T, names=list(_INDEX))
+    return paths, np.rec.fromarrays(table.T, names=list(_INDEX))  # type: ignore[call-overload]
 
 
 def _outline(serialized: tf.Tensor) -> tf.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LUMA = np.float32([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:

@@ -98,7 +98,8 @@ def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None
     """
     values = to_channels(image, config, whole)
     if config.data.normalization == "image":
-        mean, std = map(np.float32, image_statistics(to_gray(values)) if whole is None else whole[:2])
+        of_image = image_statistics(to_gray(values)) if whole is None else whole[:2]
+        mean, std = (np.array(value, np.float32) for value in of_image)
     else:
         mean, std = fixed_statistics(config.data)
     return (values - mean) / std

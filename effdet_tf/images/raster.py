@@ -47,13 +47,15 @@ def read_picture(path: Path, head: bytes, max_pixels: int, labels: bool) -> np.n
         picture.load()  # raises for a file that is cut short, which OpenCV would pad
         if deep_colour:  # Pillow keeps only 8 of the 16 bits
             pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            if pixels is None:
+                raise OSError("OpenCV cannot read it")
             return pixels[..., 2::-1] if pixels.ndim == 3 else pixels
         if picture.mode in ("P", "PA") and labels:
             return np.asarray(picture.getchannel(0) if picture.mode == "PA" else picture)
         if picture.mode == "1":
             return np.asarray(picture).astype(np.uint8) * np.uint8(1 if labels else 255)
         if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"):
-            picture = picture.convert("RGB")
+            return np.asarray(picture.convert("RGB"))
         return np.asarray(picture)
 
 

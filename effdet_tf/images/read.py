@@ -109,6 +109,7 @@ class Stack:
         return _as_labels(self._pixels(page, True), self.path)
 
     def _pixels(self, page: int, labels: bool) -> np.ndarray:
+        assert self._file is not None  # it is a tif
         with _decoding(self.path):
             place = self._places[page]
             return _read_tiff(self._file, self.path, self._size, self._max_pixels, labels, place)

@@ -16,7 +16,7 @@ class Detections(NamedTuple):
     classes: Any  # int32 [N]
     masks: Any | None  # [N, m, m] probability over mask_boxes: float32, once ranked uint8 times 255
     mask_boxes: Any | None  # float32 [N, 4] yxyx, input px
-    count: Any | None = None  # int32 scalar, in a graph alone: rows from it on are padding
+    count: Any | None = None  # type: ignore[assignment] # int32 scalar, in a graph: rows from it on are padding
 
     @classmethod
     def from_outputs(cls, outputs: dict[str, np.ndarray]) -> Detections:

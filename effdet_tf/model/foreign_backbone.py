@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 import keras
 
@@ -93,6 +94,7 @@ def _levels(model: keras.Model, channels: int) -> dict[int, Tensor]:
     if not named and layers:
         named = {level: model.get_layer(name).output for level, name in layers.items()}
     outputs = named or model.output
+    pairs: list[tuple[int | None, Any]]
     if isinstance(outputs, dict):
         pairs = [(_level_of(key, model.name), tensor) for key, tensor in outputs.items()]
     else:

@@ -29,9 +29,11 @@ class BatchNorm(layers.BatchNormalization):
         statistics = (self.moving_mean, self.moving_variance)
         weights = [ops.cast(v, "float32") for v in (self.gamma, self.beta, *statistics)]
         if learning and kernels.replicas() > 1:
-            y, *used = kernels.shared_batch_norm(inputs, *weights[:3], self.epsilon)
+            gamma, beta, guess, _ = weights
+            y, *used = kernels.shared_batch_norm(inputs, gamma, beta, guess, self.epsilon)
         else:
-            y, *used = kernels.fused_batch_norm(inputs, *weights, self.epsilon, learning)
+            gamma, beta, mean, variance = weights
+            y, *used = kernels.fused_batch_norm(inputs, gamma, beta, mean, variance, self.epsilon, learning)
         if learning:
             for variable, value in zip(statistics, used, strict=True):
                 value = ops.cast(value, variable.dtype)

@@ -64,7 +64,8 @@ def select(
         chosen = ops.cast(ops.top_k(ops.take(logits, anchor, axis=0), 1)[1][:, 0], "int32")
     else:
         anchor, chosen = index // classes_count, index % classes_count
-    anchors = anchor_ops.at(anchor, *input_size, config.anchors, model.min_level, model.max_level)
+    height, width = input_size
+    anchors = anchor_ops.at(anchor, height, width, config.anchors, model.min_level, model.max_level)
     deltas = ops.cast(ops.take(deltas, anchor, axis=0), "float32")
     boxes = box_ops.decode(deltas, anchors, config.anchors.code)
     height, width = ops.cast(image_size[0], "float32"), ops.cast(image_size[1], "float32")

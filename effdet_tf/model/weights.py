@@ -22,8 +22,10 @@ from effdet_tf.model.network import Network
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # What numpy and zipfile raise for damaged files: RuntimeError for one whose flags say it is encrypted or
 # packed in an unknown way, TypeError where a bare array lies in place of an archive.
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, TypeError)
-_UNREADABLE += (zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, TypeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def named_variables(network: Network) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def to_arrays(network: Network) -> dict[str, np.ndarray]:
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as `.npz`, atomically."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: str | os.PathLike[str], kind: str = "weights file") -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ class Form(QWidget):
         self.score = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
         self.score.setRange(0, 1)
         self.score.setDecimals(2)
-        self.score.setSingleStep(0.01)
+        self.score.setSingleStep(0.01)  # type: ignore[arg-type]
         self.score.setToolTip("Cells with this score or more are shown; moving it needs no new search")
         self.own = QCheckBox("as the network was tuned")
         self.own.setChecked(True)

@@ -28,6 +28,12 @@ from effdet_tf.runs import find_run
 _DONE, _USER_ERROR, _FAILED = "done", "user error", "failed"
 
 
+def _questions(process: subprocess.Popen[bytes] | None) -> IO[bytes]:
+    """Where the process reads."""
+    assert process is not None and process.stdin is not None
+    return process.stdin
+
+
 class NetworkProcess:
     """The network that was used last: it stays open, so that the next image need not wait for it.
 
@@ -93,7 +99,7 @@ class NetworkProcess:
             process.kill()
             process.wait()
             with contextlib.suppress(BrokenPipeError):  # what it had not read yet
-                process.stdin.close()
+                _questions(process).close()
 
     def _start(self) -> None:
         command = [sys.executable, "-m", __name__]
@@ -105,8 +111,9 @@ class NetworkProcess:
     def _send(self, question: str, value: Any) -> None:
         self.waiting = True
         with contextlib.suppress(BrokenPipeError):  # it died: `answer` will tell
-            pickle.dump((question, value), self._process.stdin)
-            self._process.stdin.flush()
+            questions = _questions(self._process)
+            pickle.dump((question, value), questions)
+            questions.flush()
 
 
 def last_change(source: str) -> int:
@@ -131,7 +138,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """
     from effdet_tf.prediction.load import load
 
-    opened: tuple[str, Any] | None = None
+    opened: Any = None  # source and predictor
     with contextlib.suppress(EOFError):
         while True:
             question, value = pickle.load(questions)

@@ -69,6 +69,7 @@ def is_shown(viewer: Viewer, image: str) -> bool:
 def _show_labels(viewer: Viewer, image: str, marks: Marks, place: dict[str, Any]) -> Any:
     """Labels with their table; a former layer keeps the look that the user gave it."""
     layer = _former(viewer, image, "cells")
+    assert marks.labels is not None
     if layer is None or layer.ndim != marks.labels.ndim:
         _remove(viewer, image, "cells")
         return viewer.add_labels(

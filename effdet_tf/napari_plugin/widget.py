@@ -99,9 +99,9 @@ class FindCells(QWidget):
         if self._work.worker is not None:
             self._work.worker.quit()
 
-    def changeEvent(self, event: QEvent) -> None:
+    def changeEvent(self, event: QEvent | None) -> None:
         """End the work when napari takes the widget out of its dock, which is how it closes one."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self._work.end()
         super().changeEvent(event)
 
@@ -184,6 +184,7 @@ class FindCells(QWidget):
     def _show(self, marks: Marks) -> None:
         """Show the result and its number of cells."""
         found = self._found
+        assert found is not None
         place = layers.placement(self._image, found.first)
         layers.show(self._viewer, found.pages.name, marks, self.form.shapes.currentText(), place)
         self._shown = True

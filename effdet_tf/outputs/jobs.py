@@ -43,7 +43,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
         UserError: when one of the inputs matches no image.
     """
     found: dict[Path, tuple[Path, Path]] = {}
-    for text in map(os.fspath, inputs):
+    for text in (str(os.fspath(one)) for one in inputs):
         matches = list(_expand(text))
         if not matches:
             raise UserError(_no_match(text))

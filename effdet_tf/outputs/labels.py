@@ -93,7 +93,7 @@ class LabelPages:
         Raises:
             OverflowError: when a label does not fit.
         """
-        if labels.max(initial=0) > np.iinfo(self._dtype).max:
+        if labels.max(initial=0) > np.iinfo(self._dtype).max:  # type: ignore[type-var]
             raise OverflowError(f"label {labels.max()} does not fit into {self._dtype}")
         self._shape = labels.shape
         if self._writer is None:
@@ -110,11 +110,13 @@ class LabelPages:
     def _write(self, labels: np.ndarray) -> None:
         options = self._options | ({} if self._written else self._first)
         self._written += 1
+        writer = self._writer
+        assert writer is not None  # `add` opened it
         if labels.size < _LARGE:
-            self._writer.write(labels.astype(self._dtype), **options)
+            writer.write(labels.astype(self._dtype), **options)
         else:
             options |= {"shape": labels.shape, "dtype": self._dtype, "tile": (_TILE, _TILE)}
-            self._writer.write(_tiles(labels, self._dtype), **options)
+            writer.write(_tiles(labels, self._dtype), **options)
 
 
 def _tiles(labels: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:

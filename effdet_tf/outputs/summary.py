@@ -30,7 +30,8 @@ def summary_row(image: str, page: Page, info: ImageInfo) -> list[Any]:
     """The row of one page for `summary_columns`; `image` is its name there."""
     cells, result, scale = page.cells, page.cells.result, info.um_per_px
     counts = np.bincount(result.classes, minlength=len(result.class_names)).tolist()
-    mean_score = mean_area = mean_area_um2 = covered = ""
+    mean_score: float | str = ""
+    mean_area = mean_area_um2 = covered = mean_score
     if len(result):
         mean_score = round(float(result.scores.mean()), 4)
     if cells.labels is not None:

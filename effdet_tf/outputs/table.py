@@ -66,8 +66,9 @@ def cell_table(cells: NumberedCells, image: np.ndarray, um_per_px: float | None 
     else:
         measures = measure_cells(cells.labels, image, count)
     columns |= {name: np.round(measures[name], decimals) for name, decimals in _DECIMALS.items()}
-    for name, (source, power) in _MICROMETRES.items() if um_per_px is not None else ():
-        columns[name] = np.round(measures[source] * um_per_px**power, 4)
+    if um_per_px is not None:
+        for name, (source, power) in _MICROMETRES.items():
+            columns[name] = np.round(measures[source] * um_per_px**power, 4)
     table = pd.DataFrame(columns)
     return table if cells.labels is None else table.astype({"area": np.int64})
 

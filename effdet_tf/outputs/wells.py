@@ -52,7 +52,8 @@ def parse_name(name: str) -> Acquisition:
         minutes = (since[0] * 24 + since[1]) * 60 + since[2]
     elif date:
         try:
-            minutes = int((datetime.datetime(*date) - _EPOCH).total_seconds() // 60)
+            day = datetime.datetime(*date)  # type: ignore[arg-type]
+            minutes = int((day - _EPOCH).total_seconds() // 60)
         except ValueError:  # the 31st of February
             return Acquisition()
     return Acquisition(f"{row}{int(column)}", int(site), minutes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,7 +49,7 @@ class View(NamedTuple):
             sides, shown = (y0, x0, y1, x1), (found.height, found.width)
             if self.transpose:
                 sides, shown = (x0, y0, x1, y1), shown[::-1]
-            factor = np.tile(np.float32([height, width]) / np.float32(shown), 2)
+            factor = np.tile(np.array([height, width], np.float32) / np.array(shown, np.float32), 2)
             return np.stack(sides, axis=1).astype(np.float32) * factor
 
         masks = found.masks
@@ -58,8 +58,10 @@ class View(NamedTuple):
             masks = masks[:, :, ::-1] if self.flip_x else masks
             masks = masks.swapaxes(1, 2) if self.transpose else masks
         mask_boxes = None if found.mask_boxes is None else boxes(found.mask_boxes)
-        changed = {"boxes": boxes(found.boxes), "masks": masks, "mask_boxes": mask_boxes}
-        return dataclasses.replace(found, height=height, width=width, **changed)
+        size: dict[str, Any] = {"height": height, "width": width}
+        return dataclasses.replace(
+            found, boxes=boxes(found.boxes), masks=masks, mask_boxes=mask_boxes, **size
+        )
 
 
 def make_views(flips: bool = True, scales: Sequence[float] = (1.0,)) -> list[View]:
@@ -110,12 +112,13 @@ def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> R
         return np.array(rows, np.float32).reshape(-1, 4)
 
     masks = mask_boxes = None
-    if cells.masks is not None:
+    if cells.masks is not None and cells.mask_boxes is not None:
         mask_boxes = mean(cells.mask_boxes)
         masks = np.zeros((0, *cells.masks.shape[1:]), np.uint8)
         if groups:
             counts = [len(group) for group in groups]
             members = cells.take(np.concatenate(groups))
+            assert members.masks is not None and members.mask_boxes is not None
             values, targets = members.masks.astype(np.float32), mask_boxes.repeat(counts, axis=0)
             placed = resample_bitmaps(values, members.mask_boxes, targets, values.shape[-1])
             placed *= np.concatenate(weights)[:, None, None].astype(np.float32)

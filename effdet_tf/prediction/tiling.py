@@ -6,8 +6,8 @@ Pure numpy: a network that runs without TensorFlow is served without it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -130,7 +130,7 @@ def make_tiles(size: tuple[int, int], tile_size: tuple[int, int], unit: int, ove
         The tiles, row by row; one alone for an image that fits into a tile.
     """
     rows, columns = (_spans(*axis, unit, overlap) for axis in zip(size, tile_size, strict=True))
-    pairs = itertools.product(rows, columns)
+    pairs: Iterator[tuple[Any, Any]] = itertools.product(rows, columns)
     return [Tile(*(np.stack(pair, axis=-1) for pair in zip(*spans, strict=True))) for spans in pairs]
 
 

@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 REFERENCE = "#9aa1ad"  # of others' figures
 MARKERS = "os^Dv<>P"
 SIZES = {"APs": "small, below 18² px", "APm": "medium, to 31² px", "APl": "large, above 31² px"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "svg.hashsalt": "effdet_tf",
     "text.parse_math": False,  # a $ in a name is a $
@@ -67,7 +67,7 @@ def lines(
     name: str,
     title: str,
     x: str,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
     y: str = "",
     logarithmic: bool = False,
     limits: tuple[float, float | None] | None = None,
@@ -164,7 +164,7 @@ def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
         for place, kind in enumerate(types):
             own = [image for image in images if str(image.get("cell_type") or "") == kind]
             true, found = ([image[name] for image in own] for name in ("true", "found"))
-            look = {"s": 16, "alpha": 0.75, "linewidths": 0, "clip_on": False, "zorder": 3}
+            look: dict[str, Any] = {"s": 16, "alpha": 0.75, "linewidths": 0, "clip_on": False, "zorder": 3}
             look |= {"color": COLOURS[place % len(COLOURS)], "label": kind or "cell type unknown"}
             axes.scatter(true, found, marker=MARKERS[place // len(COLOURS) % len(MARKERS)], **look)
         for axis in (axes.xaxis, axes.yaxis):
@@ -190,7 +190,12 @@ def sizes(name: str, histogram: Mapping[str, Sequence[float]]) -> str:
         first, last = (used[0], used[-1] + 1) if len(used) else (0, 1)
         for label, values, colour in (("true", true, COLOURS[0]), ("found", found, COLOURS[1])):
             fill = label == "true"
-            look = {"fill": fill, "color": colour, "alpha": 0.35 if fill else 1, "linewidth": 1.6}
+            look: dict[str, Any] = {
+                "fill": fill,
+                "color": colour,
+                "alpha": 0.35 if fill else 1,
+                "linewidth": 1.6,
+            }
             text = f"{label}: {int(values.sum()):,}"
             axes.stairs(values[first:last], edges[first : last + 1], label=text, **look)
         axes.set_xscale("log", base=2)

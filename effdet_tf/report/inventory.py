@@ -25,9 +25,11 @@ from effdet_tf.presets import PRESETS
 from effdet_tf.runs import CARD_FILE, FIGURES_FILE, MODELS, config_file, find_run, model_names, weights_file
 
 # Names of distributions: one of several for OpenCV, which comes in four.
-_OPENCV = ("opencv-python-headless", "opencv-python")
-_OPENCV += ("opencv-contrib-python-headless", "opencv-contrib-python")
-PACKAGES = (("tensorflow",), ("keras",), ("numpy",), _OPENCV)
+_OPENCV = (
+    *("opencv-python-headless", "opencv-python"),
+    *("opencv-contrib-python-headless", "opencv-contrib-python"),
+)
+PACKAGES: tuple[tuple[str, ...], ...] = (("tensorflow",), ("keras",), ("numpy",), _OPENCV)
 PACKAGES += (("pycocotools",), ("tifffile",), ("imagecodecs",), ("pandas",))
 OPTIONAL = {
     "ai-edge-litert": "TFLite files",

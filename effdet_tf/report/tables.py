@@ -104,7 +104,7 @@ def cell_table(result: Mapping[str, Any]) -> Table:
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
 
 
-def image_table(images: Sequence[Mapping[str, Any]]) -> Table:
+def image_table(images: Sequence[dict[str, Any]]) -> Table:
     """Every image, the worst first; at most `MAX_IMAGES`."""
     figure = ranking_figure(images)
     ranked = sorted(images, key=lambda image: (image.get(figure) is None, image.get(figure) or 0.0))

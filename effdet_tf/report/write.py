@@ -60,7 +60,12 @@ def render(material: Material, kind: str) -> str:
     from markupsafe import Markup
 
     # Names of classes, cell types and files come from users: everything is escaped but what is made here.
-    rules = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    rules: dict[str, Any] = {
+        "autoescape": True,
+        "undefined": StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
     environment = Environment(loader=FileSystemLoader(PAGE), **rules)
     report = material.report
     parts = {

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError
@@ -91,7 +92,7 @@ def _zip(
     sink = _Sink()
     with (
         tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder,
-        zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         tables = Path(folder) / SUMMARY, Path(folder) / WELLS
         with outputs.open_csv(tables[0], outputs.summary_columns(class_names)) as add_rows:

@@ -34,7 +34,7 @@ class Networks:
         self._sources = {name: source} | {other: path for other, path in packaged.items() if other != name}
         self.names = list(self._sources)
         self._loaded: dict[str, Predictor] = {name: load(source)}
-        self.scores = {other: float(report_score(self._sources[other])) for other in self.names[1:]}
+        self.scores = {other: report_score(self._sources[other]) or 0.0 for other in self.names[1:]}
         self.scores[name] = float(self._loaded[name].config.postprocess.report_score)
 
     def check(self, name: str) -> None:
