@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-# Upper bounds stand where a next major version can break us. With LOWEST=1, `.ci/run` tests the lower bounds.
+# Upper bounds stand where a next major version can break us; `.ci/run` tests the lower bounds, too.
 # h5py, protobuf, grpcio and requests come with TensorFlow.
 TFLITE = ["ai-edge-litert>=2,<3"]  # the runtime of TFLite files, without TensorFlow
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]  # the web app
@@ -57,21 +57,22 @@ setup(
         "Development Status :: 4 - Beta",
         "Framework :: napari",
         "Intended Audience :: Science/Research",
-        "Operating System :: POSIX :: Linux",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<4",
         "numpy>=1.26,<3",
-        "opencv-python-headless>=4.10,<6",
+        "opencv-python-headless>=4.11,<6",
         "pycocotools>=2.0.8",
         "pandas>=2.2,<4",
         "pillow>=10.3",
-        "tifffile[codecs]>=2024.2",
-        "roifile>=2024.1",
+        "tifffile[codecs]>=2024.7",
+        "roifile>=2026.1",  # an earlier one cuts scores short
         "pyyaml>=6",
         "tqdm>=4.66",
         "filelock>=3.13",

@@ -15,11 +15,11 @@ INTRODUCTION = """\
 ```python
 import effdet_tf
 
-model = effdet_tf.load("cells")            # a network of the package, a run or an export
-cells = model.predict("image.tif")         # or an array; score=0.3 for another threshold, score=0 for all
+model = effdet_tf.load("cells")  # a network of the package, a run or an export
+cells = model.predict("image.tif")  # or an array; score=0.3 for another threshold, score=0 for all
 len(cells), cells[0].score, cells.table()  # a pandas DataFrame
-cells.label_image()                        # numpy; 0 is background, cell k has k + 1
-cells.save("results")                      # the files that `effdet_tf predict` writes
+cells.label_image()  # numpy; 0 is background, cell k has k + 1
+cells.save("results")  # the files that `effdet_tf predict` writes
 
 for cells in model.predict_many("plate1/"):
     print(cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ class RunLog:
             folder: the run folder.
             history: one row per finished epoch; rows of a resumed run come with its checkpoint, so
                 an epoch that is repeated after a crash stands in the CSV once.
-            tensorboard: write TensorBoard's files; that takes TensorFlow.
+            tensorboard: write TensorBoard's files, where it is installed; that takes TensorFlow.
         """
         self.folder, self.history = folder, history
         self._writer: Any = None
-        if tensorboard:
+        if tensorboard and find_spec("tensorboard") is not None:  # without it TensorFlow writes none
             import tensorflow as tf
 
             self._writer = tf.summary.create_file_writer(str(folder / TENSORBOARD_FOLDER))

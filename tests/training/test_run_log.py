@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from effdet_tf.runs import LOG_FILE
+from training import run_log
 from training.run_log import TENSORBOARD_FOLDER, RunLog
 
 
@@ -54,3 +55,12 @@ def test_tensorboard_reads_steps_and_epochs(tmp_path: Path) -> None:
     assert events["rate"] == {20: 0.5, 40: 0.25}
     assert events["epoch/total"] == {40: 2.5}
     assert not {"epoch/mask_AP", "epoch/note"} & set(events)
+
+
+def test_without_tensorboard_there_is_the_table_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run_log, "find_spec", lambda name: None)
+    log = RunLog(tmp_path, [])
+    log.step(20, {"loss/total": 3.0})
+    log.epoch(20, {"epoch": 1, "total": 2.5})
+    assert read_csv(tmp_path) == [{"epoch": "1", "total": "2.5"}]
+    assert not (tmp_path / TENSORBOARD_FOLDER).exists()
