@@ -103,7 +103,7 @@ def test_dice_of_a_soft_mask():
     assert value(dice(0.5 * mask, 0.5 * mask)) == pytest.approx(0, abs=1e-6)
 
 
-def test_jitter_moves_by_a_tenth_at_most_and_repeats():
+def test_jitter_moves_by_at_most_a_tenth_and_repeats():
     boxes = np.tile(f32(10, 10, 30, 50), (1, 400, 1))
     index = np.arange(400, dtype=np.int32)[None]
     moved = [ops.convert_to_numpy(jitter(boxes, index, step)) for step in (3, 3, 4)]
