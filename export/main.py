@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from effdet_tf.commands.parser import called, exit_code
 from effdet_tf.config import Config, load_config
@@ -126,13 +126,10 @@ def _export(
                 card = {"licence": options.licence, "run": options.run}
                 write_saved_model(predictor, made, max_pixels=options.max_pixels, **card)
             else:
-                from export.tflite import Precision, convert
+                from export.tflite import convert
 
                 float_heads = options.float_heads
-                precision = cast(Precision, name)
-                made.write_bytes(
-                    convert(predictor, options.size, precision, calibration, float_heads=float_heads)
-                )
+                made.write_bytes(convert(predictor, options.size, name, calibration, float_heads=float_heads))
         if not places:
             for old in PARITY_FILES:  # of earlier exports
                 (options.out / old).unlink(missing_ok=True)

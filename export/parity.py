@@ -116,8 +116,7 @@ def compare(
         }
         verdict, why = check(metrics, precisions[0], tolerances[artifact.name])
         metrics |= {"tolerance": tolerances[artifact.name]._asdict(), "verdict": verdict, "why": why}
-    report["passed"] = all(metrics["verdict"] != FAILED for metrics in report["artifacts"].values())
-    return report
+    return report | {"passed": all(m["verdict"] != FAILED for m in report["artifacts"].values())}
 
 
 def check(

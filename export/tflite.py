@@ -10,7 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,7 +29,6 @@ from effdet_tf.prediction.metadata import METADATA_FILE, describe
 from effdet_tf.prediction.run import RunPredictor
 from export.flatbuffer_merge import custom_operators, merge
 
-Precision = Literal["float32", "float16", "int8"]
 LABELS_FILE = "labels.txt"
 
 Tensors = dict[str, Any]
@@ -38,7 +37,7 @@ Tensors = dict[str, Any]
 def convert(
     predictor: RunPredictor,
     size: tuple[int, int],
-    precision: Precision,
+    precision: str,
     calibration: Iterable[np.ndarray] = (),
     float_heads: bool = False,
 ) -> bytes:
@@ -200,7 +199,7 @@ class _Part(tf.Module):
         outputs = self.concrete.structured_outputs.items()
         return {name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in outputs}
 
-    def convert(self, precision: Precision, calibration: Iterable[dict[str, np.ndarray]] = ()) -> bytes:
+    def convert(self, precision: str, calibration: Iterable[dict[str, np.ndarray]] = ()) -> bytes:
         """The function as a TFLite model."""
         converter = tf.lite.TFLiteConverter.from_concrete_functions([self.concrete], self)
         if precision != "float32":

@@ -211,12 +211,7 @@ def build_parser() -> Parser:
     add("--experiment", help=", ".join(EXPERIMENTS), **several)
     add("--source", help="LIVECell, as `effdet_tf download` brings it", **needed)
     add("--out", help="folder of data, runs, results and tables", **needed)
-    types: dict[str, Any] = {
-        "nargs": "+",
-        "choices": CELL_TYPES,
-        "metavar": "TYPE",
-        "default": list(CELL_TYPES),
-    }
+    types: dict[str, Any] = {"nargs": "+", "choices": CELL_TYPES, "metavar": "TYPE"}
     names = f"for the single-type experiments: {', '.join(CELL_TYPES)} (default: all eight)"
     add("--types", default=list(CELL_TYPES), help=names, **types)
     return parser

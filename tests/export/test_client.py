@@ -253,6 +253,6 @@ def test_rest_needs_no_tensorflow(served, images, tmp_path):
 
 def test_grpc_without_its_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.predict_pb2", None)
-    with pytest.raises(UserError, match="pip install tensorflow-serving-api"):
+    with pytest.raises(UserError, match=r'pip install "effdet_tf\[serving\]"'):
         connect("grpc://127.0.0.1:1", "cells")
     assert serving_api.serving_api("prediction_log_pb2")

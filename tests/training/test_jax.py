@@ -425,7 +425,7 @@ def test_in_a_process_that_runs_tensorflow_it_is_refused(monkeypatch, capsys) ->
 def test_without_jax_it_says_so(monkeypatch, capsys) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert jax_main.main(["--data", "x.npz"]) == 1
-    assert capsys.readouterr().err.startswith("error: JAX is not installed; `pip install jax`")
+    assert capsys.readouterr().err.startswith("error: training with JAX needs jax, which is not installed")
 
 
 def test_a_wrong_setting_comes_first_and_val_is_not_offered(capsys) -> None:
