@@ -1,4 +1,4 @@
-"""Equal trainings that differ in one choice, judged on the same images, as a Markdown table.
+"""Equal trainings that differ in one choice, evaluated on the same images, as a Markdown table.
 
     python benchmarks/ablations.py data/train data/val --out runs/ablations [--only "rate 4e-3; CIoU"]
 

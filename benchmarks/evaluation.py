@@ -47,16 +47,20 @@ def draw_cell(
 def make_case(images: int, cells: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ground truth and detections: `cells` per image, four detections per cell up to 2,000 an image."""
     random = np.random.default_rng(seed)
-    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    ground_truth: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
     found = []
     for image in range(1, images + 1):
-        truth["images"].append({"id": image, "height": HEIGHT, "width": WIDTH})
+        ground_truth["images"].append({"id": image, "height": HEIGHT, "width": WIDTH})
         places = []
         for _ in range(cells):
             y, x = random.uniform((5, 5), (HEIGHT - 5, WIDTH - 5))
             radii, angle = random.uniform(4, 12, 2), random.uniform(0, 180)
             places.append((y, x, radii, angle))
-            truth["annotations"].append(
+            ground_truth["annotations"].append(
                 {"image_id": image, "category_id": 1, "iscrowd": 0} | draw_cell(random, y, x, radii, angle)
             )
         for number in range(min(4 * cells, 2000)):
@@ -67,10 +71,10 @@ def make_case(images: int, cells: int, seed: int = 0) -> tuple[dict[str, Any], l
             radii = np.maximum(radii + random.normal(0, 1, 2), 3)
             detection = draw_cell(random, y, x, radii, angle + random.normal(0, 5))
             found.append({"image_id": image, "category_id": 1, "score": float(good)} | detection)
-    return truth, found
+    return ground_truth, found
 
 
-def package_figures(name: str, truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+def package_figures(name: str, ground_truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
     """AP and AR of one of the packages, by the LIVECell protocol."""
     rules, figures = PROTOCOLS["livecell"], {}
     index = importlib.import_module("pycocotools.coco" if name == "pycocotools" else name).COCO
@@ -78,7 +82,7 @@ def package_figures(name: str, truth: dict[str, Any], found: list[dict[str, Any]
     evaluation = module.COCOeval if name == "pycocotools" else module.COCOeval_faster
     for kind in KINDS:
         sets = []
-        for entries in (truth["annotations"], found):
+        for entries in (ground_truth["annotations"], found):
             coco = index()
             areas = [float(coco_mask.area(entry["segmentation"])) for entry in entries]
             if kind == "bbox" and entries is found:
@@ -87,7 +91,7 @@ def package_figures(name: str, truth: dict[str, Any], found: list[dict[str, Any]
                 {"iscrowd": 0, **entry, "id": k, "area": area}
                 for k, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1)
             ]
-            coco.dataset = {**truth, "annotations": entries}
+            coco.dataset = {**ground_truth, "annotations": entries}
             coco.createIndex()
             sets.append(coco)
         run = evaluation(*sets, kind)
@@ -108,18 +112,18 @@ def package_figures(name: str, truth: dict[str, Any], found: list[dict[str, Any]
 
 def compare(images: int, cells: int, packages: list[str]) -> None:
     """Print one row: seconds of each, largest difference of their figures from ours."""
-    truth, found = make_case(images, cells)
+    ground_truth, found = make_case(images, cells)
     start = time.perf_counter()
-    report = evaluate_coco(truth, found)["all"]
+    report = evaluate_coco(ground_truth, found)["all"]
     ours = time.perf_counter() - start
-    row = [images, len(truth["annotations"]), len(found), f"{ours:.1f} s"]
+    row = [images, len(ground_truth["annotations"]), len(found), f"{ours:.1f} s"]
     for name in ("faster_coco_eval", "pycocotools"):
         if name not in packages:
             row += ["-", "-", "-"]
             continue
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            figures = package_figures(name, truth, found)
+            figures = package_figures(name, ground_truth, found)
         took = time.perf_counter() - start
         worst = max(abs(value - report[kind][key]) for (kind, key), value in figures.items())
         row += [f"{took:.1f} s", f"{took / ours:.1f}", f"{worst:.0e}"]
@@ -128,13 +132,16 @@ def compare(images: int, cells: int, packages: list[str]) -> None:
 
 def stream(images: int) -> None:
     """Evaluate images one by one, all metrics; print time and memory."""
-    truth, found = make_case(12, 500)
+    ground_truth, found = make_case(12, 500)
     by_image = [
-        [[e for e in entries if e["image_id"] == image["id"]] for entries in (truth["annotations"], found)]
-        for image in truth["images"]
+        [
+            [e for e in entries if e["image_id"] == image["id"]]
+            for entries in (ground_truth["annotations"], found)
+        ]
+        for image in ground_truth["images"]
     ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    evaluator, start = Evaluator(truth["categories"], 0.3), time.perf_counter()
+    evaluator, start = Evaluator(ground_truth["categories"], 0.3), time.perf_counter()
     for number in range(images):
         cells, entries = by_image[number % len(by_image)]
         image = {"id": number + 1, "height": HEIGHT, "width": WIDTH, "cell_type": f"type {number % 8}"}

@@ -27,7 +27,7 @@ from effdet_tf.metrics.matching import count_matches, match_masks
 GREEN, RED, YELLOW = (60, 190, 60), (50, 50, 230), (0, 200, 240)  # BGR
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """One image with its true and found cells."""
 
     name: str
@@ -39,7 +39,7 @@ class Judged(NamedTuple):
     matched: list[tuple[int, int]]  # true, found
 
 
-def judge(predictor: effdet_tf.Predictor, record: ImageRecord) -> Judged:
+def evaluate(predictor: effdet_tf.Predictor, record: ImageRecord) -> Evaluated:
     """Predict one image and match its cells."""
     size = {"size": [record.height, record.width]}
     patches = [rle_to_patch({**size, "counts": code}) for code in record.rles]
@@ -60,7 +60,7 @@ def judge(predictor: effdet_tf.Predictor, record: ImageRecord) -> Judged:
     ]
     pixels = cv2.normalize(image[..., 0], None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     metric = sartorius([count_matches(match, 0.0)])
-    return Judged(record.file_name, record.cell_type, metric, pixels, true, found, pairs)
+    return Evaluated(record.file_name, record.cell_type, metric, pixels, true, found, pairs)
 
 
 def outline(canvas: np.ndarray, patch: Patch, colour: tuple[int, int, int], thickness: int = 1) -> None:
@@ -69,10 +69,10 @@ def outline(canvas: np.ndarray, patch: Patch, colour: tuple[int, int, int], thic
     cv2.drawContours(canvas, contours, -1, colour, thickness, offset=(patch.x, patch.y))
 
 
-def draw(judged: Judged, canvas: np.ndarray, dots: bool = False) -> np.ndarray:
+def draw(evaluated: Evaluated, canvas: np.ndarray, dots: bool = False) -> np.ndarray:
     """Draw what was found, and what was missed: its outline or a dot."""
-    seen, hit = {t for t, _ in judged.matched}, {f for _, f in judged.matched}
-    for number, patch in enumerate(judged.true):
+    seen, hit = {t for t, _ in evaluated.matched}, {f for _, f in evaluated.matched}
+    for number, patch in enumerate(evaluated.true):
         if number in seen:
             continue
         if dots:
@@ -81,7 +81,7 @@ def draw(judged: Judged, canvas: np.ndarray, dots: bool = False) -> np.ndarray:
             cv2.circle(canvas, middle, 3, YELLOW, cv2.FILLED)
         else:
             outline(canvas, patch, YELLOW)
-    for number, patch in enumerate(judged.found):
+    for number, patch in enumerate(evaluated.found):
         outline(canvas, patch, GREEN if number in hit else RED)
     return canvas
 
@@ -94,7 +94,7 @@ def caption(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Judge all images, then draw three of every type."""
+    """Evaluate all images, then draw three of every type."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("run", help="trained network")
@@ -104,19 +104,21 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     predictor = effdet_tf.load(options.run)
-    judged = sorted((judge(predictor, r) for r in iterate_records(options.data)), key=lambda j: -j.metric)
+    evaluated = sorted(
+        (evaluate(predictor, r) for r in iterate_records(options.data)), key=lambda j: -j.metric
+    )
     rows = []
-    for kind in sorted({one.kind for one in judged}):
-        own = [one for one in judged if one.kind == kind]
+    for kind in sorted({one.kind for one in evaluated}):
+        own = [one for one in evaluated if one.kind == kind]
         row = []
         for what, one in (("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])):
             text = f"{kind}, {what}: {one.metric:.3f}, {len(one.true)} cells, {len(one.found)} found"
             print(f"{text}, {one.name}")
             gray = cv2.cvtColor(one.pixels, cv2.COLOR_GRAY2BGR)
-            truth = gray.copy()
+            ground_truth = gray.copy()
             for patch in one.true:
-                outline(truth, patch, YELLOW)
-            pictures = np.concatenate([gray, truth, draw(one, gray.copy())], axis=1)
+                outline(ground_truth, patch, YELLOW)
+            pictures = np.concatenate([gray, ground_truth, draw(one, gray.copy())], axis=1)
             cv2.imwrite(str(options.out / f"{kind}-{what}.png"), caption(pictures, text))
             blank = np.full_like(gray, 255)
             row.append(caption(draw(one, blank, dots=True), text))

@@ -1,7 +1,7 @@
 """Time and memory of conversion and evaluation from a small set to LIVECell's size, as a table and a picture.
 
 `python benchmarks/livecell_like.py SET`, then `python benchmarks/growth.py SET --out OUT`. Converts 5, 25 and
-100 % of the training images and the test images, then judges 98, 391 and 1,564 images of 500 cells and 2,000
+100 % of the training images and the test images, then evaluates 98, 391 and 1,564 images of 500 cells and 2,000
 detections each (`benchmarks/evaluation.py`). Writes OUT/growth.png.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
             curves["conversion"].append((float(images.replace(",", "")), float(seconds), 1024 * float(peak)))
         shutil.rmtree(folder)
     print(
-        "\n| judged | cells | found | time | of it the figures | cells/s | MiB before | peak MiB |\n"
+        "\n| evaluated | cells | found | time | of it the metrics | cells/s | MiB before | peak MiB |\n"
         + "|---" * 8
         + "|"
     )

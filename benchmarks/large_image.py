@@ -55,9 +55,9 @@ def main() -> None:
 
 def make_image(path: Path, side: int) -> np.ndarray:
     """Write the image unless it is there; returns the true boxes `[N, 4]` yxyx px."""
-    truth = path.with_suffix(".npy")
-    if path.exists() and truth.exists():
-        return np.load(truth)
+    ground_truth = path.with_suffix(".npy")
+    if path.exists() and ground_truth.exists():
+        return np.load(ground_truth)
     blocks = []
     for seed in range(4):
         image, cells = render_image(seed, BLOCK, BLOCK, CELLS, KIND)
@@ -79,7 +79,7 @@ def make_image(path: Path, side: int) -> np.ndarray:
             boxes.append(true[inside] + [top, left, top, left])
     whole.flush()
     found = np.concatenate(boxes)
-    np.save(truth, found)
+    np.save(ground_truth, found)
     return found
 
 

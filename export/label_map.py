@@ -19,7 +19,7 @@ def label_map(found: Detections, height: Any, width: Any, min_score: float) -> t
         found: ranked cells, in pixels of the image.
         height: of the image, px, int32.
         width: likewise.
-        min_score: least score of a cell.
+        min_score: minimum score of a cell.
 
     Returns:
         (labels int32 `[height, width]`, 0 is background; int32 number of cells in it).
@@ -35,8 +35,8 @@ def label_map(found: Detections, height: Any, width: Any, min_score: float) -> t
         inside = tf.cast(tf.where(values > _THRESHOLD), tf.int32)
         place = (inside[:, 0] + top) * width + inside[:, 1] + left
         free = tf.boolean_mask(place, tf.equal(tf.gather(flat, place), 0))
-        least = tf.maximum(1.0, MIN_VISIBLE * tf.cast(tf.size(place), tf.float32))
-        kept = tf.cast(tf.size(free), tf.float32) >= least
+        minimum = tf.maximum(1.0, MIN_VISIBLE * tf.cast(tf.size(place), tf.float32))
+        kept = tf.cast(tf.size(free), tf.float32) >= minimum
         free = free[: tf.where(kept, tf.size(free), 0)]
         number += tf.cast(kept, tf.int32)
         flat = tf.tensor_scatter_nd_update(flat, free[:, None], tf.fill(tf.shape(free), number))

@@ -170,11 +170,11 @@ def _score(
     protocol = "coco" if networks[0].per_class and not cells[0].class_mismatch else "livecell"
     evaluators = [CocoEvaluator(categories, protocol, by=None) for _ in networks]
     kinds = KINDS
-    for truth in annotated_images(data, number):
-        results = predict(decode_pixels(truth.record))
+    for one in annotated_images(data, number):
+        results = predict(decode_pixels(one.record))
         for evaluator, found, network in zip(evaluators, cells, networks, strict=True):
-            entries = found.entries(truth.image["id"], results[id(network)])
-            case = image_instances(truth.image, truth.cells, entries)
+            entries = found.entries(one.image["id"], results[id(network)])
+            case = image_instances(one.image, one.cells, entries)
             if not found.masks or any(cell.rle is None for cell in case.ground_truth):
                 kinds = KINDS[:1]
             evaluator.add(case, kinds)

@@ -1,6 +1,7 @@
 """A trained network as a SavedModel that does everything from the file's bytes to the cells.
 
-Signatures (N = most cells of an image in the batch; rows from `count` on are 0; boxes are yxyx in pixels):
+Signatures (N = maximum number of cells of an image in the batch; rows from `count` on are 0; boxes are yxyx
+in pixels):
 
 - serving_default: image_bytes string [B] -> boxes [B, N, 4], scores [B, N] best first, classes [B, N], masks
   uint8 [B, N, m, m] probability times 255 over mask_boxes [B, N, 4] (without a mask head there are neither),

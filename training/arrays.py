@@ -109,7 +109,7 @@ def _thread_pool(
 def first_places(data: PackedSet, data_config: DataConfig, augment_config: AugmentConfig) -> int:
     """Places for cells, a multiple of `PLACES` up to max_instances, that suffice for nearly all batches.
 
-    They follow from the smallest scale, at which a crop sees the most cells; so most batches have one shape.
+    They follow from the smallest scale, at which a crop sees most cells; so most batches have one shape.
     """
     sizes = data.arrays["size"][:, :2].astype(float)
     scale = augment_config.scale_range[0] * data_config.zoom

@@ -54,10 +54,10 @@ def evaluate_file(
     predictions = PredictionFile(path)
     evaluator = Evaluator(load_manifest(data_dir).categories, score_threshold, coco=bool(coco))
     images = 0
-    for truth in annotated_images(data_dir, limit):
+    for one in annotated_images(data_dir, limit):
         images += 1
-        found, numbers = predictions.take(truth.image["id"])
-        evaluator.add(image_instances(truth.image, truth.cells, found, numbers))
+        found, numbers = predictions.take(one.image["id"])
+        evaluator.add(image_instances(one.image, one.cells, found, numbers))
         if keep is not None:
             keep(found)
     left = predictions.left()

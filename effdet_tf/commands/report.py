@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="one HTML file with the figures, charts and pictures of a run or an evaluation",
         description="Write the report of a run folder (RUN/report.html), or of an evaluation "
         "(evaluation-DATA.html beside its JSON), anew; training and evaluation write it at their end. The "
-        "file needs nothing else, and can be sent to others; it shows images of the data judged on.",
+        "file needs nothing else, and can be sent to others; it shows images of the data.",
         examples=[
             ("a run: RUN/report.html", "runs/mine"),
             (
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder of the converted images that were judged on, where they lie elsewhere by now",
+        help="folder of the converted images of the evaluation, where they lie elsewhere by now",
     )
     parser.set_defaults(run=run)
     return parser

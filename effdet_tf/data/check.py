@@ -58,8 +58,8 @@ class DataReport:
     @property
     def max_instances(self) -> int:
         """Places that hold the fullest image with a quarter to spare, in hundreds."""
-        most = int(self.counts.max(initial=0))
-        return max(100, -(-most * 5 // 400) * 100)
+        fullest = int(self.counts.max(initial=0))
+        return max(100, -(-fullest * 5 // 400) * 100)
 
 
 def read_report(directory: str | Path) -> DataReport:
@@ -131,11 +131,11 @@ def describe_preset(report: DataReport, config: Config) -> list[str]:
     strides = f"{2 ** levels[0]}-{2 ** levels[-1]}"
     lines = [f"preset {config.preset}, levels {levels[0]}-{levels[-1]} (strides {strides} px){scaled}:"]
     lines += _points(sizes, 2 ** levels[0]) if config.anchors.code == "sides" else _fit(sizes, config, levels)
-    most, places = int(report.counts.max()), config.data.max_instances
+    fullest, places = int(report.counts.max()), config.data.max_instances
     needed = report.max_instances
     lines.append(f"  max_instances: {needed} would do for these images, the preset has {places}")
-    if most > places:
-        lines.append(f"  suggested: --set data.max_instances={needed}, the fullest has {most} cells")
+    if fullest > places:
+        lines.append(f"  suggested: --set data.max_instances={needed}, the fullest has {fullest} cells")
     return lines
 
 

@@ -127,10 +127,10 @@ def evaluate_run(
     coco = predictor.per_class if coco is None else coco
     evaluator = Evaluator(manifest.categories, score_threshold, coco=coco)
     images = manifest.images if limit is None else min(limit, manifest.images)
-    truths = annotated_images(data_dir, limit)
-    for truth in tqdm(truths, "predict", images, unit="image", file=sys.stderr, disable=not progress):
-        found = cells.entries(truth.image["id"], predictor.predict(decode_pixels(truth.record)))
-        evaluator.add(image_instances(truth.image, truth.cells, found))
+    annotated = annotated_images(data_dir, limit)
+    for one in tqdm(annotated, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+        found = cells.entries(one.image["id"], predictor.predict(decode_pixels(one.record)))
+        evaluator.add(image_instances(one.image, one.cells, found))
         if keep is not None:
             keep(found)
     report = evaluator.report(cells.masks)

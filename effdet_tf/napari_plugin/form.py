@@ -25,7 +25,7 @@ from superqt import QLabeledDoubleSlider
 
 from effdet_tf.napari_plugin.viewer_layers import SHAPES
 
-SHOWN_FRAME, ALL_FRAMES = "the one shown", "all"
+SHOWN_PAGE, ALL_PAGES = "the one shown", "all"
 
 
 class Form(QWidget):
@@ -36,11 +36,11 @@ class Form(QWidget):
         super().__init__(parent)
         self._layers: list[Any] = []
         self._text, self._total = "", 1
-        self.networks, self.images, self.frames, self.shapes = (_combo() for _ in range(4))
+        self.networks, self.images, self.pages, self.shapes = (_combo() for _ in range(4))
         for name in networks:
             self.networks.addItem(name, name)
-        self.frames.addItems([SHOWN_FRAME, ALL_FRAMES])
-        self.frames.setEnabled(False)
+        self.pages.addItems([SHOWN_PAGE, ALL_PAGES])
+        self.pages.setEnabled(False)
         self.shapes.addItems(SHAPES)
         self.score = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
         self.score.setRange(0, 1)
@@ -62,7 +62,7 @@ class Form(QWidget):
         fields.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         fields.addRow("Network", _in_a_row(self.networks, self._browse_button()))
         fields.addRow("Image", self.images)
-        fields.addRow("Frames", self.frames)
+        fields.addRow("Pages", self.pages)
         fields.addRow("Score, at least", self.score)
         fields.addRow("", self.own)
         fields.addRow("Shapes as well", self.shapes)
@@ -140,7 +140,7 @@ class Form(QWidget):
         elif done is not None:
             self.bar.setRange(0, self._total)
             self.bar.setValue(done)
-            self.say(f"{self._text} {done} of {self._total} frames")
+            self.say(f"{self._text} {done} of {self._total} pages")
 
     def stop(self) -> None:
         """Show that nothing is being worked on."""

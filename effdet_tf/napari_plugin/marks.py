@@ -19,7 +19,7 @@ _CORNERS = ("y0", "x0", "y1", "x1")
 
 
 class PageMarks(NamedTuple):
-    """The cells of one frame: label image int32 `[H, W]` (None without mask head) and `cell_table`."""
+    """The cells of one page: label image int32 `[H, W]` (None without mask head) and `cell_table`."""
 
     labels: np.ndarray | None
     table: pd.DataFrame
@@ -27,15 +27,15 @@ class PageMarks(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """The cells of all frames that were searched.
+    """The cells of all pages that were searched.
 
     Attributes:
-        labels: int32 `[H, W]`, or `[n, H, W]` for frames of a stack; None for a network without mask head.
+        labels: int32 `[H, W]`, or `[n, H, W]` for pages of a stack; None for a network without mask head.
             No number is used twice.
         features: one row per cell, in the order of their numbers: `index`, the number; `frame`, for a stack,
             as the viewer counts it; then the columns of `outputs.cell_table` but `cell`.
-        first: frame of the first label image; 0 for an image.
-        stack: whether labels and shapes have the axis of frames.
+        first: page of the first label image; 0 for an image.
+        stack: whether labels and shapes have the axis of pages.
     """
 
     labels: np.ndarray | None
@@ -87,7 +87,7 @@ class Shapes(NamedTuple):
 
     Attributes:
         kind: "rectangle" or "path".
-        vertices: float `[K, 2]` or `[K, 3]` per shape: (frame of the labels,) y, x of pixel centres.
+        vertices: float `[K, 2]` or `[K, 3]` per shape: (page of the labels,) y, x of pixel centres.
         features: one row per shape, that of its cell.
     """
 
@@ -97,23 +97,23 @@ class Shapes(NamedTuple):
 
 
 def mark_page(result: Result, image: np.ndarray) -> PageMarks:
-    """Number, paint and measure the cells of a frame, as `effdet_tf predict` does.
+    """Number, paint and measure the cells of a page, as `effdet_tf predict` does.
 
     Args:
         result: the cells to take.
-        image: the frame, `[H, W]` or `[H, W, 3]`.
+        image: the page, `[H, W]` or `[H, W, 3]`.
     """
     cells = outputs.number_cells(result)
     return PageMarks(cells.labels, outputs.cell_table(cells, image))
 
 
 def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
-    """Put frames together; the numbers of a frame go on from those of the frame before.
+    """Put pages together; the numbers of a page go on from those of the page before.
 
     Args:
-        parts: of consecutive frames.
-        first: number of the first frame.
-        stack: whether they are frames of a stack; an image has one part.
+        parts: of consecutive pages.
+        first: number of the first page.
+        stack: whether they are pages of a stack; an image has one part.
 
     Raises:
         UserError: when the labels do not fit into memory.
@@ -132,7 +132,7 @@ def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
     try:
         labels = np.stack(planes)
     except MemoryError as error:
-        raise UserError(f"the labels of {len(planes)} frames do not fit into memory; search fewer") from error
+        raise UserError(f"the labels of {len(planes)} pages do not fit into memory; search fewer") from error
     offsets = np.cumsum([0, *(len(part.table) for part in parts)])
     for plane, offset in zip(labels, offsets, strict=False):
         plane[plane > 0] += offset

@@ -1,4 +1,4 @@
-"""The pages of an image layer: an image, or the frames of a stack, read one at a time."""
+"""The pages of an image layer: an image, or the pages of a stack, read one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LayerPages:
     Attributes:
         name: of the layer.
         data: `[H, W]`, or `[T, H, W]` for a stack, each with a last axis of 3 or 4 colours for RGB.
-        stack: whether the first axis counts frames.
+        stack: whether the first axis counts pages.
     """
 
     name: str
@@ -26,7 +26,7 @@ class LayerPages:
     stack: bool
 
     def __len__(self) -> int:
-        """Number of frames; 1 for an image."""
+        """Number of pages; 1 for an image."""
         return int(self.data.shape[0]) if self.stack else 1
 
     @property
@@ -36,7 +36,7 @@ class LayerPages:
         return int(height), int(width)
 
     def read(self, number: int) -> np.ndarray:
-        """One frame `[H, W]` or `[H, W, 3]`, in the layer's own type.
+        """One page `[H, W]` or `[H, W, 3]`, in the layer's own type.
 
         Args:
             number: from 0.
@@ -47,12 +47,12 @@ class LayerPages:
         try:
             return check_image(np.asarray(self.data[number] if self.stack else self.data))
         except UserError as error:
-            place = f"{self.name}, frame {number}" if self.stack else self.name
+            place = f"{self.name}, page {number}" if self.stack else self.name
             raise UserError(f"{place}: {error}") from error
 
 
 def pages_of(layer: Any) -> LayerPages:
-    """The frames of an image layer.
+    """The pages of an image layer.
 
     Args:
         layer: a napari image layer; of a pyramid the full resolution is taken.

@@ -1,4 +1,4 @@
-"""Searches frames and measures their cells, as generators that can be left whenever they yield."""
+"""Searches pages and measures their cells, as generators that can be left whenever they yield."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """All that a network found in some frames of a layer, down to its lowest score."""
+    """All that a network found in some pages of a layer, down to its lowest score."""
 
-    frames: LayerPages
-    first: int  # number of the first frame searched
-    results: list[Result]  # one per frame searched
+    pages: LayerPages
+    first: int  # number of the first page searched
+    results: list[Result]  # one per page searched
     own_score: float  # that the network reports cells from
 
     @property
     def truncated(self) -> bool:
-        """Whether a frame had as many cells as the network may report, so that weaker ones are missing."""
+        """Whether a page had as many cells as the network may report, so that weaker ones are missing."""
         return any(result.truncated for result in self.results)
 
 
 def search(
-    network: NetworkProcess, source: str, frames: LayerPages, chosen: range
+    network: NetworkProcess, source: str, pages: LayerPages, chosen: range
 ) -> Generator[int | None, None, Search]:
-    """Find the cells of some frames.
+    """Find the cells of some pages.
 
     Args:
         network: opens and runs it.
         source: the network, as `effdet_tf.load` takes it.
-        frames: of the layer.
-        chosen: numbers of consecutive frames.
+        pages: of the layer.
+        chosen: numbers of consecutive pages.
 
     Yields:
-        Many times a second: how many frames are done; None while the network is opened.
+        Many times a second: how many pages are done; None while the network is opened.
 
     Returns:
         What was found.
 
     Raises:
-        UserError: when the network cannot be opened, or a frame cannot be searched.
+        UserError: when the network cannot be opened, or a page cannot be searched.
     """
 
     def wait(done: int | None) -> Generator[int | None, None, Any]:
@@ -61,9 +61,9 @@ def search(
     score = yield from wait(None)
     results: list[Result] = []
     for number in chosen:
-        network.predict(frames.read(number))
+        network.predict(pages.read(number))
         results.append((yield from wait(len(results))))
-    return Search(frames, chosen.start, results, score)
+    return Search(pages, chosen.start, results, score)
 
 
 def mark(found: Search, score: float) -> Generator[int, None, Marks]:
@@ -74,13 +74,13 @@ def mark(found: Search, score: float) -> Generator[int, None, Marks]:
         score: cells with this score or more are taken.
 
     Yields:
-        How many frames are done.
+        How many pages are done.
 
     Returns:
         What the viewer shows.
     """
     parts = []
     for number, result in enumerate(found.results, start=found.first):
-        parts.append(mark_page(result.filter(score), found.frames.read(number)))
+        parts.append(mark_page(result.filter(score), found.pages.read(number)))
         yield len(parts)
-    return join(parts, found.first, found.frames.stack)
+    return join(parts, found.first, found.pages.stack)

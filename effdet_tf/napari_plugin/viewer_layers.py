@@ -16,7 +16,7 @@ def placement(layer: Any, first: int) -> dict[str, Any]:
 
     Args:
         layer: the image layer.
-        first: the frame of the stack with which the result begins; 0 for an image.
+        first: the page of the stack with which the result begins; 0 for an image.
 
     Returns:
         Keyword arguments of a napari layer: scale, translate, rotate, shear, affine, units, axis labels.

@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from effdet_tf.errors import UserError
 from effdet_tf.napari_plugin import viewer_layers as layers
-from effdet_tf.napari_plugin.form import ALL_FRAMES, Form
+from effdet_tf.napari_plugin.form import ALL_PAGES, Form
 from effdet_tf.napari_plugin.marks import Marks
 from effdet_tf.napari_plugin.network_process import NetworkProcess
 from effdet_tf.napari_plugin.pages import LayerPages, pages_of
@@ -82,15 +82,15 @@ class FindCells(QWidget):
         try:
             if layer is None:
                 raise UserError("no image layer: open an image, or take one of File > Open Sample")
-            frames = pages_of(layer)
+            pages = pages_of(layer)
         except UserError as error:
             self._tell(error)
             return
         self._pause.stop()
         self._searched = layer
-        chosen = self._chosen_frames(layer, frames)
+        chosen = self._chosen_pages(layer, pages)
         self.form.start("opening the network ...", "searching ...", len(chosen))
-        self._start(self._keep, search, self._work.network, self.form.network(), frames, chosen)
+        self._start(self._keep, search, self._work.network, self.form.network(), pages, chosen)
 
     def cancel(self) -> None:
         """Stop the work; what was shown before stays."""
@@ -104,12 +104,12 @@ class FindCells(QWidget):
             self._work.end()
         super().changeEvent(event)
 
-    def _chosen_frames(self, layer: Any, frames: LayerPages) -> range:
-        """All frames, or the one that the viewer shows."""
-        if not frames.stack or self.form.frames.currentText() == ALL_FRAMES:
-            return range(len(frames))
+    def _chosen_pages(self, layer: Any, pages: LayerPages) -> range:
+        """All pages, or the one that the viewer shows."""
+        if not pages.stack or self.form.pages.currentText() == ALL_PAGES:
+            return range(len(pages))
         shown = round(float(layer.world_to_data(self._viewer.dims.point)[0]))
-        shown = min(max(shown, 0), len(frames) - 1)
+        shown = min(max(shown, 0), len(pages) - 1)
         return range(shown, shown + 1)
 
     def _list_images(self, event: Any = None) -> None:
@@ -123,7 +123,7 @@ class FindCells(QWidget):
 
     def _take_image(self) -> None:
         layer = self.form.image()
-        self.form.frames.setEnabled(layer is not None and layer.ndim == 3)
+        self.form.pages.setEnabled(layer is not None and layer.ndim == 3)
 
     def _take_network(self) -> None:
         """Check the network as far as that is quick; before the first search, show its own score."""
@@ -170,7 +170,7 @@ class FindCells(QWidget):
         if self._work.worker is not None:
             self._stale = True
             return
-        if self._shown and not layers.is_shown(self._viewer, self._found.frames.name):
+        if self._shown and not layers.is_shown(self._viewer, self._found.pages.name):
             self._found = None
             self.form.say("the result was removed: press Run for a new one")
             return
@@ -184,12 +184,12 @@ class FindCells(QWidget):
         """Show the result and its number of cells."""
         found = self._found
         place = layers.placement(self._image, found.first)
-        layers.show(self._viewer, found.frames.name, marks, self.form.shapes.currentText(), place)
+        layers.show(self._viewer, found.pages.name, marks, self.form.shapes.currentText(), place)
         self._shown = True
         count = marks.counts()
-        if found.frames.stack:
+        if found.pages.stack:
             last = found.first + len(found.results) - 1
-            count += f" in frame {last}" if last == found.first else f" in frames {found.first} to {last}"
+            count += f" in page {last}" if last == found.first else f" in pages {found.first} to {last}"
         if marks.labels is None:
             count += " (boxes alone: this network has no mask head)"
         self.form.say(count)

@@ -15,16 +15,16 @@ def layer(data, rgb=False, multiscale=False):
 
 def test_an_image_is_read_as_it_is():
     pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-    frames = pages_of(layer(pixels))
-    assert (len(frames), frames.stack, frames.size) == (1, False, (3, 4))
-    assert frames.read(0).dtype == np.uint16 and (frames.read(0) == pixels).all()
+    pages = pages_of(layer(pixels))
+    assert (len(pages), pages.stack, pages.size) == (1, False, (3, 4))
+    assert pages.read(0).dtype == np.uint16 and (pages.read(0) == pixels).all()
 
 
 def test_colours_are_no_frames_and_alpha_is_dropped():
     pixels = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
-    frames = pages_of(layer(pixels, rgb=True))
-    assert (len(frames), frames.size) == (1, (3, 4))
-    assert (frames.read(0) == pixels[..., :3]).all()
+    pages = pages_of(layer(pixels, rgb=True))
+    assert (len(pages), pages.size) == (1, (3, 4))
+    assert (pages.read(0) == pixels[..., :3]).all()
 
 
 def test_a_stack_is_read_frame_by_frame():
@@ -36,14 +36,14 @@ def test_a_stack_is_read_frame_by_frame():
             self.asked.append(number)
             return np.full((3, 4), number, np.uint8)
 
-    frames = pages_of(layer(Lazy()))
-    assert (len(frames), frames.stack, frames.size) == (7, True, (3, 4))
-    assert (frames.read(5) == 5).all() and Lazy.asked == [5]
+    pages = pages_of(layer(Lazy()))
+    assert (len(pages), pages.stack, pages.size) == (7, True, (3, 4))
+    assert (pages.read(5) == 5).all() and Lazy.asked == [5]
 
 
 def test_the_full_resolution_of_a_pyramid_is_taken():
-    frames = pages_of(layer([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True))
-    assert frames.size == (8, 8)
+    pages = pages_of(layer([np.zeros((8, 8)), np.zeros((4, 4))], multiscale=True))
+    assert pages.size == (8, 8)
 
 
 @pytest.mark.parametrize(("shape", "rgb"), [((2, 2, 5, 5), False), ((2, 2, 5, 5, 3), True), ((5,), False)])
@@ -56,5 +56,5 @@ def test_a_value_that_is_not_finite_is_told_with_its_frame():
     data = np.zeros((2, 4, 4))
     data[1, 0, 0] = np.nan
     assert pages_of(layer(data)).read(0).shape == (4, 4)
-    with pytest.raises(UserError, match="^a, frame 1: .*not finite"):
+    with pytest.raises(UserError, match="^a, page 1: .*not finite"):
         pages_of(layer(data)).read(1)

@@ -20,7 +20,7 @@ def run(work):
             return steps, end.value
 
 
-def test_the_chosen_frames_are_searched_one_after_the_other():
+def test_the_chosen_pages_are_searched_one_after_the_other():
     network = StubNetwork()
     steps, result = run(search(network, "cells", STACK, range(1, 3)))
     assert steps == [None, 0, 1]

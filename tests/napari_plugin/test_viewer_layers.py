@@ -10,9 +10,9 @@ from tests.napari_plugin.stubs import HEIGHT, WIDTH, found
 IMAGE = np.ones((HEIGHT, WIDTH), np.uint8)
 
 
-def marks(frames=None, first=0, **kind):
-    parts = [mark_page(found(**kind), IMAGE)] * (frames or 1)
-    return join(parts, first, frames is not None)
+def marks(pages=None, first=0, **kind):
+    parts = [mark_page(found(**kind), IMAGE)] * (pages or 1)
+    return join(parts, first, pages is not None)
 
 
 def test_labels_lie_on_the_image(viewer):

@@ -105,19 +105,19 @@ def test_the_frame_that_is_shown_then_all_of_them(viewer, make_widget, wait):
     widget = make_widget(network)
     stack = np.stack([IMAGE + k for k in range(4)])
     image = viewer.add_image(stack, name="a", scale=(5, 2, 2), translate=(50, 0, 0))
-    assert widget.form.frames.isEnabled()
+    assert widget.form.pages.isEnabled()
     viewer.dims.set_point(0, 50 + 2 * 5)
     widget.run()
     wait(widget)
     labels = viewer.layers["a cells"]
     assert [int(seen.max()) for seen in network.images] == [11]
-    assert widget.form.text.text() == "2 cells in frame 2"
+    assert widget.form.text.text() == "2 cells in page 2"
     assert labels.data.shape == (1, HEIGHT, WIDTH) and set(labels.features["frame"]) == {2}
     np.testing.assert_allclose(labels.data_to_world((0, 1, 1)), image.data_to_world((2, 1, 1)))
-    widget.form.frames.setCurrentText("all")
+    widget.form.pages.setCurrentText("all")
     widget.run()
     wait(widget)
-    assert widget.form.text.text() == "8 cells in frames 0 to 3"
+    assert widget.form.text.text() == "8 cells in pages 0 to 3"
     assert labels.data.shape == stack.shape and labels.data.max() == 8 and names(viewer) == ["a", "a cells"]
     np.testing.assert_allclose(labels.data_to_world((2, 1, 1)), image.data_to_world((2, 1, 1)))
 
@@ -126,7 +126,7 @@ def test_a_colour_image(viewer, make_widget, wait):
     network = StubNetwork()
     widget = make_widget(network)
     viewer.add_image(np.dstack([IMAGE.astype(np.uint8)] * 4), name="a", rgb=True)
-    assert not widget.form.frames.isEnabled()
+    assert not widget.form.pages.isEnabled()
     widget.run()
     wait(widget)
     assert network.images[0].shape == (HEIGHT, WIDTH, 3)

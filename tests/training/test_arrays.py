@@ -47,7 +47,7 @@ def example(channels: int = 1, sixteen: bool = False, seed: int = 0) -> dict[str
     }
 
 
-def draws(scale: float = 1.0, y: float = 0.4, x: float = 0.6, turn: tuple = (0, 0, 0), **tone: float):
+def params(scale: float = 1.0, y: float = 0.4, x: float = 0.6, turn: tuple = (0, 0, 0), **tone: float):
     tone = {"gain": 1.2, "offset": 0.1} | tone
     numbers = [np.float32(v) for v in (scale, y, x)]
     return CropParams(*numbers, *map(bool, turn), *(np.float32(tone[k]) for k in ("gain", "offset")))
@@ -55,21 +55,21 @@ def draws(scale: float = 1.0, y: float = 0.4, x: float = 0.6, turn: tuple = (0, 
 
 FIXED = {"normalization": "fixed", "mean": 110.0, "std": 30.0}
 CASES = {
-    "as it is": (draws(), {}, {}),
-    "enlarged": (draws(1.7), {}, {}),
-    "shrunk a little": (draws(0.8, y=0.0, x=0.99), {}, {"crop_size": (48, 64)}),
-    "shrunk through a low-pass": (draws(0.41), {}, {"crop_size": (32, 40)}),
-    "at the border": (draws(1.2, y=0.999, x=0.0), {}, {}),
-    "larger than the image": (draws(0.45, y=0.3, x=0.8), {}, {"crop_size": (64, 64)}),
-    "larger along one axis": (draws(0.9, y=0.3, x=0.8), {}, {"crop_size": (96, 64)}),
-    "16 bit": (draws(1.3), {"sixteen": True}, {}),
-    "16 bit, fixed": (draws(1.3), {"sixteen": True}, FIXED),
-    "RGB to gray": (draws(0.7), {"channels": 3}, {}),
-    "gray to RGB, fixed": (draws(0.7), {}, FIXED | {"channels": 3, "std": (20.0, 30.0, 40.0)}),
-    "RGB": (draws(0.7), {"channels": 3}, {"channels": 3}),
-    "fitted, smaller": (draws(0.35, turn=(1, 0, 1)), {}, {"resize": "fit", "crop_size": (64, 64)}),
-    "fitted, cut": (draws(1.1, y=0.9), {}, {"resize": "fit", "crop_size": (64, 80)}),
-    **{f"turn {turn}": (draws(0.9, turn=turn), {}, {}) for turn in product((0, 1), repeat=3)},
+    "as it is": (params(), {}, {}),
+    "enlarged": (params(1.7), {}, {}),
+    "shrunk a little": (params(0.8, y=0.0, x=0.99), {}, {"crop_size": (48, 64)}),
+    "shrunk through a low-pass": (params(0.41), {}, {"crop_size": (32, 40)}),
+    "at the border": (params(1.2, y=0.999, x=0.0), {}, {}),
+    "larger than the image": (params(0.45, y=0.3, x=0.8), {}, {"crop_size": (64, 64)}),
+    "larger along one axis": (params(0.9, y=0.3, x=0.8), {}, {"crop_size": (96, 64)}),
+    "16 bit": (params(1.3), {"sixteen": True}, {}),
+    "16 bit, fixed": (params(1.3), {"sixteen": True}, FIXED),
+    "RGB to gray": (params(0.7), {"channels": 3}, {}),
+    "gray to RGB, fixed": (params(0.7), {}, FIXED | {"channels": 3, "std": (20.0, 30.0, 40.0)}),
+    "RGB": (params(0.7), {"channels": 3}, {"channels": 3}),
+    "fitted, smaller": (params(0.35, turn=(1, 0, 1)), {}, {"resize": "fit", "crop_size": (64, 64)}),
+    "fitted, cut": (params(1.1, y=0.9), {}, {"resize": "fit", "crop_size": (64, 80)}),
+    **{f"turn {turn}": (params(0.9, turn=turn), {}, {}) for turn in product((0, 1), repeat=3)},
 }
 
 

@@ -55,7 +55,7 @@ def seed_of(number: int) -> tf.Tensor:
     return tf.constant([number, 12345], tf.int32)
 
 
-def reference(frame: np.ndarray, window: np.ndarray, crop: tuple[int, int], draws) -> np.ndarray:
+def reference(frame: np.ndarray, window: np.ndarray, crop: tuple[int, int], params) -> np.ndarray:
     """Crop, scale and orient a full-frame float image with numpy and OpenCV."""
     y, x, height, width = window
     padded = np.zeros((height, width), np.float32)
@@ -63,9 +63,9 @@ def reference(frame: np.ndarray, window: np.ndarray, crop: tuple[int, int], draw
     part = frame[top : y + height, left : x + width]
     padded[top - y : top - y + part.shape[0], left - x : left - x + part.shape[1]] = part
     result = cv2.resize(padded, crop[::-1], interpolation=cv2.INTER_LINEAR)
-    result = result.T if draws.transpose else result
-    result = result[::-1] if draws.flip_y else result
-    return result[:, ::-1] if draws.flip_x else result
+    result = result.T if params.transpose else result
+    result = result[::-1] if params.flip_y else result
+    return result[:, ::-1] if params.flip_x else result
 
 
 def plain(**changes) -> AugmentConfig:
@@ -92,18 +92,18 @@ def test_boxes_and_masks_follow_the_image(name):
     for number in range(8):
         seed = seed_of(number)
         result = {key: value.numpy() for key, value in run(seed).items()}
-        draws = augment_lib.draw(seed, tf.constant(float(HEIGHT)), crop, config)
-        window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), draws, crop).numpy()
+        params = augment_lib.draw(seed, tf.constant(float(HEIGHT)), crop, config)
+        window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), params, crop).numpy()
         expected_image = reference(
             (example["image"].numpy()[..., 0] - example["mean"].numpy()) / example["std"].numpy(),
             window,
             crop,
-            draws,
+            params,
         )
         if window[2] <= 1.5 * crop[0] and window[3] <= 1.5 * crop[1]:
             assert np.abs(result["image"][..., 0] - expected_image).max() < 0.02
         for cell, frame in enumerate(frames):
-            full = reference(frame.astype(np.float32), window, crop, draws) > 0.5
+            full = reference(frame.astype(np.float32), window, crop, params) > 0.5
             patch = mask_to_patch(full)
             found = np.flatnonzero(result["classes"] == cell)
             whole = frame.sum() * np.prod(crop) / np.prod(window[2:].astype(float))
@@ -199,8 +199,8 @@ def test_channels_follow_the_configuration():
 def test_padding_is_the_image_mean_and_fixed_normalisation_is_fixed():
     example = example_of([])
     config = plain(scale_range=(0.25, 0.25), flip=False, rot90=False)
-    draws = augment_lib.draw(seed_of(5), tf.constant(float(HEIGHT)), (128, 128), config)
-    window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), draws, (128, 128)).numpy()
+    params = augment_lib.draw(seed_of(5), tf.constant(float(HEIGHT)), (128, 128), config)
+    window = augment_lib.crop_window(tf.constant([HEIGHT, WIDTH]), params, (128, 128)).numpy()
     for data in (
         DataConfig(crop_size=(128, 128)),
         DataConfig(crop_size=(128, 128), normalization="fixed", mean=100.0, std=20.0),
@@ -223,11 +223,11 @@ def test_brightness_and_contrast_are_linear_in_the_normalised_image():
         "image"
     ]
     gain, offset = np.polyfit(base.ravel(), changed.numpy().ravel(), 1)
-    draws = augment_lib.draw(
+    params = augment_lib.draw(
         seed_of(9), tf.constant(180.0), (64, 64), AugmentConfig(brightness=0.5, contrast=(0.5, 2.0))
     )
-    assert gain == pytest.approx(float(draws.gain), abs=1e-3) and 0.5 <= gain <= 2.0
-    assert offset == pytest.approx(float(draws.offset), abs=1e-3) and abs(offset) <= 0.5
+    assert gain == pytest.approx(float(params.gain), abs=1e-3) and 0.5 <= gain <= 2.0
+    assert offset == pytest.approx(float(params.offset), abs=1e-3) and abs(offset) <= 0.5
 
 
 def test_crowds_are_left_out_and_scale_is_crop_per_source_pixel():
@@ -258,10 +258,10 @@ def test_what_is_left_of_a_cell_that_is_cut_too_far_is_neither_cell_nor_backgrou
     assert found["classes"].numpy().tolist() == [0]
     # A tenth of the second and a fortieth of the third are seen; the third is a pixel wide, magnified.
     np.testing.assert_allclose(found["ignored"], [[36, 10, 40, 30], [0, 39, 40, 40]], atol=1e-4)
-    draws = CropParams(
+    params = CropParams(
         *(tf.constant(v) for v in (1.0, 0.0, 0.0)), *(tf.constant(v) for v in (True, False, True)), 1.0, 0.0
     )
-    turned = augment_lib.orient_boxes(found["ignored"], draws, (40, 40))
+    turned = augment_lib.orient_boxes(found["ignored"], params, (40, 40))
     np.testing.assert_allclose(turned, [[10, 0, 30, 4], [39, 0, 40, 40]], atol=1e-4)
 
 
@@ -286,13 +286,13 @@ def test_every_turn_and_flip_occurs_and_keeps_square_masks_with_their_image():
     config = plain(scale_range=(1.0, 1.0))
     seen = set()
     for number in range(80):
-        draws = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), config)
-        seen.add((bool(draws.transpose), bool(draws.flip_y), bool(draws.flip_x)))
+        params = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), config)
+        seen.add((bool(params.transpose), bool(params.flip_y), bool(params.flip_x)))
     assert len(seen) == 8
     only_turns = set()
     for number in range(80):
-        draws = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), plain(flip=False))
-        only_turns.add((bool(draws.transpose), bool(draws.flip_y), bool(draws.flip_x)))
+        params = augment_lib.draw(seed_of(number), tf.constant(64.0), (64, 64), plain(flip=False))
+        only_turns.add((bool(params.transpose), bool(params.flip_y), bool(params.flip_x)))
     assert only_turns == {
         (False, False, False),
         (True, True, False),
@@ -390,12 +390,12 @@ def test_boxes_follow_a_zoomed_image():
 
 def test_flips_can_be_left_and_right_alone():
     config = plain(rot90=False, flip_vertical=False)
-    draws = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), config) for n in range(40)]
-    assert {(bool(d.transpose), bool(d.flip_y)) for d in draws} == {(False, False)}
-    assert {bool(d.flip_x) for d in draws} == {False, True}
-    # The other draws do not depend on the switch.
+    params = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), config) for n in range(40)]
+    assert {(bool(d.transpose), bool(d.flip_y)) for d in params} == {(False, False)}
+    assert {bool(d.flip_x) for d in params} == {False, True}
+    # The other params do not depend on the switch.
     both = [augment_lib.draw(seed_of(n), tf.constant(64.0), (64, 64), plain(rot90=False)) for n in range(40)]
-    assert [bool(d.flip_x) for d in draws] == [bool(d.flip_x) for d in both]
+    assert [bool(d.flip_x) for d in params] == [bool(d.flip_x) for d in both]
     assert {bool(d.flip_y) for d in both} == {False, True}
 
 

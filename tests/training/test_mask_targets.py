@@ -38,9 +38,9 @@ def test_samples_are_one_anchor_a_cell_and_never_padding():
 
 def test_the_same_step_draws_the_same_and_another_step_others():
     assignment = assignment_of([2] * 50)
-    draws = [array(sample_instances(assignment, 50, 8, step)[0])[0] for step in (5, 5, 6)]
-    assert draws[0].tolist() == draws[1].tolist()
-    assert set(draws[0]) != set(draws[2])
+    samples = [array(sample_instances(assignment, 50, 8, step)[0])[0] for step in (5, 5, 6)]
+    assert samples[0].tolist() == samples[1].tolist()
+    assert set(samples[0]) != set(samples[2])
 
 
 def test_every_cell_is_drawn_as_often_however_many_anchors_it_has():

@@ -13,9 +13,9 @@ from effdet_tf.prediction.results import Result
 
 def make_result(seed: int, height: int, width: int, count: int = 60, masks: bool = True) -> Result:
     """Overlapping discs with falling scores, some alike; many hide a worse one by more than half."""
-    draws = np.random.default_rng(seed)
-    scores = np.sort(np.round(draws.uniform(0.05, 1, count), 2).astype(np.float32))[::-1]
-    y, x, r = draws.uniform(0, height, count), draws.uniform(0, width, count), draws.uniform(2, 9, count)
+    random = np.random.default_rng(seed)
+    scores = np.sort(np.round(random.uniform(0.05, 1, count), 2).astype(np.float32))[::-1]
+    y, x, r = random.uniform(0, height, count), random.uniform(0, width, count), random.uniform(2, 9, count)
     edges = np.stack([y - r, x - r, y + r, x + r], 1).astype(np.float32)
     boxes = np.clip(edges, 0, np.float32([height, width, height, width]))
     grid = np.arange(28) - 13.5
@@ -23,7 +23,7 @@ def make_result(seed: int, height: int, width: int, count: int = 60, masks: bool
     return Result(
         boxes=boxes,
         scores=scores,
-        classes=draws.integers(0, 2, count).astype(np.int32),
+        classes=random.integers(0, 2, count).astype(np.int32),
         masks=np.repeat(disc[None], count, 0) if masks else None,
         mask_boxes=edges if masks else None,
         height=height,

@@ -33,11 +33,11 @@ const list = new ImageList($("list"), { onOpen: open, onRemove: remove, count: c
 // How many cells have a score of `score` or more; scores fall. They are 32-bit floats, and so is the
 // threshold that `predict --score` compares them with.
 function countAt(values) {
-  const least = Math.fround(score);
+  const minimum = Math.fround(score);
   let [low, high] = [0, values.length];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (values[middle] >= least) low = middle + 1;
+    if (values[middle] >= minimum) low = middle + 1;
     else high = middle;
   }
   return low;
@@ -264,14 +264,14 @@ async function change(path, options) {
 async function add(files) {
   await ready; // a drop may come first
   const taken = wanted(files, start);
-  const most = start.limits.images;
+  const maximum = start.limits.images;
   tell("", "");
   if (!taken.length) tell(`No image among them (${start.suffixes.join(", ")}).`, "add");
-  else if (taken.length > most) {
-    const text = `${most} of ${taken.length} images are taken, as no more are kept at once. `;
+  else if (taken.length > maximum) {
+    const text = `${maximum} of ${taken.length} images are taken, as no more are kept at once. `;
     tell(`${text}For whole folders use effdet_tf predict.`, "add");
   }
-  uploader.add(taken.slice(0, most), start.limits);
+  uploader.add(taken.slice(0, maximum), start.limits);
   refresh();
 }
 

@@ -28,11 +28,11 @@ export function simplify(points) {
     const end = to % count;
     const [dx, dy] = [points[2 * end] - ax, points[2 * end + 1] - ay];
     const length = Math.hypot(dx, dy);
-    let [index, most] = [-1, SMOOTH];
+    let [index, farthest] = [-1, SMOOTH];
     for (let k = from + 1; k < to; k += 1) {
       const [x, y] = [points[2 * k] - ax, points[2 * k + 1] - ay];
       const distance = length ? Math.abs(x * dy - y * dx) / length : Math.hypot(x, y);
-      if (distance > most) [index, most] = [k, distance];
+      if (distance > farthest) [index, farthest] = [k, distance];
     }
     return index;
   };
