@@ -1,8 +1,8 @@
 """Time and memory of conversion and evaluation from a small set to LIVECell's size, as a table and a picture.
 
 `python benchmarks/livecell_like.py SET`, then `python benchmarks/growth.py SET --out OUT`. Converts 5, 25 and
-100 % of the training images and the test images, then evaluates 98, 391 and 1,564 images of 500 cells and 2,000
-detections each (`benchmarks/evaluation.py`). Writes OUT/growth.png.
+100 % of the training images and the test images, then evaluates 98, 391 and 1,564 images of 500 cells and
+2,000 detections each (`benchmarks/evaluation.py`). Writes OUT/growth.png.
 """
 
 from __future__ import annotations

@@ -647,7 +647,7 @@ LEARN = [
         ("tiny.yaml: not a JSON file",),
     ),
     Mistake(
-        "a SavedModel given to evaluation (works: it is judged as a client sees it)",
+        "a SavedModel given to evaluation (works: it is evaluated as a client sees it)",
         "python -m training.evaluate --run exported/saved_model --data data",
         0,
         ("written: exported/saved_model/evaluation-data.json",),
