@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.cell_metrics import SCORE_GRID, CellEvaluator, summarise_counts
-from effdet_tf.metrics.instances import ImageInstances, iterate_instances, unknown_class
+from effdet_tf.metrics.instances import ImageInstances, Instance, iterate_instances, unknown_class
 from effdet_tf.metrics.matching import Match, MatchCounts, match_boxes
 
 _OF_MASKS = {"sartorius", "pq", "matching_accuracy50", "aji", "seg"}
@@ -98,6 +98,8 @@ class BoxEvaluator(CellEvaluator):
 
 def match_boxes_by_class(image: ImageInstances, classes: Sequence[int]) -> list[Match]:
     """Match the boxes of each class alone."""
-    both = (image.ground_truth, image.predictions)
-    own = [[[one for one in part if one.category_id == kind] for part in both] for kind in classes]
-    return [match_boxes(*parts) for parts in own]
+
+    def own(kind: int, part: Sequence[Instance]) -> list[Instance]:
+        return [one for one in part if one.category_id == kind]
+
+    return [match_boxes(own(kind, image.ground_truth), own(kind, image.predictions)) for kind in classes]

@@ -211,8 +211,8 @@ def _curves(precision: np.ndarray) -> dict[str, Any] | None:
         return None
     means = defined.mean(0)
     lines = {"50": means[0], "75": means[5], "mean": means.mean(0)}
-    precision = {name: line.round(4).tolist() for name, line in lines.items()}
-    return {"AP": means.mean(1).round(5).tolist(), "precision": precision}
+    rounded = {name: line.round(4).tolist() for name, line in lines.items()}
+    return {"AP": means.mean(1).round(5).tolist(), "precision": rounded}
 
 
 def _mean(values: np.ndarray) -> float | None:
