@@ -6,7 +6,8 @@ batch. Pixels and statistics are those of `effdet_tf.images`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -91,7 +92,7 @@ def decode(data: tf.Tensor, header: Header) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cond(whole, lambda: image, lambda: tf.zeros((8, 8, 1))), error
 
 
-def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
+def normalize(image: tf.Tensor, deep: bool | tf.Tensor, config: Config) -> tf.Tensor:
     """Turn decoded pixels into what the network was trained on: `effdet_tf.images.normalize.normalize`.
 
     `image` is float32 `[H, W, 1 or 3]` in its own units, which are of 16 bits where `deep` is true; the
@@ -104,7 +105,7 @@ def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
         weighed = tf.linalg.matvec(tf.ensure_shape(image, (None, None, 3)), LUMA)
         return tf.where(alike, image[..., 0], weighed)
 
-    def if_colour(yes: Any, no: Any) -> tf.Tensor:
+    def if_colour(yes: Callable[[], tf.Tensor], no: Callable[[], tf.Tensor]) -> tf.Tensor:
         if image.shape[2] is not None:
             return yes() if image.shape[2] == 3 else no()
         return tf.cond(tf.equal(tf.shape(image)[2], 3), yes, no)
@@ -125,7 +126,7 @@ def normalize(image: tf.Tensor, deep: Any, config: Config) -> tf.Tensor:
     return (values - mean) / std
 
 
-def _or_default(function: Any, data: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
+def _or_default(function: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
     """`function(data)`, or `default` where that fails: tf.data is the one place where a graph can catch."""
     tried = tf.data.Dataset.from_tensors(data).map(function, num_parallel_calls=None).ignore_errors()
     return tried.concatenate(tf.data.Dataset.from_tensors(default)).take(1).get_single_element()

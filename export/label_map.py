@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 from effdet_tf.model.postprocess import Detections
@@ -12,7 +10,9 @@ MIN_VISIBLE = 0.5  # share of its mask that a cell must keep
 _THRESHOLD = 127.5  # of masks that are probability times 255
 
 
-def label_map(found: Detections, height: Any, width: Any, min_score: float) -> tuple[tf.Tensor, tf.Tensor]:
+def label_map(
+    found: Detections, height: tf.Tensor, width: tf.Tensor, min_score: float
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Give each pixel to one cell: the higher score wins, and who keeps less than half is left out.
 
     Args:
@@ -53,7 +53,9 @@ def label_map(found: Detections, height: Any, width: Any, min_score: float) -> t
     return tf.reshape(flat, tf.stack([height, width])), number
 
 
-def _interpolate(low: tf.Tensor, high: tf.Tensor, limit: Any, cells: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _interpolate(
+    low: tf.Tensor, high: tf.Tensor, limit: tf.Tensor, cells: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """First pixel, and float32 `[pixels, cells]` weights of the pixels whose centres lie in [low, high).
 
     As `geometry.masks` has it, in the same precision: a pixel at the threshold must fall to the same side.

@@ -18,6 +18,7 @@ in pixels):
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class ServedNetwork:
         batch = tf.TensorSpec((None, None, None, config.data.channels), tf.float32)
         files = tf.TensorSpec((None,), tf.string)
 
-        def function(method: Any, *specs: tf.TensorSpec) -> Any:
+        def function(method: Callable[..., dict[str, tf.Tensor]], *specs: tf.TensorSpec) -> Any:
             return tf.function(method, input_signature=specs, autograph=False)
 
         self.network = function(self._dense, batch)

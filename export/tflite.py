@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import keras
@@ -166,7 +166,7 @@ def split(
     return lambda image: first(image, training=False), finish
 
 
-def _cells(predictor: RunPredictor, outputs: Tensors, whole: Any, shown: tf.Tensor) -> Tensors:
+def _cells(predictor: RunPredictor, outputs: Tensors, whole: Sequence[int], shown: tf.Tensor) -> Tensors:
     """Cells by name, ranked, from the outputs of the dense network for one input."""
     head = predictor.network.mask_head
     found = ranked(detect(predictor.config, head, outputs, tuple(whole), (shown[0], shown[1])))

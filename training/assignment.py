@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -56,7 +57,7 @@ class _Candidates(NamedTuple):
     distance: Tensor  # [B, M, N] of location and centre, squared, in strides
     iou: Tensor  # [B, M, N] of anchor and cell, -1 outside the input
     level_sizes: tuple[int, ...]  # candidates of each level; N is their sum
-    total: Any  # all anchors of an image
+    total: int | Tensor  # all anchors of an image
 
 
 def _reach(shapes: np.ndarray, stride: int, threshold: float) -> np.ndarray:
@@ -77,7 +78,7 @@ def _window(reach: np.ndarray) -> np.ndarray:
 
 def _level_candidates(
     cells: Tensor,
-    feature_size: tuple[Any, Any],
+    feature_size: tuple[int | Tensor, int | Tensor],
     strides: tuple[Tensor, Tensor],
     sides: Tensor,
     window: np.ndarray,
@@ -125,10 +126,10 @@ def _level_candidates(
 
 def _candidates(
     cells: Tensor,
-    image_size: tuple[Any, Any],
+    image_size: Sequence[int | Tensor],
     anchors: AnchorConfig,
     levels: range,
-    reach: Any,
+    reach: Callable[[np.ndarray, int], np.ndarray],
 ) -> _Candidates:
     """Anchors near each cell; `reach` maps (anchor sides, stride) of a level to rows, columns."""
     parts, first, sizes, nearest = [], 0, [], []
@@ -160,7 +161,13 @@ class _Claims:
     """
 
     def __init__(
-        self, value: Tensor, anchor: Tensor, claimed: Tensor, forced: Tensor, total: Any, max_cells: int
+        self,
+        value: Tensor,
+        anchor: Tensor,
+        claimed: Tensor,
+        forced: Tensor,
+        total: int | Tensor,
+        max_cells: int,
     ):
         batch, count, width = ops.shape(value)
         bits = max(8, math.ceil(math.log2(max_cells + 1)))
@@ -204,7 +211,12 @@ class _Claims:
 
 
 def leave_out(
-    state: Tensor, regions: Tensor, input_size: Any, anchors: AnchorConfig, min_level: int, max_level: int
+    state: Tensor,
+    regions: Tensor,
+    input_size: Sequence[int | Tensor],
+    anchors: AnchorConfig,
+    min_level: int,
+    max_level: int,
 ) -> Tensor:
     """Ignore the background anchors whose location lies in a region that is neither cell nor background.
 
@@ -235,7 +247,7 @@ def leave_out(
 def assign(
     cells: Tensor,
     valid: Tensor,
-    image_size: tuple[Any, Any],
+    image_size: Sequence[int | Tensor],
     anchors: AnchorConfig,
     rules: AssignConfig,
     min_level: int,

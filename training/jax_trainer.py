@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from training.losses import combine, detection_losses
 from training.progress import FED, TERMS, Run
 
 State = dict[str, list[jax.Array]]
+Step = Callable[..., tuple[State, jax.Array]]
 
 
-def make_loss(config: Config, network: Network) -> Any:
+def make_loss(config: Config, network: Network) -> Callable[..., tuple[jax.Array, Any]]:
     """Return the loss of a network, built, as a pure function for `jax.value_and_grad(..., has_aux=True)`.
 
     Returns:
@@ -52,7 +53,7 @@ def untrained(network: Network) -> list[Any]:
     return [variable for variable in network.variables if id(variable) not in moved]
 
 
-def make_step(config: Config, network: Network, optimizer: Any) -> Any:
+def make_step(config: Config, network: Network, optimizer: keras.optimizers.Optimizer) -> Step:
     """Compile one training step of a network with an optimizer built for it.
 
     Returns:

@@ -5,8 +5,6 @@ Each returns sums, not means: the trainer divides by the number of positives ove
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 
@@ -75,7 +73,7 @@ def _mask_term(
     batch: dict[str, Tensor],
     assignment: Assignment,
     step: Tensor,
-    first: Any,
+    first: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Summed mask loss of the sampled instances, and how many there were."""
     cells = ops.shape(batch["boxes"])[1]
@@ -118,7 +116,7 @@ def detection_losses(
     outputs: dict[str, Tensor],
     batch: dict[str, Tensor],
     step: Tensor,
-    first: Any = 0,
+    first: int | Tensor = 0,
 ) -> dict[str, Tensor]:
     """Sum every loss term over a batch.
 

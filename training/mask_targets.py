@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 
@@ -13,7 +11,7 @@ from training.assignment import Assignment, State
 
 
 def sample_instances(
-    assignment: Assignment, cells: Any, samples: int, step: Tensor, first: Any = 0
+    assignment: Assignment, cells: int | Tensor, samples: int, step: Tensor, first: int | Tensor = 0
 ) -> tuple[Tensor, Tensor]:
     """Choose which instances train the mask head: at most one anchor a cell, at random.
 
@@ -39,7 +37,7 @@ def sample_instances(
         value = value * np.int32(1664525) + np.int32(1013904223)
         return ops.bitwise_and(value ^ ops.right_shift(value, 13), np.int32(2**31 - 1))
 
-    def random(count: Any, stride: Any, salt: int) -> Tensor:
+    def random(count: int | Tensor, stride: int | Tensor, salt: int) -> Tensor:
         image = ops.arange(batch, dtype="int32")[:, None] + first
         order = image * stride + ops.arange(count, dtype="int32")
         return mix(mix(order) ^ mix(ops.cast(step, "int32") + salt))

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -27,6 +27,10 @@ from training.optimizer import learning_rate, make_optimizer
 from training.order import steps_per_epoch
 from training.run_log import RunLog
 from training.state import has_state, load_state, save_state, start_weights
+
+if TYPE_CHECKING:
+    from effdet_tf.data.packed import PackedSet
+    from effdet_tf.data.store import RecordStore
 
 FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
@@ -75,7 +79,7 @@ class Run(ABC):
     def __init__(
         self,
         config: Config,
-        store: Any,
+        store: RecordStore | PackedSet,
         folder: Path,
         strict: bool = False,
         backbone: keras.Model | None = None,

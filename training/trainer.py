@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def make_step(
     config: Config,
     network: Network,
     average: list[Any],
-    optimizer: Any,
+    optimizer: keras.optimizers.Optimizer,
     mask_size: int,
     strategy: tf.distribute.Strategy | None = None,
-) -> Any:
+) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], tf.Tensor]:
     """Compile one training step.
 
     Several replicas give what one gives: each has its part of the batch, batch normalisation spans all, the

@@ -13,8 +13,9 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -128,7 +129,7 @@ def _receive(url: str, part: Path, progress: bool) -> Answer:
     return answer
 
 
-def _answer(url: str, response: Any, have: int) -> Answer:
+def _answer(url: str, response: http.client.HTTPResponse, have: int) -> Answer:
     """Read the headers of a response to a request for the bytes from `have` on."""
     tag = response.headers.get("ETag", "")
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
@@ -140,7 +141,7 @@ def _answer(url: str, response: Any, have: int) -> Answer:
     return Answer(0, int(length) if length.isdecimal() else None, tag, _md5(response.headers, tag))
 
 
-def _md5(headers: Any, tag: str) -> str:
+def _md5(headers: Message, tag: str) -> str:
     """The MD5 sum that an ETag is: with Amazon S3, for files sent in one piece that lie in the clear."""
     match = _MD5.fullmatch(tag)
     plain = headers.get("x-amz-server-side-encryption", "AES256") == "AES256"

@@ -150,7 +150,7 @@ def _nothing(lines: list[str]) -> str:
 
 
 def _write_shard(
-    path: Path, built: Iterator[BuiltImage], source: str, tally: Tally, bar: Any
+    path: Path, built: Iterator[BuiltImage], source: str, tally: Tally, bar: tqdm
 ) -> list[dict[str, Any]]:
     """Write one shard and describe it; an empty list when none of its images could be used."""
     import tensorflow as tf  # here: reading and checking the source must not wait for it

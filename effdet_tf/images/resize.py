@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 
-def resize(image: tf.Tensor, size: tf.Tensor, target: Any) -> tf.Tensor:
+def resize(image: tf.Tensor, size: tf.Tensor, target: tf.Tensor | Sequence[int]) -> tf.Tensor:
     """Return `image [h, w, C]` of int32 `size [2]` in the size `target [2]`, bilinear.
 
     Shrinking by more than 1.5 goes through a low-pass. Up to there plain bilinear sampling still gives
@@ -43,7 +43,9 @@ def zoomed_size(size: tf.Tensor, zoom: float) -> tf.Tensor:
     return tf.maximum(tf.cast(tf.round(tf.cast(size, tf.float32) * zoom), tf.int32), 1)
 
 
-def pad(image: tf.Tensor, size: tf.Tensor, canvas: Any, value: Any = 0.0) -> tf.Tensor:
+def pad(
+    image: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor | Sequence[int], value: float | tf.Tensor = 0.0
+) -> tf.Tensor:
     """Return `image [h, w, C]` of int32 `size [2]` at the top left of a canvas `[2]`, height and width."""
     room = tf.convert_to_tensor(canvas, tf.int32) - size
     paddings = tf.stack([tf.stack([0, room[0]]), tf.stack([0, room[1]]), tf.zeros(2, tf.int32)])

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +18,9 @@ from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator
 from effdet_tf.prediction.results import Result
+
+if TYPE_CHECKING:
+    from effdet_tf.prediction.predictor import Predictor
 
 Entries = list[dict[str, Any]]
 
@@ -88,7 +91,7 @@ def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator
 
 
 def evaluate_run(
-    predictor: Any,
+    predictor: Predictor,
     data_dir: str | Path,
     limit: int | None = None,
     progress: bool = True,

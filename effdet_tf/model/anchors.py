@@ -40,12 +40,14 @@ def sides(config: AnchorConfig, level: int, min_level: int, strides: tuple[Tenso
     return nominal if config.sizes else nominal * ops.stack(strides) / 2**level
 
 
-def stride(pixels: Any, cells: Any) -> Tensor:
+def stride(pixels: int | Tensor, cells: int | Tensor) -> Tensor:
     """Distance of neighbouring locations, px: input size / feature size, along one axis."""
     return ops.cast(pixels, "float32") / ops.cast(cells, "float32")
 
 
-def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> list[tuple[Any, Any]]:
+def feature_sizes(
+    height: int | Tensor, width: int | Tensor, min_level: int, max_level: int
+) -> list[tuple[int | Tensor, int | Tensor]]:
     """Height and width of each level's feature, min_level to max_level: halved and rounded up each time.
 
     Height and width of the input, px, are ints or scalar int tensors.
@@ -58,12 +60,14 @@ def feature_sizes(height: Any, width: Any, min_level: int, max_level: int) -> li
     return sizes
 
 
-def centers(count: Any, step: Any) -> Tensor:
+def centers(count: int | Tensor, step: float | Tensor) -> Tensor:
     """Where a level's `count` rows or columns, `step` px apart, lie: `[count]` float32, px."""
     return (ops.cast(ops.arange(count), "float32") + 0.5) * step
 
 
-def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int) -> list[Tensor]:
+def grid(
+    height: int | Tensor, width: int | Tensor, config: AnchorConfig, min_level: int, max_level: int
+) -> list[Tensor]:
     """All anchors of an input, level by level; location row-major, then size, then ratio.
 
     An input that is no multiple of a stride spreads its anchors evenly (stride = input / feature size), as
@@ -86,7 +90,12 @@ def grid(height: Any, width: Any, config: AnchorConfig, min_level: int, max_leve
 
 
 def at(
-    index: Tensor, height: Any, width: Any, config: AnchorConfig, min_level: int, max_level: int
+    index: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+    config: AnchorConfig,
+    min_level: int,
+    max_level: int,
 ) -> Tensor:
     """`concatenate(grid(...))[index]`, `[N, 4]` for int32 `[N]`, without making the other anchors."""
     sizes = feature_sizes(height, width, min_level, max_level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,6 @@ class Detections(NamedTuple):
         found = self._with_boxes(lambda boxes: boxes * (edge / np.tile(size, 2).astype(np.float32)))
         return found._replace(boxes=np.minimum(found.boxes, edge))  # rounding may lead beyond the edge
 
-    def _with_boxes(self, change: Any) -> Detections:
+    def _with_boxes(self, change: Callable[[np.ndarray], np.ndarray]) -> Detections:
         mask_boxes = None if self.mask_boxes is None else change(self.mask_boxes)
         return self._replace(boxes=change(self.boxes), mask_boxes=mask_boxes)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
 
 import keras
 
@@ -115,7 +114,7 @@ def _levels(model: keras.Model, channels: int) -> dict[int, Tensor]:
     return found
 
 
-def _level_of(key: Any, name: str) -> int:
+def _level_of(key: object, name: str) -> int:
     match = re.fullmatch(r"[Pp]?(\d+)", str(key))
     if match is None:
         raise UserError(f"the backbone {name} calls an output {key!r}; name them by level: P3, P4, ...")
@@ -149,6 +148,6 @@ def _copy(model: keras.Model, name: str) -> keras.Model:
     return copy
 
 
-def _copy_layer(layer: Any) -> Any:
+def _copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     # A Lambda holds no weights, and Keras refuses to read its function back from a config.
     return layer if isinstance(layer, keras.layers.Lambda) else type(layer).from_config(layer.get_config())

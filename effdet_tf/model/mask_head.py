@@ -18,6 +18,8 @@ from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.geometry.resample import sample_crops
 from effdet_tf.model.layers import UpsampleLike, activation, batch_norm
 
+Shape = tuple[int | None, ...]
+
 
 def build_mask_feature(fused: dict[int, Tensor], backbone: dict[int, Tensor], config: ModelConfig) -> Tensor:
     """Make the feature that masks are cut from, `[B, H / stride, W / stride, mask.channels]`.
@@ -67,7 +69,7 @@ class MaskHead(layers.Layer):
         dtype = self.dtype_policy
         self.filters = layers.Dense(self.parameters, kernel_initializer=start, dtype=dtype, name="filters")
 
-    def build(self, feature_shape: Any, embeddings_shape: Any, boxes_shape: Any) -> None:
+    def build(self, feature_shape: Shape, embeddings_shape: Shape, boxes_shape: Shape) -> None:
         """Make the layers that all instances share; at the start filters are near a plain shared head."""
         if self.convolutions:
             self.code.build(embeddings_shape)
@@ -134,7 +136,7 @@ class MaskHead(layers.Layer):
         return self.convolutions[2](ops.relu(self.convolutions[1](ops.relu(values))))
 
     def compute_output_shape(
-        self, feature_shape: Any, embeddings_shape: Any, boxes_shape: Any
+        self, feature_shape: Shape, embeddings_shape: Shape, boxes_shape: Shape
     ) -> tuple[Any, ...]:
         """`[B, K, size, size]`."""
         return (*embeddings_shape[:2], self.config.size, self.config.size)

@@ -6,7 +6,8 @@ The one implementation behind Keras, SavedModel and TFLite. Everything is keras.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from keras import ops
 
@@ -29,7 +30,13 @@ class Candidates(NamedTuple):
     anchors: Tensor  # [k] int32 index of the anchor
 
 
-def select(config: Config, logits: Tensor, deltas: Tensor, input_size: Any, image_size: Any) -> Candidates:
+def select(
+    config: Config,
+    logits: Tensor,
+    deltas: Tensor,
+    input_size: Sequence[int | Tensor],
+    image_size: Sequence[int | Tensor],
+) -> Candidates:
     """Decode the best anchors of one image.
 
     Args:
@@ -149,7 +156,11 @@ def _masks(head: MaskHead, feature: Tensor, embeddings: Tensor, boxes: Tensor) -
 
 
 def detect(
-    config: Config, head: MaskHead | None, outputs: dict[str, Tensor], input_size: Any, image_size: Any
+    config: Config,
+    head: MaskHead | None,
+    outputs: dict[str, Tensor],
+    input_size: Sequence[int | Tensor],
+    image_size: Sequence[int | Tensor],
 ) -> Detections:
     """Find the cells of one image.
 

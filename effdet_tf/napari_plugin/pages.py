@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import check_image
+
+if TYPE_CHECKING:
+    from napari.layers import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class LayerPages:
             raise UserError(f"{place}: {error}") from error
 
 
-def pages_of(layer: Any) -> LayerPages:
+def pages_of(layer: Image) -> LayerPages:
     """The pages of an image layer.
 
     Args:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effdet_tf.napari_plugin.marks import Marks, Shapes
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Layer
+    from napari.viewer import Viewer
 
 _MARK = "effdet_tf"  # in a layer's metadata: which image and what it shows
 SHAPES = ("none", "boxes", "outlines")
 _COLOUR = "#ffd54a"
 
 
-def placement(layer: Any, first: int) -> dict[str, Any]:
+def placement(layer: Image, first: int) -> dict[str, Any]:
     """Where the result of an image layer lies.
 
     Args:
@@ -29,7 +33,7 @@ def placement(layer: Any, first: int) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in same} | {"translate": moved(origin)}
 
 
-def show(viewer: Any, image: str, marks: Marks, shapes: str, place: dict[str, Any]) -> list[Any]:
+def show(viewer: Viewer, image: str, marks: Marks, shapes: str, place: dict[str, Any]) -> list[Layer]:
     """Show cells, in place of those that were shown of the same image before.
 
     Args:
@@ -57,12 +61,12 @@ def show(viewer: Any, image: str, marks: Marks, shapes: str, place: dict[str, An
     return layers
 
 
-def is_shown(viewer: Any, image: str) -> bool:
+def is_shown(viewer: Viewer, image: str) -> bool:
     """Whether a result of this image is among the layers: the user may have removed it."""
     return any(_former(viewer, image, kind) is not None for kind in ("cells", *SHAPES[1:]))
 
 
-def _show_labels(viewer: Any, image: str, marks: Marks, place: dict[str, Any]) -> Any:
+def _show_labels(viewer: Viewer, image: str, marks: Marks, place: dict[str, Any]) -> Any:
     """Labels with their table; a former layer keeps the look that the user gave it."""
     layer = _former(viewer, image, "cells")
     if layer is None or layer.ndim != marks.labels.ndim:
@@ -81,7 +85,7 @@ def _show_labels(viewer: Any, image: str, marks: Marks, place: dict[str, Any]) -
     return layer
 
 
-def _show_shapes(viewer: Any, image: str, kind: str, shapes: Shapes, place: dict[str, Any]) -> Any:
+def _show_shapes(viewer: Viewer, image: str, kind: str, shapes: Shapes, place: dict[str, Any]) -> Any:
     _remove(viewer, image, kind)
     several = shapes.features["class"].nunique() > 1
     return viewer.add_shapes(
@@ -105,13 +109,13 @@ def _show_shapes(viewer: Any, image: str, kind: str, shapes: Shapes, place: dict
     )
 
 
-def _former(viewer: Any, image: str, kind: str) -> Any | None:
+def _former(viewer: Viewer, image: str, kind: str) -> Any | None:
     """The layer that shows this of the image already."""
     found = (layer for layer in viewer.layers if layer.metadata.get(_MARK) == [image, kind])
     return next(found, None)
 
 
-def _remove(viewer: Any, image: str, kind: str) -> None:
+def _remove(viewer: Viewer, image: str, kind: str) -> None:
     layer = _former(viewer, image, kind)
     if layer is not None:
         viewer.layers.remove(layer)

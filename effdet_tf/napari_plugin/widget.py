@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class FindCells(QWidget):
             self._work.end()
         super().changeEvent(event)
 
-    def _chosen_pages(self, layer: Any, pages: LayerPages) -> range:
+    def _chosen_pages(self, layer: Image, pages: LayerPages) -> range:
         """All pages, or the one that the viewer shows."""
         if not pages.stack or self.form.pages.currentText() == ALL_PAGES:
             return range(len(pages))
@@ -151,7 +152,7 @@ class FindCells(QWidget):
         if self._found is not None:
             self._pause.start()
 
-    def _start(self, then: Any, work: Any, *args: Any) -> None:
+    def _start(self, then: Callable[[Any], None], work: Callable[..., Any], *args: Any) -> None:
         """Start a generator in a thread; `then` takes what it returns."""
         slots = {"yielded": self.form.advance, "returned": then, "errored": self._fail}
         slots |= {"aborted": self._stop, "finished": self._finish}

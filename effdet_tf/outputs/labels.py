@@ -117,7 +117,7 @@ class LabelPages:
             self._writer.write(_tiles(labels, self._dtype), **options)
 
 
-def _tiles(labels: np.ndarray, dtype: Any) -> Iterator[np.ndarray]:
+def _tiles(labels: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
     for top in range(0, labels.shape[0], _TILE):
         for left in range(0, labels.shape[1], _TILE):
             part = labels[top : top + _TILE, left : left + _TILE]

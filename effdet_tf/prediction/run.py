@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from effdet_tf.config import Config, load_config
+from effdet_tf.geometry.boxes import Tensor
 from effdet_tf.images.normalize import Brightness, fixed_statistics, normalize
 from effdet_tf.model.detections import Detections
 from effdet_tf.model.network import Network, build_network
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 class Placement(NamedTuple):
     """How an image lies in the input of the network: scaled to `shown`, at the top left of `whole`."""
 
-    size: Any  # int32 [2] height, width of the image, px
-    shown: Any  # int32 [2] of its part of the input
-    whole: Any  # int32 [2] of the input
+    size: Tensor  # int32 [2] height, width of the image, px
+    shown: Tensor  # int32 [2] of its part of the input
+    whole: Tensor  # int32 [2] of the input
     scaled: bool  # whether it is scaled at all
 
     @classmethod
-    def of(cls, config: Config, stride: int, size: Any) -> Placement:
+    def of(cls, config: Config, stride: int, size: Tensor) -> Placement:
         """Placement of an image of int32 `size [2]`, by `data.resize` and `data.zoom`."""
         import tensorflow as tf
 
@@ -46,7 +47,7 @@ class Placement(NamedTuple):
             return cls(size, shown, shown + -shown % stride, True)
         return cls(size, size, size + -size % stride, False)
 
-    def enter(self, image: Any) -> Any:
+    def enter(self, image: Tensor) -> Tensor:
         """The input `[whole, C]` of a normalised `image [H, W, C]`."""
         from effdet_tf.images.resize import pad, resize
 
