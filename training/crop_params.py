@@ -6,24 +6,13 @@ from typing import Any, NamedTuple
 
 
 class CropParams(NamedTuple):
-    """Augmentation parameters of one crop: scalars, tensors or of numpy.
+    """Augmentation parameters of one crop: scalars, tensors or of numpy."""
 
-    Attributes:
-        scale: float32, crop pixels per source pixel.
-        y: float32 in [0, 1], position of the crop within its range.
-        x: likewise.
-        transpose: bool, swap the axes (before the flips).
-        flip_y: bool, mirror top and bottom.
-        flip_x: bool, mirror left and right.
-        gain: float32, contrast factor on the normalised image.
-        offset: float32, brightness added after that.
-    """
-
-    scale: Any
-    y: Any
-    x: Any
-    transpose: Any
-    flip_y: Any
-    flip_x: Any
-    gain: Any
-    offset: Any
+    scale: Any  # float32, crop pixels per source pixel
+    y: Any  # float32 in [0, 1], position of the crop within its range
+    x: Any  # likewise
+    transpose: Any  # bool, swap the axes (before the flips)
+    flip_y: Any  # bool, mirror top and bottom
+    flip_x: Any  # bool, mirror left and right
+    gain: Any  # float32, contrast factor on the normalised image
+    offset: Any  # float32, brightness added after that

@@ -34,21 +34,13 @@ _CAPTION = 26  # px above each picture of the overlay
 
 @dataclass(frozen=True, eq=False)
 class DataReport:
-    """The cells of a data set.
+    """The cells of a data set."""
 
-    Attributes:
-        manifest: its manifest.
-        counts: int64 `[images]`, cells of each image.
-        sizes: float32 `[cells, 2]`, height and width of the tight boxes in px, crowds left out.
-        image_sizes: int64 `[cells, 2]`, height and width of the image of each.
-        types: `[cells]`, the cell type of each, empty when unknown.
-    """
-
-    manifest: Manifest
-    counts: np.ndarray
-    sizes: np.ndarray
-    image_sizes: np.ndarray
-    types: np.ndarray
+    manifest: Manifest  # its manifest
+    counts: np.ndarray  # int64 `[images]`, cells of each image
+    sizes: np.ndarray  # float32 `[cells, 2]`, height and width of the tight boxes in px, crowds left out
+    image_sizes: np.ndarray  # int64 `[cells, 2]`, height and width of the image of each
+    types: np.ndarray  # `[cells]`, the cell type of each, empty when unknown
 
     @property
     def sides(self) -> np.ndarray:

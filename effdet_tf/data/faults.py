@@ -10,14 +10,10 @@ EXAMPLES = 20  # names kept per reason
 
 @dataclass
 class Faults:
-    """Faults by reason: `{reason: {"count": n, "examples": [first names]}}`.
+    """Faults by reason: `{reason: {"count": n, "examples": [first names]}}`."""
 
-    Attributes:
-        dropped: what is not in the output.
-        notes: what is in the output although something was wrong with it.
-    """
-
-    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # what is not in the output
+    # what is in the output although something was wrong with it
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def drop(self, reason: str, name: str, count: int = 1) -> None:

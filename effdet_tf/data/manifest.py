@@ -19,45 +19,30 @@ MAX_MASK_SIZE = 1024  # px; no bitmap of a cell is larger
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a converted data set.
+    """The contents of a converted data set."""
 
-    Attributes:
-        source: name of the kind of source ("livecell", "sartorius", "coco", "labelmaps").
-        categories: [{"id", "name"}]; the place in the list is the class id inside, "id" the source's own.
-        shards: [{"file", "images", "cells", "sha256"}], in reading order.
-        images: number of images.
-        cells: number of cells, crowd regions included.
-        max_cells: largest number of cells in one image.
-        cells_per_image: {"mean", "5", "25", "50", "75", "95", "100"}: mean and percentiles.
-        image_statistics: {"sizes": [{"height", "width", "images"}], "bit_depths": {"8": images},
-            "channels": {"1": images}, "mean", "std"}; mean and std over all pixels in native units, null
-            when 8 and 16 bit are mixed.
-        cell_sizes: at most 4096 evenly drawn [height, width] of tight boxes, pixels, crowds left out.
-        cell_types: {name: {"images", "cells"}}.
-        dropped: {reason: {"count", "examples"}}: what is not in the shards.
-        notes: the same for faults that were survived.
-        mask_size: side of the box-aligned bitmaps.
-        masks: False when the cells are annotated by boxes alone: the bitmaps are full, no mask is evaluated.
-        pseudo: what a network labelled the images with ({"network", "score", ...}); empty when people did.
-        format: version of this layout.
-    """
-
-    source: str
+    source: str  # name of the kind of source ("livecell", "sartorius", "coco", "labelmaps")
+    # [{"id", "name"}]; the place in the list is the class id inside, "id" the source's own
     categories: list[dict[str, Any]]
-    shards: list[dict[str, Any]]
-    images: int
-    cells: int
-    max_cells: int
-    cells_per_image: dict[str, float]
+    shards: list[dict[str, Any]]  # [{"file", "images", "cells", "sha256"}], in reading order
+    images: int  # number of images
+    cells: int  # number of cells, crowd regions included
+    max_cells: int  # largest number of cells in one image
+    cells_per_image: dict[str, float]  # {"mean", "5", "25", "50", "75", "95", "100"}: mean and percentiles
+    # {"sizes": [{"height", "width", "images"}], "bit_depths": {"8": images}, "channels": {"1": images},
+    # "mean", "std"}; mean and std over all pixels in native units, null when 8 and 16 bit are mixed
     image_statistics: dict[str, Any]
+    # at most 4096 evenly drawn [height, width] of tight boxes, pixels, crowds left out
     cell_sizes: list[list[float]]
-    cell_types: dict[str, dict[str, int]]
-    dropped: dict[str, dict[str, Any]]
-    notes: dict[str, dict[str, Any]]
-    mask_size: int
+    cell_types: dict[str, dict[str, int]]  # {name: {"images", "cells"}}
+    dropped: dict[str, dict[str, Any]]  # {reason: {"count", "examples"}}: what is not in the shards
+    notes: dict[str, dict[str, Any]]  # the same for faults that were survived
+    mask_size: int  # side of the box-aligned bitmaps
+    # False when the cells are annotated by boxes alone: the bitmaps are full, no mask is evaluated
     masks: bool = True  # sets from before it was written down have masks
+    # what a network labelled the images with ({"network", "score", ...}); empty when people did
     pseudo: dict[str, Any] = dataclasses.field(default_factory=dict)
-    format: int = FORMAT
+    format: int = FORMAT  # version of this layout
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -40,21 +40,13 @@ _ARRAYS = {
 
 @dataclass(frozen=True, eq=False)
 class PackedSet:
-    """A data set in memory, with the names that `RecordStore` has for the same things.
+    """A data set in memory, with the names that `RecordStore` has for the same things."""
 
-    Attributes:
-        arrays: the flat arrays, as in the file.
-        class_names: names of the classes.
-        category_ids: their ids in the source.
-        fingerprint: of the shards that were packed, hexadecimal.
-        masks: False when the cells are annotated by boxes alone.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    fingerprint: str
-    masks: bool
+    arrays: Mapping[str, np.ndarray]  # the flat arrays, as in the file
+    class_names: tuple[str, ...]  # names of the classes
+    category_ids: tuple[int, ...]  # their ids in the source
+    fingerprint: str  # of the shards that were packed, hexadecimal
+    masks: bool  # False when the cells are annotated by boxes alone
     _pixels: np.ndarray = field(init=False, repr=False)
     _cells: np.ndarray = field(init=False, repr=False)
 

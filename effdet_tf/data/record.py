@@ -49,48 +49,31 @@ _TRAINING_FEATURES = {
 class ImageRecord:
     """One annotated image.
 
-    Attributes:
-        image: PNG file bytes, 8 or 16 bit gray, or 8 bit RGB.
-        height: image height in pixels.
-        width: image width in pixels.
-        channels: 1 or 3.
-        bit_depth: 8 or 16.
-        mean: mean of all pixels of the whole image (RGB as gray), in native units.
-        std: their standard deviation, floored by the writer at 1e-3 * max(1, |mean|): a flat image
-            must not be divided by 0.
-        boxes: float32 `[N, 4]` yxyx pixels, tight around each mask.
-        annotated_boxes: float32 `[N, 4]` yxyx pixels, as annotated, for evaluation.
-        classes: int32 `[N]`, from 0.
-        masks: uint8 `[N, m, m]`, 0-255 coverage over `boxes`.
-        rles: N compressed COCO `counts`, full resolution: what evaluation compares with; empty where only a
-            box is annotated.
-        iscrowd: uint8 `[N]`, 1 for a cell that neither training nor evaluation may count.
-        image_id: the id in the source, or the running number.
-        file_name: path of the image inside the source.
-        source: name of the data set.
-        cell_type: cell type, empty when unknown.
-
     Raises:
         ValueError: when the arrays disagree in the number of cells or have another shape.
     """
 
-    image: bytes
-    height: int
-    width: int
-    channels: int
-    bit_depth: int
-    mean: float
+    image: bytes  # PNG file bytes, 8 or 16 bit gray, or 8 bit RGB
+    height: int  # image height in pixels
+    width: int  # image width in pixels
+    channels: int  # 1 or 3
+    bit_depth: int  # 8 or 16
+    mean: float  # mean of all pixels of the whole image (RGB as gray), in native units
+    # their standard deviation, floored by the writer at 1e-3 * max(1, |mean|): a flat image must not be
+    # divided by 0
     std: float
-    boxes: np.ndarray
-    annotated_boxes: np.ndarray
-    classes: np.ndarray
-    masks: np.ndarray
+    boxes: np.ndarray  # float32 `[N, 4]` yxyx pixels, tight around each mask
+    annotated_boxes: np.ndarray  # float32 `[N, 4]` yxyx pixels, as annotated, for evaluation
+    classes: np.ndarray  # int32 `[N]`, from 0
+    masks: np.ndarray  # uint8 `[N, m, m]`, 0-255 coverage over `boxes`
+    # N compressed COCO `counts`, full resolution: what evaluation compares with; empty where only a box is
+    # annotated
     rles: list[bytes]
-    iscrowd: np.ndarray
-    image_id: int
-    file_name: str
-    source: str
-    cell_type: str
+    iscrowd: np.ndarray  # uint8 `[N]`, 1 for a cell that neither training nor evaluation may count
+    image_id: int  # the id in the source, or the running number
+    file_name: str  # path of the image inside the source
+    source: str  # name of the data set
+    cell_type: str  # cell type, empty when unknown
 
     def __post_init__(self) -> None:
         """Refuse arrays that disagree."""

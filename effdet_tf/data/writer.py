@@ -37,25 +37,16 @@ _AHEAD = 4  # images per worker that may be under way: bounds the memory, whatev
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How a data set is written.
+    """How a data set is written."""
 
-    Attributes:
-        workers: processes that read images; None takes one for each core. It never changes the bytes.
-        shards: number of shards; None follows `images_per_shard`.
-        images_per_shard: images in one shard.
-        mask_size: side of the box-aligned bitmaps, pixels.
-        limit: only the first images by name; None takes all.
-        strict: fail when anything at all was dropped or noted.
-        progress: show a progress bar on stderr.
-    """
-
+    # processes that read images; None takes one for each core. It never changes the bytes
     workers: int | None = None
-    shards: int | None = None
-    images_per_shard: int = 64
-    mask_size: int = MASK_SIZE
-    limit: int | None = None
-    strict: bool = False
-    progress: bool = False
+    shards: int | None = None  # number of shards; None follows `images_per_shard`
+    images_per_shard: int = 64  # images in one shard
+    mask_size: int = MASK_SIZE  # side of the box-aligned bitmaps, pixels
+    limit: int | None = None  # only the first images by name; None takes all
+    strict: bool = False  # fail when anything at all was dropped or noted
+    progress: bool = False  # show a progress bar on stderr
 
 
 @contextlib.contextmanager

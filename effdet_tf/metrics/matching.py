@@ -24,31 +24,19 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The ground truth (gt) of one image, its predictions (pred), which of them match and what they share.
+    """The ground truth (gt) of one image, its predictions (pred), which of them match and what they share."""
 
-    Attributes:
-        gt_areas: `[G]`, px^2; annotated cells may overlap.
-        pred_areas: `[P]`, px^2; masks are disjoint.
-        scores: float64 `[P]`, falling.
-        matched_gt: int64 `[P]`, the annotated cell that each prediction matches at IoU .5; -1 for none.
-        gt_index: int64 `[G]`, place of each annotated cell among those that were given.
-        pred_index: int64 `[P]`, place of each prediction among those that were given.
-        overlap_gt: int64 `[K]`, the annotated cell of each pair that overlaps.
-        overlap_pred: int64 `[K]`, its prediction.
-        overlap_area: `[K]`, px^2 that they share.
-        iou: float64 `[K]`, intersection over union.
-    """
-
-    gt_areas: np.ndarray
-    pred_areas: np.ndarray
-    scores: np.ndarray
+    gt_areas: np.ndarray  # `[G]`, px^2; annotated cells may overlap
+    pred_areas: np.ndarray  # `[P]`, px^2; masks are disjoint
+    scores: np.ndarray  # float64 `[P]`, falling
+    # int64 `[P]`, the annotated cell that each prediction matches at IoU .5; -1 for none
     matched_gt: np.ndarray
-    gt_index: np.ndarray
-    pred_index: np.ndarray
-    overlap_gt: np.ndarray
-    overlap_pred: np.ndarray
-    overlap_area: np.ndarray
-    iou: np.ndarray
+    gt_index: np.ndarray  # int64 `[G]`, place of each annotated cell among those that were given
+    pred_index: np.ndarray  # int64 `[P]`, place of each prediction among those that were given
+    overlap_gt: np.ndarray  # int64 `[K]`, the annotated cell of each pair that overlaps
+    overlap_pred: np.ndarray  # int64 `[K]`, its prediction
+    overlap_area: np.ndarray  # `[K]`, px^2 that they share
+    iou: np.ndarray  # float64 `[K]`, intersection over union
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,21 +27,16 @@ class PageMarks(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """The cells of all pages that were searched.
+    """The cells of all pages that were searched."""
 
-    Attributes:
-        labels: int32 `[H, W]`, or `[n, H, W]` for pages of a stack; None for a network without mask head.
-            No number is used twice.
-        features: one row per cell, in the order of their numbers: `index`, the number; `frame`, for a stack,
-            as the viewer counts it; then the columns of `outputs.cell_table` but `cell`.
-        first: page of the first label image; 0 for an image.
-        stack: whether labels and shapes have the axis of pages.
-    """
-
+    # int32 `[H, W]`, or `[n, H, W]` for pages of a stack; None for a network without mask head. No number is
+    # used twice
     labels: np.ndarray | None
+    # one row per cell, in the order of their numbers: `index`, the number; `frame`, for a stack, as the
+    # viewer counts it; then the columns of `outputs.cell_table` but `cell`
     features: pd.DataFrame
-    first: int
-    stack: bool
+    first: int  # page of the first label image; 0 for an image
+    stack: bool  # whether labels and shapes have the axis of pages
 
     def counts(self) -> str:
         """How many cells, of which class where there are several."""

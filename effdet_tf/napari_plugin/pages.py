@@ -16,17 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LayerPages:
-    """The images of one layer, read one at a time: the data may be lazy and larger than the memory.
+    """The images of one layer, read one at a time: the data may be lazy and larger than the memory."""
 
-    Attributes:
-        name: of the layer.
-        data: `[H, W]`, or `[T, H, W]` for a stack, each with a last axis of 3 or 4 colours for RGB.
-        stack: whether the first axis counts pages.
-    """
-
-    name: str
-    data: Any
-    stack: bool
+    name: str  # of the layer
+    data: Any  # `[H, W]`, or `[T, H, W]` for a stack, each with a last axis of 3 or 4 colours for RGB
+    stack: bool  # whether the first axis counts pages
 
     def __len__(self) -> int:
         """Number of pages; 1 for an image."""

@@ -17,15 +17,10 @@ _LARGE = 2**26  # pixels from which a label image lies in a file, of which memor
 
 @dataclass(frozen=True, eq=False)
 class NumberedCells:
-    """The cells of one image as they are written: cell k + 1 is `result` entry k and label k + 1.
+    """The cells of one image as they are written: cell k + 1 is `result` entry k and label k + 1."""
 
-    Attributes:
-        result: the cells that are written.
-        labels: int32 `[H, W]`, or None for a network without mask head.
-    """
-
-    result: Result
-    labels: np.ndarray | None
+    result: Result  # the cells that are written
+    labels: np.ndarray | None  # int32 `[H, W]`, or None for a network without mask head
 
 
 def number_cells(result: Result, min_visible: float = 0.5) -> NumberedCells:

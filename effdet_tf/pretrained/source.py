@@ -26,28 +26,20 @@ DEPTHWISE = ("depthwise_kernel", "_dw_conv/kernel")  # ends of our names of dept
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Weights under our names.
+    """Weights under our names."""
 
-    Attributes:
-        arrays: float32, by the variable path that `effdet_tf.model.weights.named_variables` uses, in
-            Keras's layout: `[kh, kw, in, out]`, depthwise `[kh, kw, in, 1]`.
-        origin: one line for people: format, names, and what was preferred (averages, for example).
-        kind: whether the arrays are a whole detector, a backbone alone, or a run of our own.
-        mean: subtracted from pixels 0..255 before the network, one value or one per channel; empty when
-            unknown.
-        std: what the difference is divided by, likewise.
-        unused: tensor of the source -> why no variable of ours takes it (an ImageNet classifier, an
-            optimizer's slots).
-        notes: further lines for people.
-    """
-
+    # float32, by the variable path that `effdet_tf.model.weights.named_variables` uses, in Keras's layout:
+    # `[kh, kw, in, out]`, depthwise `[kh, kw, in, 1]`
     arrays: dict[str, np.ndarray]
-    origin: str
+    origin: str  # one line for people: format, names, and what was preferred (averages, for example)
+    # whether the arrays are a whole detector, a backbone alone, or a run of our own
     kind: Literal["detector", "backbone", "run"]
+    # subtracted from pixels 0..255 before the network, one value or one per channel; empty when unknown
     mean: Pixels = ()
-    std: Pixels = ()
+    std: Pixels = ()  # what the difference is divided by, likewise
+    # tensor of the source -> why no variable of ours takes it (an ImageNet classifier, an optimizer's slots)
     unused: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # further lines for people
 
 
 def to_keras(tensor: np.ndarray, ours: str) -> np.ndarray:

@@ -26,23 +26,15 @@ _INT64 = 2**63
 
 @dataclass
 class CocoIndex:
-    """A COCO file after one reading.
+    """A COCO file after one reading."""
 
-    Attributes:
-        images: the entries of "images".
-        categories: the entries of "categories".
-        scratch: file of the annotations.
-        image_ids: the annotations' image ids, in file order.
-        offsets: their offsets in `scratch`; one more than there are annotations.
-        masks: how many of them, crowds left out, have a segmentation.
-    """
-
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    scratch: Path
-    image_ids: list[Any] = field(default_factory=list)
+    images: list[dict[str, Any]]  # the entries of "images"
+    categories: list[dict[str, Any]]  # the entries of "categories"
+    scratch: Path  # file of the annotations
+    image_ids: list[Any] = field(default_factory=list)  # the annotations' image ids, in file order
+    # their offsets in `scratch`; one more than there are annotations
     offsets: array.array = field(default_factory=lambda: array.array("Q", [0]))
-    masks: int = 0
+    masks: int = 0  # how many of them, crowds left out, have a segmentation
 
     @property
     def boxes_only(self) -> bool:
