@@ -14,15 +14,10 @@ IGNORED_REGIONS = 128  # places for them in a batch; a crop has a few dozen at m
 
 
 class Images(Protocol):
-    """Training data, as far as a plan needs to know them.
+    """Training data, as far as a plan needs to know them."""
 
-    Attributes:
-        images: their number.
-        cells: int64 `[images]`, cells of each.
-    """
-
-    images: int
-    cells: np.ndarray
+    images: int  # their number
+    cells: np.ndarray  # int64 `[images]`, cells of each
 
 
 def steps_per_epoch(store: Images, data_config: DataConfig, batch_size: int) -> int:

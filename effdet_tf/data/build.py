@@ -24,15 +24,11 @@ _TINY = 4  # pixels below which a cell is worth a note
 
 @dataclass
 class BuiltImage:
-    """What a worker gives back.
+    """What a worker gives back."""
 
-    Attributes:
-        fields: the arguments of `ImageRecord` except `source`; None when the image was dropped.
-        faults: what was dropped and survived.
-    """
-
+    # the arguments of `ImageRecord` except `source`; None when the image was dropped
     fields: dict[str, Any] | None
-    faults: Faults = field(default_factory=Faults)
+    faults: Faults = field(default_factory=Faults)  # what was dropped and survived
 
 
 def build_image(task: ImageTask, mask_size: int) -> BuiltImage:

@@ -78,17 +78,12 @@ class Marks:
 
 
 class Shapes(NamedTuple):
-    """Shapes as napari takes them.
+    """Shapes as napari takes them."""
 
-    Attributes:
-        kind: "rectangle" or "path".
-        vertices: float `[K, 2]` or `[K, 3]` per shape: (page of the labels,) y, x of pixel centres.
-        features: one row per shape, that of its cell.
-    """
-
-    kind: str
+    kind: str  # "rectangle" or "path"
+    # float `[K, 2]` or `[K, 3]` per shape: (page of the labels,) y, x of pixel centres
     vertices: list[np.ndarray]
-    features: pd.DataFrame
+    features: pd.DataFrame  # one row per shape, that of its cell
 
 
 def mark_page(result: Result, image: np.ndarray) -> PageMarks:

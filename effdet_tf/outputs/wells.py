@@ -23,17 +23,11 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 
 
 class Acquisition(NamedTuple):
-    """Where and when an image was taken.
+    """Where and when an image was taken."""
 
-    Attributes:
-        well: row and column such as "A7", or "".
-        site: place within the well, counted by the microscope; 0 where the name does not say.
-        minutes: since the start of the experiment, or since 1970 where the name gives a date; None without a
-            time.
-    """
-
-    well: str = ""
-    site: int = 0
+    well: str = ""  # row and column such as "A7", or ""
+    site: int = 0  # place within the well, counted by the microscope; 0 where the name does not say
+    # since the start of the experiment, or since 1970 where the name gives a date; None without a time
     minutes: int | None = None
 
 

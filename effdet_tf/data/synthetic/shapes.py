@@ -15,17 +15,11 @@ _MAX_COVER = {"Round": 0.72, "Spindle": 0.34, "Cluster": 0.9, "Neuron": 0.3}
 
 
 class CellShape(NamedTuple):
-    """One cell before it is drawn.
+    """One cell before it is drawn."""
 
-    Attributes:
-        pieces: closed polygons, float64 `[K, 2]` in x, y pixels, whose union is the cell.
-        look: "refractile" (bright ball) or "flat" (thin, gray, granular).
-        size: the typical width in pixels, which scales its rims and grains.
-    """
-
-    pieces: list[np.ndarray]
-    look: str
-    size: float
+    pieces: list[np.ndarray]  # closed polygons, float64 `[K, 2]` in x, y pixels, whose union is the cell
+    look: str  # "refractile" (bright ball) or "flat" (thin, gray, granular)
+    size: float  # the typical width in pixels, which scales its rims and grains
 
 
 def lay_out(
