@@ -63,7 +63,8 @@ def check_levels(config: Config) -> None:
             f"P{model.min_level}-P{model.max_level} has {model.max_level - model.min_level + 1}"
         )
     if len({len(s) for s in config.anchors.sizes}) > 1:
-        raise UserError("anchors.sizes: every level needs as many sizes, since they share the heads")
+        reason = "every level needs the same number of sizes, since they share the heads"
+        raise UserError(f"anchors.sizes: {reason}")
     if config.anchors.per_location < 1:
         raise UserError("anchors: needs at least one size (or octave) and one ratio")
     possible = [stride for stride in (1, 2, 4, 8) if stride <= 2**model.min_level]
@@ -133,7 +134,8 @@ def build_network(
     if model.mask.enabled:
         finest = (model.mask.stride - 1).bit_length()
         if any(level not in features for level in range(finest, model.min_level)):
-            raise UserError(f"model.mask.stride {model.mask.stride}: the backbone has no such feature")
+            reason = "the backbone has no feature of that stride"
+            raise UserError(f"model.mask.stride {model.mask.stride}: {reason}")
         embeddings = [layers.Reshape((-1, model.fpn_channels))(x) for _, x in sorted(box_features.items())]
         outputs["codes"] = layers.Concatenate(axis=1, name="codes")(embeddings)
         outputs["mask_feature"] = build_mask_feature(fused, features, model)

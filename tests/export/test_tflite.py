@@ -249,7 +249,7 @@ def test_a_bad_image_to_calibrate_on_is_the_users_error(predictor, images):
 def test_calibration_sees_the_middle_of_a_large_image(predictor):
     image = np.zeros((200, 300, 1), np.uint8)
     image[68:132, 102:198] = 255
-    values = tflite._into_frame(image, predictor.config, (64, 96))
+    values = tflite._fitted(image, predictor.config, (64, 96))
     assert values.shape == (1, 64, 96, 1)
     assert (values > 0).all()
 

@@ -153,7 +153,7 @@ def test_a_broken_coco_code_is_refused(rle: dict) -> None:
     "text", ["1", "0 3", "1 0", "1 x", "20 2", "19 3", "1 3 2 4", "9 2 1 2", "1 99999999999999999999"]
 )
 def test_a_broken_kaggle_code_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="run-length code"):
+    with pytest.raises(ValueError, match="run-length encoding"):
         decode_kaggle_rle(text, 4, 5)
 
 

@@ -98,7 +98,7 @@ def test_boxes_alone(evaluated, boxes_data):
     for found, folder in ((predictions(False), None), (predictions(False), boxes_data)):
         page = page_of(evaluated(found, "--score", "0.5", **({"data": folder} if folder else {})))
         assert page.figures.keys() == {"box_AP", "box_AP50", "AFNR", "f1", "count_mean_error"}
-        assert "Only boxes are judged" in page.sections["cells"]
+        assert "Only boxes are evaluated" in page.sections["cells"]
         assert "1 right, 4 missed, 1 false, 1 merged, 2 split" in page.sections["examples"]
         assert CATEGORIES[1]["name"] in page.sections["classes"]
 

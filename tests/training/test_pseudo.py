@@ -96,11 +96,11 @@ def test_people_and_networks_are_kept_apart(labelled: Path, train_data: Path):
         RecordStore(train_data, pseudo=[train_data])
 
 
-def test_no_network_is_judged_by_another(labelled: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="judge on annotated images"):
+def test_no_network_is_evaluated_by_another(labelled: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="evaluate on annotated images"):
         evaluate_run(Squares(), labelled, progress=False)
     (tmp_path / "found.json").write_text("[]")
-    with pytest.raises(UserError, match="judge on annotated images"):
+    with pytest.raises(UserError, match="evaluate on annotated images"):
         evaluate_file(tmp_path / "found.json", labelled)
 
 
