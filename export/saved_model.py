@@ -42,7 +42,7 @@ LABELS_FILE = "labels.txt"
 # Label images of one batch are padded to the largest height and width: together at most this many times
 # `max_pixels`, so that a column and a row of pixels cannot ask for a gigantic one.
 _CANVAS = 4
-_OTHER_SIZE = "fits no frame with the others of its batch: send it on its own"
+_OTHER_SIZE = "does not fit the canvas of its batch: send it on its own"
 _ABOUT = {name: tf.TensorSpec((), tf.int32) for name in ("height", "width")}
 _ABOUT |= {"ok": tf.TensorSpec((), tf.bool), "error": tf.TensorSpec((), tf.string)}
 

@@ -40,3 +40,9 @@ def test_the_readme_has_commands_and_every_page_is_in_the_index() -> None:
     assert [
         page.name for page in PAGES[1:] if page.name != "README.md" and f"({page.name})" not in index
     ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).splitlines()
+    assert [line for line in prose if len(line) > 120 and not line.startswith("|")] == []

@@ -67,7 +67,7 @@ def training_batches(
 
     workers = processes or threads or os.cpu_count() or 1
     if processes:
-        pool = CropProcesses(make, processes, most_bytes(data, data_config, batch_size))
+        pool = CropProcesses(make, processes, max_bytes(data, data_config, batch_size))
         submit, close = pool.submit, pool.close
     else:
         submit, close = _thread_pool(make, workers)
@@ -120,7 +120,7 @@ def first_places(data: PackedSet, data_config: DataConfig, augment_config: Augme
     return min(max(math.ceil(largest / PLACES), 1) * PLACES, data_config.max_instances)
 
 
-def most_bytes(data: PackedSet, data_config: DataConfig, batch_size: int) -> int:
+def max_bytes(data: PackedSet, data_config: DataConfig, batch_size: int) -> int:
     """Bytes of a batch in which a crop has `max_instances` cells."""
     image = 4 * math.prod(data_config.crop_size) * data_config.channels
     cells = data_config.max_instances * (4 * 4 + 4 + data.mask_size**2)  # box, class, bitmap
