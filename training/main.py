@@ -74,11 +74,18 @@ def build_parser() -> Parser:
     return parser
 
 
+def _given(arguments: Sequence[str] | None) -> list[str]:
+    """The options that were typed, one at its default too, but `--out`, which the demo takes as well."""
+    parser = build_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return [f"--{name}" for name in vars(parser.parse_args(arguments)) if name != "out"]
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(arguments)
-    given = [f"--{k}" for k, v in vars(options).items() if k != "out" and v != parser.get_default(k)]
-    if given and not options.data:
+    if not options.data and (given := _given(arguments)):
         parser.error(
             f"{', '.join(given)}: needs --data, the images to train on; without it only the demo runs, on "
             "images that it makes: `python -m training.demo` takes options for that"

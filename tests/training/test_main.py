@@ -269,7 +269,7 @@ def run(*given: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "given",
-    [["--minutes", "3"], ["--preset", "d0"], ["--set", "train.seed=3"], ["--val", "x"], ["--devices", "2"]],
+    [["--minutes", "3"], ["--preset", "d0"], ["--set", "train.seed=3"], ["--val", "x"], ["--devices", "all"]],
 )
 def test_options_of_a_training_without_data_are_no_demo(given: list[str], demo, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
