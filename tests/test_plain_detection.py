@@ -110,7 +110,7 @@ def run(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "run"
 
 
-def test_training_judges_boxes_by_cocos_protocol(run):
+def test_training_evaluates_boxes_by_cocos_protocol(run):
     metrics = json.loads((run / "metrics.json").read_text())
     figures = metrics["coco"]["all"]["bbox"]
     assert figures["AP"] > 0.3 and figures["AP50"] > 0.8  # of images that it never saw

@@ -71,7 +71,7 @@ def test_a_detection_set_is_no_fault(tmp_path):
     assert not load_manifest(out).masks
 
 
-def test_only_exact_doubles_of_boxes_go(tmp_path):
+def test_only_exact_duplicates_of_boxes_go(tmp_path):
     near = [BOXES[0][0] + 0.2, *BOXES[0][1:]]  # the same pixels, another box
     out = convert(tmp_path, [{"bbox": box} for box in (BOXES[0], near, BOXES[0])])
     (record,) = iterate_records(out)

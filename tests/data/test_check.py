@@ -120,7 +120,7 @@ def test_points_need_no_anchors_but_a_place_in_the_cell(data_dir):
     assert held == pytest.approx(100 * np.minimum(sizes / 4, 1).prod(1).mean(), abs=0.06)
 
 
-def test_a_preset_that_fits_images_is_judged_at_that_scale(data_dir):
+def test_a_preset_that_fits_images_is_checked_at_that_scale(data_dir):
     report = check.read_report(data_dir)
     # 100 px become 512: the smallest cell has 25.6 px, 655 of the 1,024 px^2 of the smallest anchor.
     fitted = "\n".join(check.describe_preset(report, preset("d0")))

@@ -178,7 +178,7 @@ def test_a_box_without_segmentation_is_a_full_mask(tmp_path: Path) -> None:
     np.testing.assert_allclose(fields["annotated_boxes"][0], [20.2, 9.6, 26.2, 13.6], rtol=1e-6)
 
 
-def test_doubles_are_told_apart(tmp_path: Path) -> None:
+def test_duplicates_are_told_apart(tmp_path: Path) -> None:
     other = [[1, 1, 5, 1, 5, 5, 1, 5]]
     annotations = [cell(1), cell(2), cell(2, segmentation=other, bbox=[1, 1, 4, 4]), cell(3, 999)]
     source = opened(tmp_path, [image(), image(1, "b.tif")], annotations)

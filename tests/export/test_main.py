@@ -163,7 +163,7 @@ def test_the_size_is_that_of_most_images_unless_given(run, parts, picture, tmp_p
     assert [size for _, size, _, _ in parts.converted] == [(512, 512), (48, 80), (33, 65)]
 
 
-def test_a_network_that_fits_images_into_its_frame_has_one_size(parts, tiny_config, tmp_path, capsys):
+def test_a_network_that_fits_images_into_its_input_has_one_size(parts, tiny_config, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     tiny_config.override(["data.resize=fit"]).save(folder / CONFIG_FILE)

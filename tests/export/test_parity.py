@@ -272,7 +272,7 @@ def test_a_larger_drop_can_be_allowed(data):
         assert report["artifacts"]["saved_model"]["tolerance"]["ap_drop"] is None
 
 
-def test_without_a_truth_int8_is_not_evaluated_and_the_others_are():
+def test_without_ground_truth_int8_is_not_evaluated_and_the_others_are():
     keras = Finder()
     report = compare(keras, artifacts(keras, keras, 0), image_sources.synthetic((64, 96)), progress=False)
     assert report["passed"] and report["protocol"] is None and report["keras"]["AP"] is None

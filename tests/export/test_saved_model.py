@@ -232,7 +232,7 @@ def test_label_images_are_those_of_the_result(pair):
         assert not labels[k, height:].any() and not labels[k, :, width:].any()
 
 
-def test_images_whose_common_frame_would_be_gigantic_are_refused_in_a_batch(pair):
+def test_images_whose_common_canvas_would_be_gigantic_are_refused_in_a_batch(pair):
     predictor, opened, _ = pair
     if predictor.network.mask_head is None:
         pytest.skip("no mask head, no label images")

@@ -99,7 +99,7 @@ def test_empty_and_inverted_boxes_overlap_nothing():
     assert np.isfinite(array(boxes.giou(empty, empty))).all()
 
 
-def test_code_by_hand():
+def test_encoding_by_hand():
     anchor = np.array([[0, 0, 10, 20]], np.float32)  # centre (5, 10), 10 x 20
     box = np.array([[5, 5, 25, 15]], np.float32)  # centre (15, 10), 20 x 10
     # One anchor height down, no move sideways, twice as high, half as wide.
@@ -117,13 +117,13 @@ def test_decode_undoes_encode():
 
 
 @pytest.mark.parametrize("code", ["center", "sides"])
-def test_no_code_is_the_anchor_itself(code):
+def test_an_encoding_of_zeros_is_the_anchor_itself(code):
     anchors = random_boxes(50)
     decoded = array(boxes.decode(np.zeros((50, 4), np.float32), anchors, code))
     np.testing.assert_allclose(decoded, anchors, atol=1e-4)
 
 
-def test_a_wild_code_gives_a_large_box_not_infinity():
+def test_a_wild_encoding_gives_a_large_box_not_infinity():
     decoded = array(
         boxes.decode(np.array([[0, 0, 900, 900]], np.float32), np.array([[0, 0, 2, 2]], np.float32))
     )

@@ -54,7 +54,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("box", CASES.values(), ids=CASES)
-def test_rectangles_survive_every_code(box: tuple[int, int, int, int]) -> None:
+def test_rectangles_survive_every_encoding(box: tuple[int, int, int, int]) -> None:
     mask = np.zeros((31, 41), dtype=bool)
     y0, x0, y1, x1 = box
     mask[y0:y1, x0:x1] = True
@@ -72,7 +72,7 @@ def test_rectangles_survive_every_code(box: tuple[int, int, int, int]) -> None:
     np.testing.assert_array_equal(_full(pasted, 31, 41), mask)
 
 
-def test_random_masks_survive_every_code_and_agree_with_pycocotools() -> None:
+def test_random_masks_survive_every_encoding_and_agree_with_pycocotools() -> None:
     rng = np.random.default_rng(1)
     for _ in range(150):
         height, width = rng.integers(1, 40, 2)
@@ -105,7 +105,7 @@ def test_uncompressed_counts_and_a_run_across_columns() -> None:
     np.testing.assert_array_equal(patch.mask, expected[:, :3])
 
 
-def test_long_runs_and_large_frames_are_decoded_exactly() -> None:
+def test_long_runs_and_large_canvases_are_decoded_exactly() -> None:
     mask = np.zeros((3000, 2500), dtype=bool)
     mask[1000:2900, 17:2400] = True
     mask[5, 2499] = True
@@ -142,7 +142,7 @@ def test_empty_masks() -> None:
         {"size": [2**31, 2**31], "counts": [2**62]},  # a decompression bomb
     ],
 )
-def test_a_broken_coco_code_is_refused(rle: dict) -> None:
+def test_a_broken_coco_encoding_is_refused(rle: dict) -> None:
     with pytest.raises(ValueError):
         decode_rle(rle)
     with pytest.raises(ValueError):
@@ -152,12 +152,12 @@ def test_a_broken_coco_code_is_refused(rle: dict) -> None:
 @pytest.mark.parametrize(
     "text", ["1", "0 3", "1 0", "1 x", "20 2", "19 3", "1 3 2 4", "9 2 1 2", "1 99999999999999999999"]
 )
-def test_a_broken_kaggle_code_is_refused(text: str) -> None:
+def test_a_broken_kaggle_encoding_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="run-length encoding"):
         decode_kaggle_rle(text, 4, 5)
 
 
-def test_kaggle_code_is_row_major_and_starts_at_one() -> None:
+def test_kaggle_encoding_is_row_major_and_starts_at_one() -> None:
     mask = decode_kaggle_rle("1 2 7 6 20 1", 4, 5)
     expected = np.zeros(20, dtype=bool)
     expected[[0, 1, 6, 7, 8, 9, 10, 11, 19]] = True
@@ -254,7 +254,7 @@ def test_a_box_without_a_pixel_centre_pastes_nothing(box: tuple[float, ...]) -> 
     assert masks.paste_bitmap(np.full((4, 4), 255, np.uint8), box, 10, 10) is None
 
 
-def test_pasting_is_clipped_to_the_frame() -> None:
+def test_pasting_is_clipped_to_the_canvas() -> None:
     pasted = masks.paste_bitmap(np.full((28, 28), 255, np.uint8), (-10.0, 5.0, 3.2, 99.0), 20, 30)
     assert pasted is not None
     assert (pasted.y, pasted.x, *pasted.mask.shape) == (0, 5, 3, 25) and pasted.mask.all()
@@ -280,7 +280,7 @@ def test_overlaps_go_to_the_higher_score_and_the_hidden_are_dropped() -> None:
     assert masks.resolve_overlaps([], np.zeros((4, 7), np.int32)) == []
 
 
-def test_overlaps_follow_the_full_frame_rule_on_random_cells() -> None:
+def test_overlaps_follow_the_rule_of_the_whole_canvas_on_random_cells() -> None:
     rng = np.random.default_rng(3)
     patches, scores = [], rng.random(60).round(1)  # ties occur
     for _ in range(60):
@@ -348,7 +348,7 @@ def test_pieces_give_the_same_pixels_back_holes_and_all(seed):
         assert areas[0] > 0 and all(area < 0 for area in areas[1:])
 
 
-def test_rings_outside_the_frame_are_nothing():
+def test_rings_outside_the_canvas_are_nothing():
     assert rings_to_patch([np.array([[90.0, 5], [95, 5], [95, 9]])], 60, 80) is None
 
 

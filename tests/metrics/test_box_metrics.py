@@ -61,7 +61,7 @@ def test_the_best_score_is_searched_for():
     assert result["best_f1"] == pytest.approx(6 / 7) and result["chosen"] == "best here"
 
 
-def test_crowd_regions_are_not_judged():
+def test_crowd_regions_are_not_evaluated():
     crowd = truth((1, 3, 0, 0, 50, 50, 1), (1, 3, 60, 60, 10, 10))
     boxes = found((0.9, 1, 3, 5, 5, 10, 10), (0.8, 1, 3, 10, 10, 9, 9), (0.7, 1, 3, 60, 60, 10, 10))
     figures = score_boxes(crowd, boxes, 0.5)["all"]

@@ -135,7 +135,7 @@ def test_found_cells_share_no_pixel_and_the_higher_score_wins():
     assert match.scores.tolist() == [0.8, 0.3]
 
 
-def test_detections_on_ignored_regions_are_not_judged():
+def test_detections_on_ignored_regions_are_not_evaluated():
     true = {1: [full(0, 0, 10, 10), full(30, 0, 10, 10)]}
     found = {1: [(full(0, 0, 10, 10), 0.9), (full(32, 40, 8, 8), 0.8), (full(30, 0, 10, 10), 0.7)]}
     ignored = {1: [full(25, 0, 30, 70)]}  # the second true cell lies inside, too, and its match still counts

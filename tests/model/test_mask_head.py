@@ -41,7 +41,7 @@ def test_a_sample_at_a_cell_centre_is_that_cell():
     np.testing.assert_allclose(found, feature[0, 1:3, 2:4], atol=1e-6)
 
 
-def test_outside_the_frame_the_edge_is_repeated():
+def test_outside_the_image_the_edge_is_repeated():
     box = np.array([[[-40, -40, -20, -20], [100, 100, 140, 140]]], np.float32)
     found = array(sample_crops(ramp(8, 10), box, 1, 3))[0]
     assert (found[0] == 0.5).all()
@@ -132,7 +132,7 @@ def test_the_convolutions_are_applied_as_written_down(convolution):
         np.testing.assert_allclose(found[b, k], values[..., 0], atol=1e-4)
 
 
-def test_a_code_of_zeros_is_the_plain_shared_head(head):
+def test_an_embedding_of_zeros_is_the_plain_shared_head(head):
     rng = np.random.default_rng(0)
     feature = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
     boxes = np.tile(np.float32([2, 2, 13, 11]), (1, 2, 1))

@@ -82,7 +82,7 @@ def test_deltas_move_the_box(config, anchors):
     np.testing.assert_allclose(boxes, [[10, 12, 30, 40]], atol=1e-3)
 
 
-def test_candidates_are_the_best_anchors_clipped_to_the_frame(config, anchors):
+def test_candidates_are_the_best_anchors_clipped_to_the_image(config, anchors):
     config = config.override(["postprocess.top_k=3"])
     out = outputs(anchors, {5: 0.3, 800: 0.9, 50: 0.6, 51: 0.2}, {800: [-5, 40, 20, 90]})
     best = select(config, out["class_logits"][0], out["box_deltas"][0], SIZE, (60, 50))
@@ -91,7 +91,7 @@ def test_candidates_are_the_best_anchors_clipped_to_the_frame(config, anchors):
     np.testing.assert_allclose(array(best.boxes)[0], [0, 40, 20, 50], atol=1e-3)
 
 
-def test_doubles_are_removed_the_best_stays(config, anchors):
+def test_duplicates_are_removed_the_best_stays(config, anchors):
     box = [10, 10, 30, 30]
     near = [10, 10, 30, 28]  # IoU .9
     half = [10, 20, 30, 40]  # IoU 1/3
@@ -151,7 +151,7 @@ def test_votes_move_a_box_by_hand(config, anchors):
     np.testing.assert_allclose(still, [box, half], atol=1e-3)
 
 
-def test_candidates_outside_the_frame_take_no_vote_from_others(config):
+def test_candidates_outside_the_image_take_no_vote_from_others(config):
     config = config.override(["postprocess.vote_iou=0.6", "postprocess.score_threshold=0.2"])
     boxes = tf.constant([[0.0, 0, 20, 20], [20, 20, 20, 20], [20, 20, 20, 20], [0, 0, 20, 16]])
     candidates = Candidates(boxes, tf.constant([0.9, -1, -1, 0.6]), tf.zeros(4, tf.int32), tf.range(4))
@@ -213,7 +213,7 @@ def test_nothing_found_is_no_crash(config, anchors):
     assert [len(part) for part in found(config, outputs(anchors, {}))[:3]] == [0, 0, 0]
 
 
-def test_a_box_outside_the_frame_takes_no_place(config, anchors):
+def test_a_box_outside_the_image_takes_no_place(config, anchors):
     # Padding below and right of the image: what lies there is no cell and must not crowd one out.
     config = config.override(["data.max_instances=1"])
     out = outputs(anchors, {300: 0.9, 310: 0.5}, {300: [50, 50, 60, 60], 310: [10, 10, 20, 20]})

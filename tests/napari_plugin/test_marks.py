@@ -21,7 +21,7 @@ def test_labels_and_table_are_those_of_predict():
         assert (marks.features[name] == table[name]).all(), name
 
 
-def test_numbers_go_on_from_frame_to_frame():
+def test_numbers_go_on_from_page_to_page():
     results = [found(), found().filter(2.0), found().filter(0.5)]
     marks = join([mark_page(result, IMAGE) for result in results], 4, True)
     assert marks.labels.shape == (3, HEIGHT, WIDTH)

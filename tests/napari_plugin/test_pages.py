@@ -20,14 +20,14 @@ def test_an_image_is_read_as_it_is():
     assert pages.read(0).dtype == np.uint16 and (pages.read(0) == pixels).all()
 
 
-def test_colours_are_no_frames_and_alpha_is_dropped():
+def test_colours_are_no_pages_and_alpha_is_dropped():
     pixels = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
     pages = pages_of(layer(pixels, rgb=True))
     assert (len(pages), pages.size) == (1, (3, 4))
     assert (pages.read(0) == pixels[..., :3]).all()
 
 
-def test_a_stack_is_read_frame_by_frame():
+def test_a_stack_is_read_page_by_page():
     class Lazy:
         shape = (7, 3, 4)
         asked: list[int] = []
@@ -52,7 +52,7 @@ def test_what_is_no_image_is_one_clear_line(shape, rgb):
         pages_of(layer(np.zeros(shape), rgb))
 
 
-def test_a_value_that_is_not_finite_is_told_with_its_frame():
+def test_a_value_that_is_not_finite_is_told_with_its_page():
     data = np.zeros((2, 4, 4))
     data[1, 0, 0] = np.nan
     assert pages_of(layer(data)).read(0).shape == (4, 4)

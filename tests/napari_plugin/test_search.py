@@ -30,7 +30,7 @@ def test_the_chosen_pages_are_searched_one_after_the_other():
     assert not result.truncated
 
 
-def test_a_frame_that_fails_ends_the_search():
+def test_a_page_that_fails_ends_the_search():
     with pytest.raises(UserError, match="black"):
         run(search(StubNetwork(), "cells", STACK, range(4)))
 

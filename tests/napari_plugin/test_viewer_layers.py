@@ -31,7 +31,7 @@ def test_labels_lie_on_the_image(viewer):
         np.testing.assert_allclose(labels.data_to_world(point), image.data_to_world(point))
 
 
-def test_part_of_a_stack_lies_at_its_frames(viewer):
+def test_part_of_a_stack_lies_at_its_pages(viewer):
     image = viewer.add_image(
         np.stack([IMAGE] * 9), name="a", scale=(10, 0.5, 2), translate=(100, 3, 4), shear=(0.1, 0, 0.2)
     )

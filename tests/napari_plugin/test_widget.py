@@ -100,7 +100,7 @@ def test_shapes_come_and_go_without_another_search(viewer, make_widget, wait):
     assert len(network.images) == 1
 
 
-def test_the_frame_that_is_shown_then_all_of_them(viewer, make_widget, wait):
+def test_the_page_that_is_shown_then_all_of_them(viewer, make_widget, wait):
     network = StubNetwork()
     widget = make_widget(network)
     stack = np.stack([IMAGE + k for k in range(4)])

@@ -211,7 +211,7 @@ def test_anchors_equal_the_reference(golden_boxes, name, size):
     np.testing.assert_allclose(kept, golden_boxes[key], atol=PIXELS)
 
 
-def test_box_codes_equal_the_reference(golden_boxes):
+def test_box_encodings_equal_the_reference(golden_boxes):
     anchors, decoded = golden_boxes["anchors/d7_1536x1536"], golden_boxes["decoded"]
     codes = cases.deltas(len(anchors))
     found = ops.convert_to_numpy(boxes.decode(codes, anchors))

@@ -76,7 +76,7 @@ def test_tiled_equals_whole(predictor, small_tiles, dtype):
     assert (labels != other).mean() < 0.002
 
 
-def test_no_cell_is_doubled_or_cut_at_a_seam(predictor, small_tiles):
+def test_no_cell_is_found_twice_or_cut_at_a_seam(predictor, small_tiles):
     image, _ = render_image(4, 640, 640, 260, "Round")
     whole, tiled = (
         found.filter(predictor.config.postprocess.report_score)

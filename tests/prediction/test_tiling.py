@@ -152,7 +152,7 @@ def test_cells_that_overlap_stay(config):
 
 
 @pytest.mark.parametrize(("agnostic", "count"), [(True, 1), (False, 2)])
-def test_doubles_are_sought_within_a_class_where_classes_are_told_apart(config, agnostic, count):
+def test_duplicates_are_sought_within_a_class_where_classes_are_told_apart(config, agnostic, count):
     config = config.override(
         [
             f"postprocess.class_agnostic={str(agnostic).lower()}",

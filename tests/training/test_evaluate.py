@@ -106,7 +106,7 @@ def test_a_perfect_predictor_scores_1(data):
     assert set(report["livecell"]["by"]) == {"BV2", "A172"}
 
 
-def test_limit_takes_the_first_images_and_their_truth(data):
+def test_limit_takes_the_first_images_and_their_ground_truth(data):
     report, predictions = judged(PerfectPredictor(), data, limit=1)
     assert report["livecell"]["all"]["cells"] == 3
     assert {p["image_id"] for p in predictions} == {31}
@@ -196,7 +196,7 @@ def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("score", "used", "chosen"), [((), 0.85, "given"), (("--score", "best"), 0.05, "best here")]
 )
-def test_cells_are_judged_at_the_score_of_the_run(data, tmp_path, monkeypatch, score, used, chosen):
+def test_cells_are_evaluated_at_the_score_of_the_run(data, tmp_path, monkeypatch, score, used, chosen):
     import effdet_tf
 
     monkeypatch.setattr(effdet_tf, "load", lambda path: PerfectPredictor(), raising=False)

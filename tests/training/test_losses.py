@@ -92,7 +92,7 @@ def test_dice_is_nearly_zero_for_the_same_mask_and_nearly_one_for_another():
     assert value(dice(np.zeros((20, 20), np.float32), np.zeros((20, 20), np.float32))) == 0
 
 
-def test_jitter_moves_by_a_tenth_at_most_and_repeats():
+def test_jitter_moves_by_at_most_a_tenth_and_repeats():
     boxes = np.tile(f32(10, 10, 30, 50), (1, 400, 1))
     index = np.arange(400, dtype=np.int32)[None]
     moved = [ops.convert_to_numpy(jitter(boxes, index, step)) for step in (3, 3, 4)]

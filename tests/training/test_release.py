@@ -75,7 +75,7 @@ def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
         release.pack([earlier_run, later], tmp_path / "model")
 
 
-def test_a_run_is_packed_judged_and_described(earlier_run, train_data, val_data, tmp_path, capsys):
+def test_a_run_is_packed_evaluated_and_described(earlier_run, train_data, val_data, tmp_path, capsys):
     out = tmp_path / "out"
     for name, folder in (("train", train_data), ("val", val_data)):
         shutil.copytree(folder, out / "data" / name)
