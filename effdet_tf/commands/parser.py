@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from effdet_tf.commands.tensorflow_noise import hush_tensorflow
 from effdet_tf.errors import UserError, did_you_mean
@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
             heading = "examples:" if len(examples) > 1 else "example:"
             self.epilog = "\n".join([heading, *shown]) + (f"\n\n{self.epilog}" if self.epilog else "")
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         """Say on one line what is wrong and where the usage stands, and exit with 2."""
         self.exit(2, f"error: {message} (usage: {self.prog} --help)\n")
 
