@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from effdet_tf.commands.tensorflow_noise import hush_tensorflow
 from effdet_tf.errors import UserError, did_you_mean
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
             heading = "examples:" if len(examples) > 1 else "example:"
             self.epilog = "\n".join([heading, *shown]) + (f"\n\n{self.epilog}" if self.epilog else "")
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         """Say on one line what is wrong and where the usage stands, and exit with 2; raise it in `called`."""
         if _FROM_PYTHON.get():
             raise UserError(message)

@@ -8,10 +8,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|I0000 ")
@@ -28,7 +29,9 @@ def hush_tensorflow() -> None:
 class _Finder(MetaPathFinder):
     """Finds TensorFlow as usual, and wraps its import."""
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The specification of TensorFlow; of all else nothing."""
         if name != "tensorflow":
             return None
@@ -38,7 +41,7 @@ class _Finder(MetaPathFinder):
         if loader:
             execute = loader.exec_module
 
-            def quietly(module: Any) -> None:
+            def quietly(module: ModuleType) -> None:
                 with _held_back():
                     execute(module)
                     module.config.list_physical_devices()  # says at length that there is no GPU

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import (
@@ -25,6 +25,9 @@ from superqt import QLabeledDoubleSlider
 
 from effdet_tf.napari_plugin.viewer_layers import SHAPES
 
+if TYPE_CHECKING:
+    from napari.layers import Layer
+
 SHOWN_PAGE, ALL_PAGES = "the one shown", "all"
 
 
@@ -34,7 +37,7 @@ class Form(QWidget):
     def __init__(self, parent: QWidget, networks: Sequence[str]) -> None:
         """Lay the form out, with the names of the networks that come with the package."""
         super().__init__(parent)
-        self._layers: list[Any] = []
+        self._layers: list[Layer] = []
         self._text, self._total = "", 1
         self.networks, self.images, self.pages, self.shapes = (_combo() for _ in range(4))
         for name in networks:
@@ -99,7 +102,7 @@ class Form(QWidget):
         """The chosen network, as `effdet_tf.load` takes it."""
         return self.networks.currentData()
 
-    def offer_images(self, layers: list[Any], active: Any) -> None:
+    def offer_images(self, layers: list[Layer], active: Layer | None) -> None:
         """Offer image layers, the lowest first; the choice stays, or else is the active one, or the last."""
         wanted = next((layer for layer in (self.image(), active) if layer in layers), None)
         self._layers = layers
@@ -109,7 +112,7 @@ class Form(QWidget):
             self.images.setCurrentIndex(layers.index(wanted) if wanted is not None else len(layers) - 1)
         self.images.currentIndexChanged.emit(self.images.currentIndex())
 
-    def image(self) -> Any | None:
+    def image(self) -> Layer | None:
         """The chosen image layer; None when there is none."""
         place = self.images.currentIndex()
         return self._layers[place] if 0 <= place < len(self._layers) else None

@@ -82,7 +82,7 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, dicts and plain values; refuses every other name."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         """Read from a binary stream; `storages` collects what tensors refer to."""
         super().__init__(stream)
         self.storages: dict[str, _Storage] = {}

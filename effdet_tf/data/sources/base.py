@@ -55,9 +55,8 @@ class Source:
     tasks: list[ImageTask]  # the images by rising file name
     faults: Faults = field(default_factory=Faults)  # what was wrong before any image was read
     masks: bool = True  # False when the cells are annotated by boxes alone
-    pseudo: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the network that labelled the images, if one did
+    # of the network that labelled the images, if one did
+    pseudo: dict[str, Any] = field(default_factory=dict)
 
 
 class ImageFinder:
