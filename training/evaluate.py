@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from effdet_tf.commands.parser import Parser, called, exit_code, positive
-from effdet_tf.commands.predict import add_view_options, share, with_views
-from effdet_tf.data.manifest import load_manifest
-from effdet_tf.files import write_json
-from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
-from effdet_tf.metrics.instances import image_instances, unknown_image
-from effdet_tf.metrics.scores import Evaluator, format_table
-from effdet_tf.report.collect import examples_path
-from effdet_tf.report.examples import FoundScratch, write_examples
-from effdet_tf.report.inventory import command_line, describe_work
-from effdet_tf.report.write import report_on_evaluation
-from effdet_tf.runs import MODELS, find_run
-from training.prediction_files import PredictionFile, prediction_writer
+from effdet_tf.commands.predict import add_view_options, share
+from effdet_tf.report.inventory import command_line
 
-BEST = "best"
+BEST = "best"  # the minimum score that is best on the images themselves
 _HELP = {
     "run": "folder of a trained network, or cells: the network that comes with the package",
     "out": "report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
@@ -36,42 +24,14 @@ _HELP = {
 }
 
 
-def evaluate_file(
-    path: str | Path,
-    data_dir: str | Path,
-    limit: int | None = None,
-    score_threshold: float | None = None,
-    coco: bool | None = None,
-    keep: Callable[[Entries], object] | None = None,
-) -> dict[str, Any]:
-    """Score a COCO results file; with `limit`, predictions on the other images are left out.
-
-    `keep` is given the results of each image.
-
-    Raises:
-        UserError: for a file that is no COCO results list, or does not fit the images.
-    """
-    predictions = PredictionFile(path)
-    evaluator = Evaluator(load_manifest(data_dir).categories, score_threshold, coco=bool(coco))
-    images = 0
-    for one in annotated_images(data_dir, limit):
-        images += 1
-        found, numbers = predictions.take(one.image["id"])
-        evaluator.add(image_instances(one.image, one.cells, found, numbers))
-        if keep is not None:
-            keep(found)
-    left = predictions.left()
-    if left is not None and limit is None:
-        raise unknown_image(*left, images)
-    return evaluator.report()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
     options = _parse(arguments)
 
     def run() -> None:
-        _run(options)
+        from training.evaluate_job import evaluate
+
+        evaluate(options)
 
     return exit_code(run, on_os_error="; choose another --out")
 
@@ -92,66 +52,9 @@ def evaluate(**options: Any) -> dict[str, Any]:
     """
     with called(build_parser(), (), options) as arguments:
         chosen = _parse(arguments)
-    return _run(chosen)
+    from training.evaluate_job import evaluate
 
-
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    began = time.monotonic()
-    settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
-    run = None if options.run is None else find_run(options.run)
-    if run is not None:
-        from effdet_tf.prediction.load import load
-
-        predictor = load(run)
-        if options.score is None:
-            settings["score_threshold"] = predictor.config.postprocess.report_score
-        elif options.score == BEST:
-            settings["score_threshold"] = None
-        predictor = with_views(predictor, options)
-        class_mismatch = CocoPredictions(
-            predictor.class_names, load_manifest(options.data).categories, options.data
-        ).class_mismatch
-        if class_mismatch and options.coco is None and not predictor.per_class:
-            print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
-    else:
-        settings["score_threshold"] = None if options.score == BEST else options.score
-    out = options.out
-    if out is None and run is not None and not run.is_relative_to(MODELS):
-        # Named after the data: a second set must not replace the figures of the first.
-        out = run / f"evaluation-{options.data.resolve().name}.json"
-    found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
-    with contextlib.ExitStack() as stack:
-        writers: list[Callable[[Entries], None]] = []
-        if out is not None:
-            scratch = stack.enter_context(FoundScratch(settings["score_threshold"]))
-            writers.append(scratch.add)
-        if found is not None:
-            writers.append(stack.enter_context(prediction_writer(found)))
-
-        def keep(entries: Entries) -> None:
-            for write in writers:
-                write(entries)
-
-        if run is None:
-            report = evaluate_file(options.predictions, options.data, keep=keep, **settings)
-        else:
-            report = evaluate_run(predictor, options.data, keep=keep, **settings)
-        print(format_table(report))
-        if out is None:
-            return report
-        write_examples(examples_path(out), report, scratch, options.data)
-    report["evaluated"] = {
-        "data": str(options.data),
-        "of": str(options.run or options.predictions),
-        "limit": options.limit,
-    }
-    report["about"] = describe_work(options.command, time.monotonic() - began)
-    write_json(out, report)
-    print(f"\nwritten: {out}")
-    if found is not None:
-        print(f"written: {found}")
-    print(f"written: {report_on_evaluation(out)}")
-    return report
+    return evaluate(chosen)
 
 
 def _score(text: str) -> float | str:

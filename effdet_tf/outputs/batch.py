@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError
@@ -94,6 +95,7 @@ def predict_files(
             if "yolo" in formats:
                 with atomic_write(report.out / "classes.txt") as path:
                     path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
+        stack.enter_context(logging_redirect_tqdm())  # warnings go above the bar, not onto its line
         for job in stack.enter_context(tqdm(images, "predict", unit="image", disable=not progress)):
             # A submission has the file's stem, or the output name where several folders hold that stem.
             rows, submitted = batch.predict(job, _stem(job) if stems[_stem(job)] == 1 else job.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -55,3 +57,10 @@ def test_a_command_that_loads_tensorflow_is_quiet():
     )
     assert done.returncode == 0 and '"tensorflow"' in done.stdout
     assert [line for line in done.stderr.splitlines() if "0000 " in line or "absl" in line] == []
+
+
+@pytest.mark.parametrize("module", ["effdet_tf", "training.main", "training.evaluate", "export.main"])
+def test_commands_load_tensorflow_only_when_they_work(module):
+    """Before that nothing holds its lines back, and `--help` would wait for it."""
+    code = f"import sys, {module}; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

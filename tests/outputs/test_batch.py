@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import cv2
@@ -243,6 +244,18 @@ def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path
 
     predict_files(Full(), find_images([images / "a.tif"]), tmp_path / "out", score=score, progress=True)
     assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
+
+
+def test_a_warning_of_the_predictor_has_a_line_of_its_own(images, tmp_path, capsys):
+    class Warner(Thresholder):
+        def predict(self, image):
+            logging.getLogger("effdet_tf").warning("an older export")
+            return super().predict(image)
+
+    job = [job for job in find_images([images]) if job.name == "b16"]
+    predict_files(Warner(), job, tmp_path / "found", progress=True)
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
+    assert shown.count("an older export") == 1, shown
 
 
 def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from effdet_tf.metrics.scores import format_table
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from training import evaluate
+from training.evaluate_job import evaluate_file
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 96
@@ -89,7 +90,7 @@ class PerfectPredictor:
 def judged(predictor, data, **settings):
     """The report, and the predictions of all images."""
     predictions = []
-    report = evaluate.evaluate_run(predictor, data, progress=False, keep=predictions.extend, **settings)
+    report = evaluation.evaluate_run(predictor, data, progress=False, keep=predictions.extend, **settings)
     return report, predictions
 
 
@@ -119,7 +120,7 @@ def test_other_classes_are_scored_without_classes_and_refused_with(data):
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
     assert {p["category_id"] for p in predictions} == {9}
     with pytest.raises(UserError, match="classes cell.*round, thin"):
-        evaluate.evaluate_run(stranger, data, progress=False, coco=True)
+        evaluation.evaluate_run(stranger, data, progress=False, coco=True)
 
 
 def test_cocos_protocol_comes_by_itself_where_the_network_tells_classes_apart(data, capsys):
@@ -172,15 +173,16 @@ def test_command_scores_a_file_of_predictions(data, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
+    monkeypatch.setattr("training.evaluate_job.load", lambda path: PerfectPredictor())
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "x.json")
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "1", "--out", out]) == 1
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'file'}") and error.endswith("choose another --out")
 
 
 def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
+    monkeypatch.setattr("training.evaluate_job.load", lambda path: PerfectPredictor())
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), "--limit", "2"]) == 0
     report = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
@@ -193,7 +195,7 @@ def test_main_writes_report_and_predictions_into_the_run(data, tmp_path, monkeyp
     ("score", "used", "chosen"), [((), 0.85, "given"), (("--score", "best"), 0.05, "best here")]
 )
 def test_cells_are_evaluated_at_the_score_of_the_run(data, tmp_path, monkeypatch, score, used, chosen):
-    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: PerfectPredictor())
+    monkeypatch.setattr("training.evaluate_job.load", lambda path: PerfectPredictor())
     assert evaluate.main(["--run", str(tmp_path), "--data", str(data), *score]) == 0
     cells = json.loads((tmp_path / f"evaluation-{data.name}.json").read_text())["cells"]
     assert (cells["score_threshold"], cells["chosen"]) == (used, chosen)
@@ -213,7 +215,7 @@ def test_predictions_of_images_beyond_the_limit_are_left_out(data, tmp_path):
     _, predictions = judged(PerfectPredictor(), data)
     found = tmp_path / "found.json"
     found.write_text(json.dumps({"annotations": predictions}))
-    report = evaluate.evaluate_file(found, data, limit=1)
+    report = evaluate_file(found, data, limit=1)
     assert report["livecell"]["all"]["predictions"] == 3
     assert report["livecell"]["all"]["segm"]["AP"] == pytest.approx(1.0)
 
@@ -248,7 +250,7 @@ def test_figures_do_not_depend_on_the_order_of_a_file(data, tmp_path):
     report, predictions = judged(PerfectPredictor(), data)
     found = tmp_path / "found.json"
     found.write_text(json.dumps(predictions[::-1], indent=1))
-    again = evaluate.evaluate_file(found, data, score_threshold=report["cells"]["score_threshold"])
+    again = evaluate_file(found, data, score_threshold=report["cells"]["score_threshold"])
     assert again["livecell"] == report["livecell"]
     assert again["cells"]["all"] == report["cells"]["all"]
 

@@ -18,7 +18,7 @@ from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from training import main as training_main
-from training.evaluate import evaluate_file
+from training.evaluate_job import evaluate_file
 
 
 class Squares:

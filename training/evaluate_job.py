@@ -1,0 +1,114 @@
+"""What `python -m training.evaluate` does: score a network or a file of predictions, and report on it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from effdet_tf.commands.predict import with_views
+from effdet_tf.data.manifest import load_manifest
+from effdet_tf.files import write_json
+from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
+from effdet_tf.metrics.instances import image_instances, unknown_image
+from effdet_tf.metrics.scores import Evaluator, format_table
+from effdet_tf.prediction.load import load
+from effdet_tf.report.collect import examples_path
+from effdet_tf.report.examples import FoundScratch, write_examples
+from effdet_tf.report.inventory import describe_work
+from effdet_tf.report.write import report_on_evaluation
+from effdet_tf.runs import MODELS, find_run
+from training.evaluate import BEST
+from training.prediction_files import PredictionFile, prediction_writer
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Do what the options of the command say; returns the content of its file `out`."""
+    began = time.monotonic()
+    settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
+    run = None if options.run is None else find_run(options.run)
+    if run is not None:
+        predictor = load(run)
+        if options.score is None:
+            settings["score_threshold"] = predictor.config.postprocess.report_score
+        elif options.score == BEST:
+            settings["score_threshold"] = None
+        predictor = with_views(predictor, options)
+        class_mismatch = CocoPredictions(
+            predictor.class_names, load_manifest(options.data).categories, options.data
+        ).class_mismatch
+        if class_mismatch and options.coco is None and not predictor.per_class:
+            print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
+    else:
+        settings["score_threshold"] = None if options.score == BEST else options.score
+    out = options.out
+    if out is None and run is not None and not run.is_relative_to(MODELS):
+        # Named after the data: a second set must not replace the figures of the first.
+        out = run / f"evaluation-{options.data.resolve().name}.json"
+    found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
+    with contextlib.ExitStack() as stack:
+        writers: list[Callable[[Entries], None]] = []
+        if out is not None:
+            scratch = stack.enter_context(FoundScratch(settings["score_threshold"]))
+            writers.append(scratch.add)
+        if found is not None:
+            writers.append(stack.enter_context(prediction_writer(found)))
+
+        def keep(entries: Entries) -> None:
+            for write in writers:
+                write(entries)
+
+        if run is None:
+            report = evaluate_file(options.predictions, options.data, keep=keep, **settings)
+        else:
+            report = evaluate_run(predictor, options.data, keep=keep, **settings)
+        print(format_table(report))
+        if out is None:
+            return report
+        write_examples(examples_path(out), report, scratch, options.data)
+    report["evaluated"] = {
+        "data": str(options.data),
+        "of": str(options.run or options.predictions),
+        "limit": options.limit,
+    }
+    report["about"] = describe_work(options.command, time.monotonic() - began)
+    write_json(out, report)
+    print(f"\nwritten: {out}")
+    if found is not None:
+        print(f"written: {found}")
+    print(f"written: {report_on_evaluation(out)}")
+    return report
+
+
+def evaluate_file(
+    path: str | Path,
+    data_dir: str | Path,
+    limit: int | None = None,
+    score_threshold: float | None = None,
+    coco: bool | None = None,
+    keep: Callable[[Entries], object] | None = None,
+) -> dict[str, Any]:
+    """Score a COCO results file; with `limit`, predictions on the other images are left out.
+
+    `keep` is given the results of each image.
+
+    Raises:
+        UserError: for a file that is no COCO results list, or does not fit the images.
+    """
+    predictions = PredictionFile(path)
+    evaluator = Evaluator(load_manifest(data_dir).categories, score_threshold, coco=bool(coco))
+    images = 0
+    for one in annotated_images(data_dir, limit):
+        images += 1
+        found, numbers = predictions.take(one.image["id"])
+        evaluator.add(image_instances(one.image, one.cells, found, numbers))
+        if keep is not None:
+            keep(found)
+    left = predictions.left()
+    if left is not None and limit is None:
+        raise unknown_image(*left, images)
+    return evaluator.report()
