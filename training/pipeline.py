@@ -59,6 +59,7 @@ def training_dataset(
     numbers = np.concatenate([order[own] for order, _ in plans])
     seeds = np.concatenate([seeds[own] for _, seeds in plans])
 
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
     def crop(number: tf.Tensor, crop_seed: tf.Tensor) -> dict[str, tf.Tensor]:
         example = augment(store.fetch(number), crop_seed, augment_config, data_config)
         return fit_cells(example, data_config.max_instances)

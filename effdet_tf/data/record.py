@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,8 @@ def shard_paths(directory: str | Path) -> list[Path]:
     return paths
 
 
-def read_shard(path: str | tf.Tensor) -> tf.data.Dataset:
-    """Return the serialized records of one shard; reading checks their checksums."""
+def read_shard(path: str | Sequence[str]) -> tf.data.Dataset:
+    """Return the serialized records of one shard, or of several in order; reading checks their checksums."""
     return tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER)
 
 
