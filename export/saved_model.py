@@ -252,5 +252,5 @@ def write_saved_model(
     try:
         warmup.write_warmup(folder, config.data.crop_size)
     except UserError as error:  # of a package that only the warm-up takes
-        told = f"{folder}: has no warm-up requests, so the first answer will be slow: {error}"
+        told = f"the SavedModel has no warm-up requests, so its first answer will be slow: {error}"
         print(f"warning: {told}", file=sys.stderr)
