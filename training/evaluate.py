@@ -12,7 +12,6 @@ from effdet_tf.commands.parser import Parser, called, exit_code, positive
 from effdet_tf.commands.predict import add_view_options, share
 from effdet_tf.report.inventory import command_line
 
-BEST = "best"  # the minimum score that is best on the images themselves
 _HELP = {
     "run": "folder of a trained network, or cells: the network that comes with the package",
     "out": "report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
@@ -58,7 +57,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
 
 
 def _score(text: str) -> float | str:
-    return BEST if text == BEST else share(text)
+    return text if text == "best" else share(text)
 
 
 _score.__name__ = "number"  # what argparse calls it in its message

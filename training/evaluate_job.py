@@ -22,7 +22,6 @@ from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.report.inventory import describe_work
 from effdet_tf.report.write import report_on_evaluation
 from effdet_tf.runs import MODELS, find_run
-from training.evaluate import BEST
 from training.prediction_files import PredictionFile, prediction_writer
 
 
@@ -35,7 +34,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         predictor = load(run)
         if options.score is None:
             settings["score_threshold"] = predictor.config.postprocess.report_score
-        elif options.score == BEST:
+        elif options.score == "best":
             settings["score_threshold"] = None
         predictor = with_views(predictor, options)
         class_mismatch = CocoPredictions(
@@ -44,7 +43,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         if class_mismatch and options.coco is None and not predictor.per_class:
             print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
     else:
-        settings["score_threshold"] = None if options.score == BEST else options.score
+        settings["score_threshold"] = None if options.score == "best" else options.score
     out = options.out
     if out is None and run is not None and not run.is_relative_to(MODELS):
         # Named after the data: a second set must not replace the figures of the first.
