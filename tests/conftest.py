@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -15,6 +16,9 @@ import pytest
 
 from effdet_tf.config import Config
 from effdet_tf.presets import preset
+
+# TensorFlow's graphs are millions of objects in the end: to look at them again and again takes time.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

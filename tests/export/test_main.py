@@ -355,6 +355,7 @@ def test_int8_beyond_its_tolerance_fails_unless_allowed(run, parts, tmp_path, ca
     assert seen == [2, 2]
 
 
+@pytest.mark.slow
 def test_all_formats_of_a_real_network_agree_with_it(run, tmp_path, capsys):
     for number in range(3):
         image = render_image(number, 64, 96, 8, "Round")[0]

@@ -97,8 +97,9 @@ def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_pa
         assert np.abs(expected.scores - result.scores[distance.argmin(1)]).max() <= 1e-4
     whole = predictor.predict(images[1][: SIZE[0], : SIZE[1]])
     assert 0.8 < len(whole) / len(expected) < 1.25  # Keras itself pads as much, and is not tiled
-    int8 = opened(convert(predictor, SIZE, "int8", images), tmp_path)
-    assert len(int8.predict(images[0])) > 5
+    if nms == "hard":
+        int8 = opened(convert(predictor, SIZE, "int8", images), tmp_path)
+        assert len(int8.predict(images[0])) > 5
 
 
 def test_the_reference_is_the_predictor_where_nothing_is_padded(predictor, images):

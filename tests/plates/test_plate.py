@@ -264,6 +264,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path, capsys
     )
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_network_of_the_package(tmp_path, write_image):
     from effdet_tf.data.synthetic.phase_contrast import render_image
 

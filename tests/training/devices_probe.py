@@ -22,6 +22,8 @@ import tensorflow as tf
 
 
 def main(config_file: str, data: str, steps: str, rate: str, count: str) -> None:
+    # Rewriting the graph of all replicas takes longer than the steps.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(count))
 

@@ -155,6 +155,7 @@ def test_the_command_writes_its_tables_and_hands_on_what_it_does_not_know(source
         assert "the suite chooses the images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_and_its_counts_for_real(source, tmp_path, tiny_config, monkeypatch):
     path = tmp_path / "tiny.yaml"
     tiny_config.override(["train.batch=4", "train.learning_rate=3e-3"]).save(path)

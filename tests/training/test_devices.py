@@ -40,7 +40,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
 
 
-@pytest.mark.parametrize(("kind", "count"), [("tiny_config", 2), ("tiny_points", 4)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("tiny_config", 2), pytest.param("tiny_points", 4, marks=pytest.mark.slow)]
+)
 def test_several_devices_train_as_one_does(kind, count, request, train_data, tmp_path):
     path = config_file(request.getfixturevalue(kind), tmp_path)
     command = [sys.executable, PROBE, path, train_data, "20", "5e-6", str(count)]
@@ -118,7 +120,8 @@ def one_process(words, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_workers_train_as_one_process_does(words, alone, tmp_path, count):
     for code, text in Workers(count, *words, "--out", tmp_path / "run").ended():
         assert code == 0, text
@@ -138,7 +141,8 @@ def test_three_workers_train_as_one_process_does(words, tmp_path):
     assert apart(alone, tmp_path / "run") < 1e-5
 
 
-@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [1, 0])
 def test_a_worker_that_is_killed_costs_no_more_than_the_last_checkpoint(words, alone, tmp_path, killed):
     out = tmp_path / "run"
     often = [*words, "--set", "train.save_minutes=0", "--out", out]

@@ -19,6 +19,8 @@ from tests.training.states import read_state
 from training.state import PREVIOUS_FILE, STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
+# A process for every start. test_trainer.py has the same of crashes, full disks and damaged files within one.
+pytestmark = pytest.mark.slow
 EPOCHS = 30  # of two steps
 Start = Callable[..., subprocess.Popen]
 
@@ -80,7 +82,7 @@ def assert_same(out: Path, other: Path) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, 20])
 def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(
     start: Start, undisturbed: Path, tmp_path: Path, kills: int
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_network_of_another_name_says_how_it_was_trained(earlier_run, tmp_path
     assert f"weights of {backbone}".lower() in card.lower()
 
 
+@pytest.mark.slow
 def test_it_trains_in_parts_and_packs_the_mean_of_the_upright_ones(
     earlier_run, train_data, tmp_path, monkeypatch
 ):
