@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.metrics.cell_metrics import match_cells, score_cells
-from effdet_tf.metrics.instances import iterate_instances
-from effdet_tf.metrics.matching import count_matches
+from effdet_tf.metrics.instances import Instance, iterate_instances
+from effdet_tf.metrics.matching import count_matches, match_boxes
 
 HEIGHT, WIDTH = 60, 80
 
@@ -67,6 +67,32 @@ def test_figures_of_a_case_worked_out_by_hand():
     assert figures["count_mean_error"] == 0
     assert figures["count_bias"] == 0
     assert figures["count_correlation"] is None  # one image has no correlation
+
+
+def test_matches_and_errors_are_added():
+    # Three matches, one false cell, two missed: numbers whose sums differ from what their bits make.
+    true = {1: [full(0, 12 * k, 8, 8) for k in range(5)]}
+    found = {1: [*[(full(0, 12 * k, 8, 8), 0.9) for k in range(3)], (full(40, 0, 5, 5), 0.8)]}
+    figures = score_cells(*case(true, found), score_threshold=0.5)["all"]
+    assert figures["matching_accuracy50"] == pytest.approx(3 / (3 + 1 + 2))
+
+
+@pytest.mark.parametrize(("rows", "found"), [(3, 1), (5, 1), (6, 0)])  # of 10, half is not yet more than half
+def test_a_prediction_mostly_in_an_ignored_region_is_left_out(rows, found):
+    truth, predictions = case({1: []}, {1: [(full(10, 10, 10, 10), 0.9)]}, {1: [full(10, 10, rows, 10)]})
+    assert score_cells(truth, predictions, score_threshold=0.5)["all"]["found_cells"] == found
+
+
+def test_boxes_of_unequal_size_overlap_by_their_iou():
+    truth = [Instance(1, [0, 0, 2, 3], 6, None), Instance(1, [10, 0, 6, 2], 12, None)]
+    predictions = [
+        Instance(1, [0, 0, 4, 4], None, None, score=0.9),
+        Instance(1, [12, 1, 6, 3], None, None, score=0.8),
+    ]
+    match = match_boxes(truth, predictions, overlaps=True)
+    assert match.overlap_gt.tolist() == match.overlap_pred.tolist() == [0, 1]
+    assert match.overlap_area.tolist() == [6, 4]
+    np.testing.assert_allclose(match.iou, [6 / 16, 4 / (12 + 18 - 4)])
 
 
 def test_an_iou_of_just_a_half_is_no_match():
