@@ -101,6 +101,21 @@ def test_candidates_are_the_best_anchors_clipped_to_the_image(config, anchors):
     np.testing.assert_allclose(array(best.boxes)[0], [0, 40, 20, 50], atol=1e-3)
 
 
+def test_boxes_are_clipped_to_the_height_and_the_width(config, anchors):
+    out = outputs(anchors, {5: 0.9}, {5: [30, 30, 90, 90]})
+    best = select(config, out["class_logits"][0], out["box_deltas"][0], SIZE, (60, 50))
+    np.testing.assert_allclose(array(best.boxes)[0], [30, 30, 60, 50], atol=1e-3)
+
+
+def test_where_classes_compete_an_anchor_stands_for_its_best_one(config, anchors):
+    config = dataclasses.replace(config, class_names=("a", "b"), category_ids=(1, 2))
+    out = outputs(anchors, {300: [0.9, 0.8], 310: [0.2, 0.7]}, classes=2)
+    for agnostic, expected in (("true", [(300, 0), (310, 1)]), ("false", [(300, 0), (300, 1)])):
+        each = config.override(["postprocess.top_k=2", f"postprocess.class_agnostic={agnostic}"])
+        best = select(each, out["class_logits"][0], out["box_deltas"][0], SIZE, SIZE)
+        assert list(zip(array(best.anchors).tolist(), array(best.classes).tolist(), strict=True)) == expected
+
+
 def test_duplicates_are_removed_the_best_stays(config, anchors):
     box = [10, 10, 30, 30]
     near = [10, 10, 30, 28]  # IoU .9
@@ -178,6 +193,9 @@ def test_classes_that_compete_apart_vote_apart(config):
     np.testing.assert_array_equal(array(vote(config, candidates, kept, kinds))[0], [0, 0, 20, 20])
     together = config.override(["postprocess.class_agnostic=true"])
     assert array(vote(together, candidates, kept, kinds))[0] == pytest.approx([0, 0, 20, 18.4])
+    for own in (0, 1):  # votes of its own class alone, whichever that is
+        pair = candidates._replace(classes=tf.constant([own, own]))
+        assert array(vote(config, pair, kept, kinds + own))[0] == pytest.approx([0, 0, 20, 18.4])
 
 
 def test_votes_come_from_as_many_candidates_as_there_are(config):
