@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -53,6 +55,53 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+# Marks at the beginning of a file, the longer ones first, and how it goes on.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def table_text(value: Any) -> Any:
+    """A value for a CSV: text that a spreadsheet would run as a formula is marked as text by a `'`."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS and value else value
+
+
+def printable(text: str) -> str:
+    """A name or message that any file takes: bytes of a file name that are no UTF-8 become `%E9`."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding that the byte order mark of a file tells; UTF-8 without one."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file in UTF-8, or as its byte order mark says; the mark is no part of it.
+
+    Raises:
+        OSError: when it cannot be read.
+        UnicodeDecodeError: when it is no text.
+    """
+    data = Path(path).read_bytes()
+    return data.decode(encoding_of(data))
+
+
+@contextlib.contextmanager
+def utf8_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A text file to be read in parts: as UTF-8 without a byte order mark, whatever it is stored as."""
+    with open(path, "rb") as file:
+        encoding = encoding_of(file.read(4))
+        file.seek(3 if encoding == "utf-8-sig" else 0)
+        # Others are rare, and small: they are taken into memory.
+        yield file if encoding.startswith("utf-8") else io.BytesIO(read_text(path).encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:

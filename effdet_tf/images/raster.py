@@ -1,4 +1,4 @@
-"""Read png, jpg and bmp files."""
+"""Read png, jpg, bmp, webp, gif and jp2 files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from effdet_tf.errors import UserError
 
+_ORIENTATION = 0x0112  # tag of EXIF
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,12 +45,19 @@ def read_picture(path: Path, head: bytes, max_pixels: int, labels: bool) -> np.n
         deep_colour = depth == 16 and colour != 0
     with _any_size(), Image.open(path) as picture:
         check_pixels(path, picture.height, picture.width, max_pixels)
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1 and picture.format != "MPO":  # a camera's second picture is a preview
+            raise UserError(
+                f"{path}: is an animation of {frames} frames; save them as a tif stack, or one as png"
+            )
         picture.load()  # raises for a file that is cut short, which OpenCV would pad
         if deep_colour:  # Pillow keeps only 8 of the 16 bits
             pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
             if pixels is None:
                 raise OSError("OpenCV cannot read it")
             return pixels[..., 2::-1] if pixels.ndim == 3 else pixels
+        if picture.getexif().get(_ORIENTATION, 1) != 1:  # a camera that was held upright
+            ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode in ("P", "PA") and labels:
             return np.asarray(picture.getchannel(0) if picture.mode == "PA" else picture)
         if picture.mode == "1":

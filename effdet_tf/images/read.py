@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,20 @@ from PIL import UnidentifiedImageError
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import MAX_PIXELS
-from effdet_tf.images.raster import check_pixels, read_picture
-from effdet_tf.images.tif_metadata import stack_axis, um_per_px
+from effdet_tf.images.raster import read_picture
+from effdet_tf.images.tif_metadata import Axes, stack_axes, um_per_px
+from effdet_tf.images.tif_pages import read_tiff, tiff_places
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
-_LARGE = 2**26  # values of a page from which it goes to a file
+IMAGE_SUFFIXES = (
+    *(".tif", ".tiff", ".lsm", ".stk", ".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp", ".gif"),
+    *(".pgm", ".ppm"),
+)
+# What decoders say of files that lack bytes or have wrong ones.
+_BYTES_MISSING = re.compile(
+    "truncat|premature|end of|corrupt|broken|crc|checksum|incomplete|not enough|damaged|invalid|bad |unpack|"
+    "bytes|buffer|offset|seek|read|zlib",
+    re.IGNORECASE,
+)
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
@@ -53,9 +63,10 @@ class Stack:
     """The pages of a tif stack, read one at a time; a file of one image is a stack of one page.
 
     Attributes:
-        pages: how many; pages of another size than the first are thumbnails and do not count.
+        pages: how many, thumbnails behind them not counted. A page of another size than the first is one that
+            cannot be read.
         um_per_px: side of a pixel in micrometres where the file says so, else None.
-        axis: what changes from page to page: "T" time, "Z" depth, "C" channel.
+        axes: along what the pages lie.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -71,14 +82,14 @@ class Stack:
         self.path, self._max_pixels = Path(path), max_pixels
         self._file: tifffile.TiffFile | None = None
         self.um_per_px: float | None = None
-        self.axis = "T"
+        self.axes = Axes()
         self._size, head = _head(self.path)
-        self._places = [(0, 0)]
+        self._places: list[tuple[Any, int]] = [(None, 0)]
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
                 self._file = tifffile.TiffFile(self.path)
-                self._places = _places(self._file)
-                self.um_per_px, self.axis = um_per_px(self._file), stack_axis(self._file)
+                self._places = tiff_places(self._file)
+                self.um_per_px, self.axes = um_per_px(self._file), stack_axes(self._file, len(self._places))
         self.pages = len(self._places)
 
     def __enter__(self) -> Stack:
@@ -111,8 +122,7 @@ class Stack:
     def _pixels(self, page: int, labels: bool) -> np.ndarray:
         assert self._file is not None  # it is a tif
         with _decoding(self.path):
-            place = self._places[page]
-            return _read_tiff(self._file, self.path, self._size, self._max_pixels, labels, place)
+            return read_tiff(self._file, self.path, self._size, self._max_pixels, labels, self._places, page)
 
 
 def read_labels(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -170,12 +180,12 @@ def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     with _decoding(path):
         if head[:4] in _TIFF_MAGICS:
             with tifffile.TiffFile(path) as file:
-                places = _places(file)
+                places = tiff_places(file)
                 if len(places) > 1:
                     raise UserError(
                         f"{path}: is a stack of {len(places)} pages; save the page to be used as an image"
                     )
-                return _read_tiff(file, path, size, max_pixels, labels)
+                return read_tiff(file, path, size, max_pixels, labels, places, 0)
         return read_picture(path, head, max_pixels, labels)
 
 
@@ -206,75 +216,10 @@ def _decoding(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: does not fit into memory") from error
     except Exception as error:  # each decoder raises errors of its own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: is damaged or cut short ({reason}); copy it again") from error
-
-
-def _places(file: tifffile.TiffFile) -> list[tuple[int, int]]:
-    """Where the images of the first page's size are: number of the page, number of the image behind it.
-
-    They are channels, slices or times; pages of another size are thumbnails.
-    """
-    first: Any = file.pages[0]
-    pages = [k for k, page in enumerate(file.pages) if page.shape == first.shape]
-    last: Any = file.pages[len(file.pages) - 1]
-    handle, tiff = file.filehandle, file.tiff
-    handle.seek(last.offset)
-    tags = int.from_bytes(handle.read(tiff.tagnosize), "little" if tiff.byteorder == "<" else "big")
-    handle.seek(last.offset + tiff.tagnosize + tags * tiff.tagsize)
-    following = int.from_bytes(handle.read(tiff.offsetsize), "little" if tiff.byteorder == "<" else "big")
-    cut = following >= handle.size
-    if len(pages) == 1 and file.is_imagej and first.size and not cut:
-        # ImageJ describes a large stack by its first page alone; the others follow it in one piece.
-        stated = int((file.imagej_metadata or {}).get("images", 1))
-        cut = first.dataoffsets[0] + stated * sum(first.databytecounts) > handle.size
-        if stated > 1 and not cut:
-            return [(0, k) for k in range(stated)]
-    if cut:
-        raise UserError(f"{file.filehandle.path}: is cut short: pages are missing; copy it again")
-    return [(k, 0) for k in pages]
-
-
-def _read_tiff(
-    file: tifffile.TiffFile,
-    path: Path,
-    size: int,
-    max_pixels: int,
-    labels: bool,
-    place: tuple[int, int] = (0, 0),
-) -> np.ndarray:
-    """The image at one of the `_places`."""
-    keyframe: Any = file.pages[0]
-    check_pixels(path, keyframe.imagelength, keyframe.imagewidth, max_pixels)
-    if keyframe.imagedepth > 1:
-        raise UserError(f"{path}: is a volume of {keyframe.imagedepth} slices; save one slice as an image")
-    page: Any = file.pages[place[0]]
-    photometric, colormap = page.photometric, page.colormap
-    one_bit, planar = page.bitspersample == 1, page.planarconfig
-    start = place[1] * sum(page.databytecounts)
-    ends = [begin + count for begin, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-    if not ends or start + max(ends) > size:
-        raise UserError(
-            f"{path}: is cut short ({size} of {start + max(ends, default=0)} bytes); copy it again"
-        )
-    if place[1]:
-        stack = file.series[0].asarray(out="memmap")  # of which only this image is read
-        pixels = np.array(stack.reshape(-1, *keyframe.shape)[place[1]])
-    else:
-        # A large page goes to a file, of which memory holds what is in use.
-        pixels = page.asarray(out="memmap" if page.size >= _LARGE else None)
-    if pixels.ndim not in (2, 3) or not pixels.size:
-        raise UserError(f"{path}: is damaged (a page without pixels); copy it again")
-    if planar == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-        pixels = np.moveaxis(pixels, 0, -1)
-    if labels:
-        return pixels
-    if photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None:
-        pixels = (np.moveaxis(colormap, 0, -1)[pixels] >> 8).astype(np.uint8)
-    elif one_bit:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    return pixels
+        told = f"is damaged or cut short ({reason}); copy it again"
+        if not _BYTES_MISSING.search(reason):
+            told = f"cannot be decoded ({reason}); where it opens elsewhere, save it again as tif or png"
+        raise UserError(f"{path}: {told}") from error
 
 
 def _native_dtype(image: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

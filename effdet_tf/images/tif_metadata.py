@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tifffile
 
 # Micrometres in a unit, as ImageJ, OME and others write it.
@@ -37,14 +38,34 @@ def um_per_px(file: tifffile.TiffFile) -> float | None:
     return None
 
 
-def stack_axis(file: tifffile.TiffFile) -> str:
-    """What changes from page to page of a stack: "T" time (or not told), "Z" depth, "C" channel."""
-    imagej: dict[str, Any] = (file.imagej_metadata or {}) if file.is_imagej else {}
-    for key, axis in (("frames", "T"), ("slices", "Z"), ("channels", "C")):
-        if int(imagej.get(key, 1)) > 1:
-            return axis
-    axes = file.series[0].axes if file.series else ""
-    return next((axis for axis in "TZC" if axis in axes), "T")
+class Axes(NamedTuple):
+    """Along what the pages of a file lie, the slowest first: "T" time or not told, "Z" depth, "C" channel."""
+
+    letters: str = ""  # some of T, Z and C; none of one page
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are."""
+        return math.prod(self.lengths)
+
+    def place(self, page: int) -> dict[str, int]:
+        """Where a page, from 0, lies along each axis, from 0."""
+        found = np.unravel_index(page, self.lengths) if self.lengths else ()
+        return {letter: int(index) for letter, index in zip(self.letters, found, strict=True)}
+
+
+def stack_axes(file: tifffile.TiffFile, pages: int) -> Axes:
+    """The axes of the `pages` that a file has, as ImageJ, OME or tifffile wrote them down; else time."""
+    if pages == 1:
+        return Axes()
+    series = file.series[0] if file.series else None
+    sizes = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)] if series else []
+    sizes = [(axis, size) for axis, size in sizes if axis not in "YXS" and size > 1]
+    letters, lengths = "".join(axis for axis, _ in sizes), tuple(int(size) for _, size in sizes)
+    if math.prod(lengths) != pages or not set(letters) <= set("TZC"):
+        return Axes("T", (pages,))
+    return Axes(letters, lengths)
 
 
 def _ome(file: tifffile.TiffFile) -> tuple[float, float] | None:

@@ -10,14 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.files import atomic_write
+from effdet_tf.files import atomic_write, table_text
 
 Rows = Iterable[Sequence[Any]]
 
 
 @contextlib.contextmanager
-def open_csv(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[Callable[[Rows], None]]:
+def open_csv(
+    path: str | os.PathLike[str], columns: Sequence[str], as_is: bool = False
+) -> Iterator[Callable[[Rows], None]]:
     """Write a CSV row by row. The file with its header appears whole.
+
+    Args:
+        path: of the file.
+        columns: of its header.
+        as_is: leave text as it is, for a program, which a spreadsheet would take for a formula.
 
     Yields:
         Adds the rows of one image: in one piece, forced to the disk before the next image begins.
@@ -27,7 +34,8 @@ def open_csv(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[C
     with Path(path).open("ab", buffering=0) as file:
 
         def append(rows: Rows) -> None:
-            file.write(_csv(rows).encode("utf-8"))
+            marked = rows if as_is else ([table_text(value) for value in row] for row in rows)
+            file.write(_csv(marked).encode("utf-8"))
             os.fsync(file.fileno())
 
         yield append

@@ -31,7 +31,8 @@ def coco_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
             result, image_id = page.cells.result, page.number + 1
             image = {"id": image_id, "file_name": info.file_name}
             image |= {"width": result.width, "height": result.height}
-            images.append(image | ({"page": image_id} if info.pages > 1 else {}))
+            place = {a.lower(): k + 1 for a, k in info.axes.place(page.number).items()}
+            images.append(image | ({"page": image_id, **place} if place else {}))
             for entry in result.coco_entries(image_id, info.category_ids):
                 area = entry["bbox"][2] * entry["bbox"][3]
                 if "segmentation" in entry:

@@ -46,8 +46,8 @@ def _features(page: Page, info: ImageInfo) -> Iterator[dict[str, Any]]:
             "type": "Polygon" if len(pieces) == 1 else "MultiPolygon",
             "coordinates": pieces[0] if len(pieces) == 1 else pieces,
         }
-        if info.pages > 1:
-            geometry["plane"] = {"c": -1, "z": 0, "t": 0} | {info.axis.lower(): page.number}
+        if place := info.axes.place(page.number):
+            geometry["plane"] = {"c": -1, "z": 0, "t": 0} | {a.lower(): k for a, k in place.items()}
         index = int(page.cells.result.classes[number - 1])
         row = zip(table, values[number - 1], strict=True)
         yield {

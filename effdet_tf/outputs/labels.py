@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 import tifffile
 
 from effdet_tf.files import atomic_write
+from effdet_tf.images.tif_metadata import Axes
 from effdet_tf.outputs.page import SUFFIXES, AddPage, ImageInfo, Page
 from effdet_tf.prediction.predictor import LARGE
 
 _TILE = 512  # px; of large label images, which are written tile by tile
 _LARGE = 2**26  # pixels from which an image is
 _BIG_TIFF = 2**31  # bytes, not compressed
+# In ImageJ channels follow each other first, then slices, then frames.
+_IMAGEJ_ORDERS = ("", "T", "Z", "C", "TZ", "TC", "ZC", "TZC")
 _AXES = {"T": "frames", "Z": "slices", "C": "channels"}
 
 
@@ -47,7 +51,7 @@ def label_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
             if pages is None:
                 wide = labels.size > LARGE if info.pages > 1 else len(page.cells.result) > 0xFFFF
                 path = stack.enter_context(atomic_write(base + SUFFIXES["labels"]))
-                pages = stack.enter_context(LabelPages(path, info.pages, info.axis, wide, info.um_per_px))
+                pages = stack.enter_context(LabelPages(path, info.axes, wide, info.um_per_px))
             pages.add(labels, page.number)
 
         yield add
@@ -59,21 +63,21 @@ class LabelPages:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        pages: int = 1,
-        axis: str = "T",
+        axes: Axes = Axes(),  # noqa: B008 (it does not change)
         wide: bool = False,
         um_per_px: float | None = None,
     ) -> None:
         """Begin a file, as a context manager; `wide` labels, above 65,535, take 32 bits; see `ImageInfo`."""
-        self._path, self._pages = path, pages
+        self._path, self._axes, self._pages = path, axes, axes.pages
         self._dtype = np.dtype(np.uint32 if wide else np.uint16)
         self._options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
         if um_per_px is not None:
             self._options |= {"resolution": (1 / um_per_px,) * 2, "resolutionunit": "NONE"}
         # How ImageJ describes a stack and its calibration.
-        stack = [f"{_AXES[axis]}={pages}", "hyperstack=true"] if pages > 1 else []
+        sizes = [f"{_AXES[axis]}={size}" for axis, size in zip(axes.letters, axes.lengths, strict=True)]
+        stack = [*sizes, "hyperstack=true"] if sizes else []
         unit = ["unit=micron"] if um_per_px is not None else []
-        lines = ["ImageJ=1.54f", f"images={pages}", *stack, *unit, "loop=false", ""]
+        lines = ["ImageJ=1.54f", f"images={self._pages}", *stack, *unit, "loop=false", ""]
         self._first = {"description": "\n".join(lines)} if stack or unit else {}
         self._writer: tifffile.TiffWriter | None = None
         self._written = 0
@@ -97,6 +101,9 @@ class LabelPages:
             raise OverflowError(f"label {labels.max()} does not fit into {self._dtype}")
         self._shape = labels.shape
         if self._writer is None:
+            if self._axes.letters not in _IMAGEJ_ORDERS:  # as tifffile describes pages in another order
+                shape = {"shape": [*self._axes.lengths, *labels.shape], "axes": f"{self._axes.letters}YX"}
+                self._first = {"description": json.dumps(shape)}
             large = labels.size * self._dtype.itemsize * self._pages >= _BIG_TIFF
             self._writer = tifffile.TiffWriter(self._path, bigtiff=large)
         self._leave_out(number)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from effdet_tf.images.tif_metadata import Axes
 from effdet_tf.outputs.cells import NumberedCells, number_cells
 from effdet_tf.outputs.table import cell_table
 from effdet_tf.prediction.results import Result
@@ -20,9 +21,13 @@ class ImageInfo:
     file_name: str  # as the files shall state it
     category_ids: Sequence[int]  # COCO's, of each class
     class_names: Sequence[str]
-    pages: int = 1  # how many the file has
-    axis: str = "T"  # what changes from page to page: "T" time, "Z" depth, "C" channel
+    axes: Axes = Axes()  # along what its pages lie
     um_per_px: float | None = None  # side of a pixel in micrometres
+
+    @property
+    def pages(self) -> int:
+        """How many pages the file has."""
+        return self.axes.pages
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 Columns of `NAME.cells.csv`:
 
-- page: of a stack, from 1; images of one page have no such column
+- page: of a stack, from 1, and t, z, c, from 1, along which its pages lie; images of one page have none
 - cell: its number in the label image; class, score (0 to 1)
 - y0, x0, y1, x1: its box in pixels; y1 and x1 are the edges after the last pixel
 - area to intensity_max: as scikit-image's `regionprops` defines and names them (`centroid_y` and `centroid_x`
@@ -18,7 +18,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from effdet_tf.files import atomic_write
+from effdet_tf.files import atomic_write, table_text
 from effdet_tf.outputs.cells import NumberedCells
 from effdet_tf.outputs.measurements import measure_cells
 
@@ -76,4 +76,4 @@ def cell_table(cells: NumberedCells, image: np.ndarray, um_per_px: float | None 
 def write_table(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
     """Write a table as CSV with a header, UTF-8."""
     with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.map(table_text).to_csv(temporary, index=False, lineterminator="\n")

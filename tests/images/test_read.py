@@ -352,3 +352,99 @@ def test_a_tif_whose_page_holds_no_pixels_is_refused(tmp_path: Path, monkeypatch
     for read in (read_image, image_io.read_labels):
         with pytest.raises(UserError, match="a page without pixels"):
             read(tmp_path / "a.tif")
+
+
+def write_tif(path: Path, pixels: np.ndarray, photometric: str, **options) -> np.ndarray:
+    tifffile.imwrite(path, pixels, photometric=photometric, **options)
+    return read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_white_is_zero_for_every_type(tmp_path: Path, dtype: str) -> None:
+    found = write_tif(tmp_path / "a.tif", GRAY8.astype(dtype), "miniswhite")[..., 0]
+    top = np.iinfo(dtype).max if dtype != "float32" else GRAY8.max()
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.astype(int), int(top) - GRAY8.astype(int))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5])
+def test_samples_that_are_channels_are_no_colours(tmp_path: Path, samples: int, caplog) -> None:
+    pixels = np.stack([GRAY16, *[65535 - GRAY16] * (samples - 1)], axis=-1)
+    found = write_tif(tmp_path / "a.tif", pixels, "minisblack", planarconfig="contig")
+    np.testing.assert_array_equal(found, GRAY16[..., None])
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "effdet_tf"]
+    assert f"has {samples} channels, which are no colours: the first is used" in line
+
+
+def test_transparency_of_gray_is_no_channel(tmp_path: Path, caplog) -> None:
+    pixels = np.stack([GRAY8, 255 - GRAY8], axis=-1)
+    options = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    np.testing.assert_array_equal(
+        write_tif(tmp_path / "a.tif", pixels, "minisblack", **options), GRAY8[..., None]
+    )
+    assert not caplog.records
+
+
+def test_colours_of_print_and_video(tmp_path: Path) -> None:
+    ink = np.stack([GRAY8, 255 - GRAY8, GRAY8 * 0, GRAY8 // 2], axis=-1)
+    found = write_tif(tmp_path / "cmyk.tif", ink, "separated", planarconfig="contig")
+    light = (255.0 - ink[..., :3]) * (255.0 - ink[..., 3:]) / 255
+    assert np.abs(found - light).max() <= 0.5 + 1e-9
+    Image.fromarray(RGB8).convert("YCbCr").save(tmp_path / "y.tif")
+    assert np.abs(read_image(tmp_path / "y.tif").astype(int) - RGB8).max() <= 3
+    lab = Image.fromarray(np.stack([GRAY8] * 3, -1)).convert("RGB")
+    pixels = np.dstack([np.asarray(lab.convert("L")), GRAY8 * 0 + 128, GRAY8 * 0 + 128])
+    Image.merge("LAB", [Image.fromarray(np.ascontiguousarray(pixels[..., k])) for k in range(3)]).save(
+        tmp_path / "lab.tif"
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "lab.tif"), pixels[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"), [(1, GRAY8), (6, np.rot90(GRAY8, -1)), (3, GRAY8[::-1, ::-1])]
+)
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_camera_that_was_held_upright(tmp_path: Path, orientation, turned, suffix) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GRAY8).save(tmp_path / f"a{suffix}", exif=exif, quality=100)
+    found = read_image(tmp_path / f"a{suffix}")[..., 0].astype(int)
+    assert found.shape == turned.shape and np.abs(found - turned).max() <= (0 if suffix == ".png" else 4)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_animations_are_refused_and_still_pictures_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(GRAY8), Image.fromarray(255 - GRAY8)]
+    path = tmp_path / f"a{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=f"a\\{suffix}: is an animation of 2 frames"):
+        read_image(path)
+    frames[0].save(path, lossless=True)
+    assert read_image(path).shape[:2] == GRAY8.shape
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"bigtiff": True}])
+@pytest.mark.parametrize("axes", ["TYX", "ZYX", "CYX", "TYXS"])
+def test_an_ome_image_of_several_pages_is_read_page_by_page(tmp_path: Path, axes: str, options: dict) -> None:
+    shape = (3, 7, 9, 3) if axes.endswith("S") else (3, 7, 9)
+    pages = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    rgb = {"photometric": "rgb"} if axes.endswith("S") else {"photometric": "minisblack"}
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, pages, ome=True, metadata={"axes": axes}, **rgb, **options)
+    with Stack(path) as stack:
+        assert (stack.pages, stack.axes) == (3, (axes[0], (3,)))
+        for number in (2, 0, 1):
+            np.testing.assert_array_equal(stack.read(number), pages[number].reshape(7, 9, -1))
+
+
+def test_pages_of_other_sizes_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    sizes = [GRAY8, np.pad(GRAY8, 4), GRAY8 + np.uint8(1)]
+    with tifffile.TiffWriter(path) as writer:
+        for page in sizes:
+            writer.write(page, contiguous=False)
+    with Stack(path) as stack:
+        assert stack.pages == 3
+        np.testing.assert_array_equal(stack.read(2)[..., 0], sizes[2])
+        with pytest.raises(UserError, match=r"s\.tif: page 2 is 15x17, page 1 7x9; save pages of different"):
+            stack.read(1)

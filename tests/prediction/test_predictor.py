@@ -180,10 +180,11 @@ def test_files_of_a_large_image_are_written_in_parts(predictor, monkeypatch, tmp
 
 def test_a_large_page_is_read_through_a_file(monkeypatch, tmp_path):
     from effdet_tf.images import read as image_io
+    from effdet_tf.images import tif_pages
 
     image = np.random.default_rng(0).integers(0, 65535, (90, 70)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", image, compression="zlib")
-    monkeypatch.setattr(image_io, "_LARGE", 1)
+    monkeypatch.setattr(tif_pages, "_LARGE", 1)
     with image_io.Stack(tmp_path / "a.tif") as stack:
         page = stack.read()
     np.testing.assert_array_equal(page[..., 0], image)

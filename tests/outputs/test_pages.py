@@ -1,0 +1,148 @@
+"""The pages of every kind of tif keep their places along time, depth and channels, out and back again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from roifile import roiread
+
+from effdet_tf.data.build import build_image
+from effdet_tf.data.sources.labelmaps import open_labelmaps
+from effdet_tf.data.sources.outlines import open_outlines
+from effdet_tf.outputs.batch import predict_files
+from effdet_tf.outputs.jobs import find_images
+from tests.outputs.test_batch import Thresholder
+
+H, W = 48, 80
+LENGTHS = {"T": 3, "Z": 4, "C": 2}
+KINDS = {
+    "imagej": {"imagej": True},
+    "ome": {"ome": True},
+    "plain": {},  # tifffile's own description
+    "big endian": {"imagej": True, "byteorder": ">"},
+    "bigtiff": {"ome": True, "bigtiff": True},
+    "tiled": {"ome": True, "tile": (16, 16)},
+    "zlib": {"imagej": False, "compression": "zlib"},
+}
+ORDERS = ["T", "Z", "C", "TC", "ZC", "TZ", "TZC"]
+
+
+def blob(page: int) -> tuple[int, int]:
+    """Top and left of the only cell of a page, 6 x 5 px: no two pages have it at one place."""
+    return 2 + 7 * (page % 6), 3 + 7 * (page // 6)
+
+
+def write(path: Path, axes: str, options: dict) -> np.ndarray:
+    lengths = [LENGTHS[axis] for axis in axes]
+    pages = np.zeros((int(np.prod(lengths)), H, W), np.uint8)
+    for number, page in enumerate(pages):
+        y, x = blob(number)
+        page[y : y + 6, x : x + 5] = 200
+    metadata = {"axes": f"{axes}YX"}
+    tifffile.imwrite(
+        path, pages.reshape(*lengths, H, W), photometric="minisblack", metadata=metadata, **options
+    )
+    return pages
+
+
+def places(axes: str) -> Iterator[dict[str, int]]:
+    for index in np.ndindex(*[LENGTHS[axis] for axis in axes]):
+        yield dict(zip(axes, index, strict=True))
+
+
+@pytest.mark.parametrize("axes", ORDERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_keep_their_places(tmp_path: Path, kind: str, axes: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    name = "s.ome.tif" if KINDS[kind].get("ome") else "s.tif"
+    pages = write(source / name, axes, KINDS[kind])
+    formats = ("labels", "table", "coco", "imagej", "geojson")
+    report = predict_files(Thresholder(), find_images([source]), out, formats=formats)
+    assert (report.done, report.cells, report.failed) == (len(pages), len(pages), [])
+    stem, expected = name.removesuffix(".tif"), list(places(axes))
+
+    with tifffile.TiffFile(out / f"{stem}.labels.tif") as file:
+        assert file.series[0].axes == f"{axes}YX" and file.series[0].shape[:-2] == tuple(
+            LENGTHS[a] for a in axes
+        )
+        np.testing.assert_array_equal(file.asarray().reshape(-1, H, W) > 0, pages > 0)
+    rois = [
+        {a: getattr(roi, f"{a.lower()}_position") - 1 for a in axes}
+        for roi in roiread(out / f"{stem}.rois.zip")
+    ]
+    assert rois == expected
+    planes = [f["geometry"]["plane"] for f in json.loads((out / f"{stem}.geojson").read_text())["features"]]
+    assert planes == [
+        {"c": -1, "z": 0, "t": 0} | {a.lower(): k for a, k in place.items()} for place in expected
+    ]
+    table = pd.read_csv(out / f"{stem}.cells.csv")
+    assert table["page"].tolist() == list(range(1, len(pages) + 1))
+    for axis in axes:
+        assert table[axis.lower()].tolist() == [place[axis] + 1 for place in expected]
+    images = json.loads((out / f"{stem}.coco.json").read_text())["images"]
+    assert [{a: image[a.lower()] - 1 for a in axes} for image in images] == expected
+
+    for convert in ("imagej", "geojson", "labelmaps"):
+        if convert == "labelmaps":
+            (tmp_path / "masks").mkdir()
+            (out / f"{stem}.labels.tif").rename(tmp_path / "masks" / name)
+            opened = open_labelmaps(tmp_path, source, tmp_path / "masks")
+        else:
+            opened = open_outlines(convert, tmp_path, source, out)
+        assert len(opened.tasks) == len(pages)
+        for number, task in enumerate(opened.tasks):
+            fields = build_image(task, 28).fields
+            assert fields is not None, convert
+            y, x = blob(number)
+            assert fields["boxes"].tolist() == [[y, x, y + 6, x + 5]], (convert, number)
+
+
+def test_pages_in_another_order_than_imagejs_keep_it(tmp_path: Path) -> None:
+    lengths = (2, 3)  # channels slowest, as OME's XYTC
+    pages = np.zeros((*lengths, H, W), np.uint8)
+    pages[..., 10:16, 10:16] = 200
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "s.tif", pages, photometric="minisblack", metadata={"axes": "CTYX"})
+    predict_files(
+        Thresholder(), find_images([tmp_path / "in"]), tmp_path / "out", formats=("labels", "geojson")
+    )
+    with tifffile.TiffFile(tmp_path / "out" / "s.labels.tif") as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("CTYX", (2, 3, H, W))
+    planes = [
+        (f["geometry"]["plane"]["c"], f["geometry"]["plane"]["t"])
+        for f in json.loads((tmp_path / "out" / "s.geojson").read_text())["features"]
+    ]
+    assert planes == [(c, t) for c in range(2) for t in range(3)]
+
+
+def test_a_pyramid_is_one_page(tmp_path: Path) -> None:
+    image = np.zeros((96, 160), np.uint8)
+    image[10:40, 20:60] = 200
+    path = tmp_path / "in" / "p.ome.tif"
+    path.parent.mkdir()
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(image, subifds=2, tile=(16, 16), photometric="minisblack")
+        writer.write(image[::2, ::2], subfiletype=1, tile=(16, 16), photometric="minisblack")
+        writer.write(image[::4, ::4], subfiletype=1, tile=(16, 16), photometric="minisblack")
+    report = predict_files(Thresholder(), find_images([path.parent]), tmp_path / "out")
+    assert (report.done, report.cells) == (1, 1)
+    assert tifffile.imread(tmp_path / "out" / "p.ome.labels.tif").shape == image.shape
+
+
+def test_regions_on_one_axis_go_to_all_pages_along_the_others(tmp_path: Path) -> None:
+    from roifile import ImagejRoi, roiwrite
+
+    write(tmp_path / "s.tif", "TC", {"imagej": True})
+    roi = ImagejRoi.frompoints([[30, 30], [40, 30], [40, 38], [30, 38]])
+    roi.c_position = 2
+    everywhere = ImagejRoi.frompoints([[50, 30], [60, 30], [60, 38], [50, 38]])
+    roiwrite(tmp_path / "s.zip", [roi, everywhere])
+    counts = [len(build_image(task, 28).fields["rles"]) for task in open_outlines("imagej", tmp_path).tasks]
+    assert counts == [1, 2, 1, 2, 1, 2]
