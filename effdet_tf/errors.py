@@ -15,6 +15,19 @@ class UserError(Exception):
     """
 
 
+def reason_of(error: BaseException) -> str:
+    """Why one image failed, in a line; an error that no code of ours expects is told as such."""
+    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
+    text = lines[0][:300] if lines else ""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "OOM when" in text:
+        return f"out of memory{f' ({text})' if text else ''}; use smaller images"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+    return f"unexpected: {type(error).__name__}{f': {text}' if text else ''}"
+
+
 @contextlib.contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
     """Tell of a package that is missing, with the command that installs it.

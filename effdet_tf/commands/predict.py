@@ -144,9 +144,11 @@ share.__name__ = "number"  # what argparse calls it in its message
 
 def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
-    from effdet_tf.outputs.jobs import find_images
+    from effdet_tf.outputs.jobs import find_images, images_not_read
 
     images = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
+    if other := images_not_read(args.images):
+        print(f"note: formats that are not read here are left out: {other}", file=sys.stderr)
     from effdet_tf.prediction.load import load
 
     return predict_images(with_views(load(args.run_folder), args), images, args)

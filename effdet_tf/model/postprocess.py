@@ -119,7 +119,8 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     options = config.postprocess
     # Sorted, but for those outside the image, which `select` has lowered to -1 where they stood.
     rank = ops.arange(1, ops.shape(candidates.scores)[0] + 1, dtype="int32")
-    voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 0))
+    # One at least, which changes no cell: TFLite multiplies no matrix without rows.
+    voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 1))
     others, scores = candidates.boxes[:voters], candidates.scores[:voters]
     kinds = candidates.classes[:voters]
 

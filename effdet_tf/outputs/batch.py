@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,15 +18,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from effdet_tf import outputs
-from effdet_tf.errors import UserError
-from effdet_tf.files import atomic_write
+from effdet_tf.errors import UserError, reason_of
+from effdet_tf.files import atomic_write, printable
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.jobs import Job
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 
-SUMMARY, WELLS = "summary.csv", "wells.csv"
+SUMMARY, WELLS, ERRORS = "summary.csv", "wells.csv", "errors.log"
 
 
 @dataclass
@@ -60,9 +61,8 @@ def predict_files(
 ) -> PredictReport:
     """Predict images and write what `effdet_tf.outputs` describes.
 
-    An image that cannot be read does not stop the rest, nor does a page of a stack. `out/summary.csv` has one
-    row per page and grows as the images are done, after their files, as does the submission; `out/wells.csv`
-    has one for each well and time, where the images' names tell them.
+    Whatever is wrong with an image or a page does not stop the rest. `out/summary.csv` has a row per page and
+    grows as images are done, after their files, as does the submission; `out/wells.csv` has one a well.
 
     Args:
         predictor: finds the cells.
@@ -85,13 +85,14 @@ def predict_files(
     report = PredictReport(Path(out))
     tables = {report.out / SUMMARY: outputs.summary_columns(predictor.class_names)}
     if sartorius is not None:
-        tables[Path(sartorius)] = ["id", "predicted"]
+        tables[sartorius := Path(sartorius)] = ["id", "predicted"]
     _check_free(report.out, tables, overwrite)
     batch = _Batch(predictor, report, score, formats, um_per_px, sartorius is not None, progress)
     stems = Counter(_stem(job) for job in images)
     with ExitStack() as stack:
         with _writing(report.out):
-            add_rows, *submit = [stack.enter_context(outputs.open_csv(*table)) for table in tables.items()]
+            opened = [outputs.open_csv(*table, as_is=table[0] == sartorius) for table in tables.items()]
+            add_rows, *submit = map(stack.enter_context, opened)
             if "yolo" in formats:
                 with atomic_write(report.out / "classes.txt") as path:
                     path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
@@ -136,6 +137,18 @@ class _Batch:
 
     def predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
         """Write the files of an image file; gives its rows of the summary and of the submission."""
+        report, before = self.report, (self.report.done, self.report.cells, len(self.report.failed))
+        try:
+            return self._predict(job, identity)
+        except (UserError, KeyboardInterrupt):  # nothing can be written any more
+            raise
+        except Exception as error:  # of this image alone: its files are taken back, the next one goes on
+            report.done, report.cells = before[:2]
+            del report.failed[before[2] :]
+            self._log(job)
+            return [self._failed_row(job, 0, 1, reason_of(error))], []
+
+    def _predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
         out, rows, submitted = self.report.out, [], []
         with ExitStack() as opened:
             try:
@@ -144,15 +157,17 @@ class _Batch:
                 return [self._failed_row(job, 0, 1, str(error))], []
             classes = self.predictor.category_ids, self.predictor.class_names
             scale = self.um_per_px or file.um_per_px
-            info = outputs.ImageInfo(job.path.name, *classes, file.pages, file.axis, scale)
+            info = outputs.ImageInfo(printable(job.path.name), *classes, file.axes, scale)
             files = opened.enter_context(ExitStack())
             add = files.enter_context(outputs.open_image_files(str(out / job.name), info, self.formats))
             for number in range(file.pages):
                 try:
                     image = file.read(number)
                     result = self.predictor.predict(image)
-                except UserError as error:
-                    rows.append(self._failed_row(job, number, file.pages, str(error)))
+                except Exception as error:
+                    if not isinstance(error, UserError):
+                        self._log(job)
+                    rows.append(self._failed_row(job, number, file.pages, reason_of(error)))
                     continue
                 kept = result if self.score is None else result.filter(self.score)
                 page = outputs.make_page(kept, image, number, info.um_per_px)
@@ -178,13 +193,18 @@ class _Batch:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
 
+    def _log(self, job: Job) -> None:
+        """Add the traceback of the error at hand to a file, for who is told of the fault."""
+        with _writing(self.report.out), (self.report.out / ERRORS).open("a", encoding="utf-8") as file:
+            file.write(f"{printable(str(job.path))}\n{printable(traceback.format_exc())}\n")
+
     def _failed_row(self, job: Job, number: int, pages: int, reason: str) -> list[Any]:
         """Tell of a page that failed; its row of the summary."""
         self.report.failed.append((job.path, reason))
         if self.progress:
             named = reason if str(job.path) in reason else f"{job.path}: {reason}"
-            tqdm.write(f"error: {named}", file=sys.stderr)
-        return outputs.failed_row(job.name, number, pages, self.predictor.class_names, reason)
+            tqdm.write(f"error: {printable(named)}", file=sys.stderr)
+        return outputs.failed_row(job.name, number, pages, self.predictor.class_names, printable(reason))
 
 
 @contextlib.contextmanager

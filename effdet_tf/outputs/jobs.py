@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 from collections import Counter
@@ -12,9 +13,31 @@ from typing import NamedTuple
 
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError, near_files
+from effdet_tf.files import printable
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES
 
+# Microscopes' own formats, and others that need a reader of their own.
+_OTHER_IMAGES = (
+    *(
+        ".czi",
+        ".nd2",
+        ".lif",
+        ".lifext",
+        ".oib",
+        ".oif",
+        ".oir",
+        ".vsi",
+        ".svs",
+        ".ndpi",
+        ".scn",
+        ".mrxs",
+        ".zvi",
+    ),
+    *(".ims", ".dv", ".r3d", ".dcm", ".sldy", ".sld", ".zarr", ".mrc"),
+    *(".heic", ".heif", ".avif", ".jxr", ".jxl", ".exr", ".tga"),
+)
+_LONGEST = 200  # bytes of a name; file systems take 255
 OWN_PICTURES = (SUFFIXES["labels"], SUFFIXES["overlay"], OVERLAY_STACK)
 
 
@@ -80,6 +103,19 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, Path]]:
             yield path, path.relative_to(root)
 
 
+def images_not_read(inputs: Sequence[str | os.PathLike[str]]) -> str:
+    """What is left out of the folders among `inputs`: images by their names, of formats that are not read."""
+    found: list[Path] = []
+    for folder in (Path(one) for one in inputs if Path(one).is_dir()):
+        for path in sorted(folder.rglob("*")):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if not hidden and path.name.lower().endswith(_OTHER_IMAGES):
+                found.append(path)
+    kinds = Counter(path.suffix.lower() for path in found)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.items())
+    return f"{listed} ({found[0]}); save them as tif" if found else ""
+
+
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name, and no label image or overlay of this program's own."""
     name = name.lower()
@@ -92,10 +128,22 @@ def _no_match(text: str) -> str:
             f"{text}: holds converted data ({MANIFEST_NAME}), to train on; name image files or their folder"
         )
     if Path(text).is_dir():
-        return f"{text}: no image in this folder or below ({', '.join(IMAGE_SUFFIXES)}); name another one"
+        other = images_not_read([text])
+        advice = f"formats that are not read here: {other}" if other else "name another one"
+        return f"{text}: no image in this folder or below ({', '.join(IMAGE_SUFFIXES)}); {advice}"
     if glob.has_magic(text):
         return f"{text}: matches no file; check the pattern"
     return f"{text}: does not exist{near_files(text) or '; check the name'}"
+
+
+def _fitting(name: str) -> str:
+    """A name whose last part file systems take with any suffix, and with the mark of an unfinished file."""
+    folder, slash, last = printable(name).rpartition("/")
+    data = last.encode()
+    if len(data) > _LONGEST:
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        last = f"{data[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
+    return f"{folder}{slash}{last}"
 
 
 def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
@@ -106,7 +154,7 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
             the names begin.
 
     Returns:
-        The names, POSIX style, without suffix where no two images need it.
+        The names, POSIX style, without suffix where no two images need it; long ones are cut, with a hash.
     """
     forms = [
         [
@@ -125,6 +173,8 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
             del form[0]
     used: set[str] = set()
     names = []
+    for form in forms:
+        form[0] = _fitting(form[0])
     for form in forms:  # add -2, -3, ... to names that are still alike
         longer = itertools.chain(form[:1], (f"{form[0]}-{number}" for number in itertools.count(2)))
         names.append(next(name for name in longer if name.casefold() not in used))

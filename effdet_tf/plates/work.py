@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effdet_tf import outputs
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, reason_of
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
@@ -97,7 +97,7 @@ def _work_on_file(
     path = pages = None
 
     def fail(page: int, error: Exception) -> None:
-        reason = " ".join(str(error).replace(str(path), file.path).split()) or "cannot be read"
+        reason = reason_of(error).replace(str(path), file.path) or "cannot be read"
         rows.append({**place, "page": page, "error": reason})
 
     with contextlib.ExitStack() as opened:
@@ -112,11 +112,11 @@ def _work_on_file(
             try:
                 image = stack.read(page)
                 found = predictor.predict(image)
-            except UserError as error:
+                cells = outputs.number_cells(found.filter(score))
+                table = outputs.cell_table(cells, image)
+            except Exception as error:  # whatever is wrong with one image, the others are predicted
                 fail(page, error)
                 continue
-            cells = outputs.number_cells(found.filter(score))
-            table = outputs.cell_table(cells, image)
             rows.append({**place, "page": page, **_image_columns(cells, table, found.truncated)})
             table = table.assign(**place, page=page)
             tables.append(pa.Table.from_pandas(table, CELL_SCHEMA, preserve_index=False))
@@ -126,7 +126,7 @@ def _work_on_file(
                 local = opened.enter_context(storage.writing(target))
                 many = predictor.config.data.max_instances > np.iinfo(np.uint16).max
                 wide = many or cells.labels.size > LARGE
-                pages = opened.enter_context(outputs.LabelPages(local, stack.pages, stack.axis, wide))
+                pages = opened.enter_context(outputs.LabelPages(local, stack.axes, wide))
             pages.add(cells.labels, page)
         if pages is None:
             storage.remove(target)  # of an earlier time, when it could be read

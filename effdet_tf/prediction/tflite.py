@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import zipfile
@@ -40,15 +41,21 @@ class TFLitePredictor(FixedSizePredictor):
         Raises:
             UserError: when the file is missing, damaged or not ours, or the runtime is not installed.
         """
-        path = Path(path)
+        path, threads = Path(path), threads or usable_cores()
         self.metadata, config = read_description(path)
-        self._runner = _open(path, threads or usable_cores())
+        self._runner = _open(path, threads)
+        self._careful = functools.cache(lambda: _open(path, threads, fast=False))
         self._lock = threading.Lock()  # an interpreter has one set of tensors
         super().__init__(config, _input_size(self._runner, config, path), self._invoke)
 
     def _invoke(self, image: np.ndarray, shown: tuple[int, int]) -> Detections:
+        inputs = {"image": image[None], "frame": np.array(shown, np.int32)}
         with self._lock:
-            return Detections.from_outputs(self._runner(image=image[None], frame=np.array(shown, np.int32)))
+            try:
+                outputs = self._runner(**inputs)
+            except RuntimeError:  # of an earlier export: its fast matrix product wants a candidate
+                outputs = self._careful()(**inputs)
+        return Detections.from_outputs(outputs)
 
 
 def read_description(path: Path) -> tuple[dict[str, Any], Config]:
@@ -79,16 +86,17 @@ def read_description(path: Path) -> tuple[dict[str, Any], Config]:
     return read_metadata(text, str(path))
 
 
-def _open(path: Path, threads: int) -> Any:
-    """The signature of a file, ready to run.
+def _open(path: Path, threads: int, fast: bool = True) -> Any:
+    """The signature of a file, ready to run; without the `fast` XNNPACK kernels by the reference's alone.
 
     Raises:
         UserError: when the runtime is not installed, or refuses the file.
     """
     with needs("tflite", f"{path}: a TFLite file"):
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    kernels = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
         return interpreter.get_signature_runner(SIGNATURE)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

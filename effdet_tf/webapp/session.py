@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, reason_of
 from effdet_tf.files import atomic_write
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs import ImageInfo, number_cells
@@ -230,9 +229,7 @@ class Session:
         except UserError as error:
             self._mark(entry, ticket, state="failed", error=str(error))
         except Exception as error:  # a fault of the program or the memory: told, and the next image goes on
-            text = str(error).strip().split(os.linesep, 1)[0][:300]
-            reason = f"unexpected: {type(error).__name__}{f': {text}' if text else ''}"
-            if self._mark(entry, ticket, state="failed", error=reason):
+            if self._mark(entry, ticket, state="failed", error=reason_of(error)):
                 traceback.print_exc(file=sys.stderr)
         finally:
             self.at_work = False
@@ -249,7 +246,7 @@ class Session:
         size += sum(map(len, [*pictures.values(), *outlines.values()]))
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
-        info = ImageInfo(entry.name.name, *classes, axis=file.axis, um_per_px=file.um_per_px)
+        info = ImageInfo(entry.name.name, *classes, um_per_px=file.um_per_px)
         with self._lock:
             self._make_room(0, size - entry.size)
             changes = {"state": "done", "predicted": (result, info), "size": size}

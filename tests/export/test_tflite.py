@@ -182,6 +182,21 @@ def test_boxes_alone_and_quietly(tiny_config, lively, tmp_path, images, capfd):
     assert result.masks is None and result.mask_boxes is None
 
 
+def test_no_candidate_is_no_cell(tiny_points, lively, tmp_path, images):
+    """Box voting multiplies a matrix of candidates, and the runtime none without rows."""
+    predictor = lively(tiny_points.override(["postprocess.score_threshold=0.99999"]))
+    found = opened(convert(predictor, SIZE, "float32"), tmp_path)
+    assert len(found.predict(images[0])) == 0  # in tiles
+    assert len(found.predict(np.full((*SIZE, 1), 7, np.uint8))) == 0
+    assert len(predictor.predict(images[0])) == 0
+
+    def fails(**_):  # as files from before do
+        raise RuntimeError("XNNPack delegate failed to reshape runtime")
+
+    found._runner = fails
+    assert len(found.predict(images[0])) == 0
+
+
 def test_fitted_images(tiny_config, lively, tmp_path, images):
     config = tiny_config.override(["data.resize=fit", "data.crop_size=[64, 80]"])
     predictor = lively(config)

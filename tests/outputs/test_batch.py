@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import logging
+import os
+import re
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from effdet_tf import outputs
 from effdet_tf.commands import predict as command
 from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
@@ -21,7 +24,7 @@ from effdet_tf.geometry.masks import labels_to_patches, patch_box, patch_to_bitm
 from effdet_tf.geometry.rle import decode_kaggle_rle
 from effdet_tf.images.gray import to_gray
 from effdet_tf.outputs.batch import predict_files
-from effdet_tf.outputs.jobs import find_images
+from effdet_tf.outputs.jobs import find_images, images_not_read
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 
@@ -161,14 +164,61 @@ def test_rerun_is_refused_unless_allowed(images, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["image"].tolist() == ["rgb"]
 
 
+def test_what_no_code_expects_fails_one_image_alone(images, tmp_path, monkeypatch, capsys):
+    class Failing(Thresholder):
+        def predict(self, image: np.ndarray) -> Result:
+            if image.dtype == np.uint16:
+                raise RuntimeError("node 7\nfailed to prepare")
+            if image.shape[2] == 3:
+                raise MemoryError
+            return super().predict(image)
+
+    make_page = outputs.make_page
+
+    def fail_late(result, image, *more):
+        if image.max() == 0:  # sub/dark.png
+            raise ValueError("while it was measured")
+        return make_page(result, image, *more)
+
+    monkeypatch.setattr(outputs, "make_page", fail_late)
+    report = predict_files(Failing(), find_images([images]), tmp_path / "out", progress=True)
+    table = pd.read_csv(tmp_path / "out" / "summary.csv").fillna("").set_index("image")["error"].to_dict()
+    assert (
+        table["b16"] == "unexpected: RuntimeError: node 7"
+        and table["rgb"] == "out of memory; use smaller images"
+    )
+    assert table["sub/dark"] == "unexpected: ValueError: while it was measured"
+    assert table["a.png"] == "" and report.done == 3 and len(report.failed) == 6 and report.exit_code == 3
+    assert not list((tmp_path / "out").rglob("*dark*"))
+    log = (tmp_path / "out" / "errors.log").read_text()
+    assert log.count("Traceback") == 3 and "failed to prepare" in log and "broken.png" not in log
+
+
+def test_any_name_gets_a_row_and_files(tmp_path):
+    folder, long = tmp_path / "in", "n" * 236
+    folder.mkdir()
+    for name in (b"a.png", b"caf\xe9.png", f"{long}.png".encode(), f"{long}x.png".encode()):
+        (folder / os.fsdecode(name)).write_bytes(cv2.imencode(".png", _blobs())[1])
+    report = predict_files(Thresholder(), find_images([folder]), tmp_path / "out", formats=outputs.FORMATS)
+    names = pd.read_csv(tmp_path / "out" / "summary.csv")["image"].tolist()
+    assert report.done == 4 and names[:2] == ["a", "caf%E9"] and len(set(names)) == 4
+    assert all(re.fullmatch("n{191}-[0-9a-f]{8}", name) for name in names[2:])
+    for name in names:
+        assert (tmp_path / "out" / f"{name}.labels.tif").exists()
+    assert (
+        json.loads((tmp_path / "out" / "caf%E9.coco.json").read_text())["images"][0]["file_name"]
+        == "caf%E9.png"
+    )
+
+
 def test_crash_midway_keeps_what_is_done(images, tmp_path):
     class Dying(Thresholder):
         def predict(self, image: np.ndarray) -> Result:
             if len(self.dtypes) == 2:
-                raise RuntimeError("out of power")
+                raise KeyboardInterrupt
             return super().predict(image)
 
-    with pytest.raises(RuntimeError, match="out of power"):
+    with pytest.raises(KeyboardInterrupt):
         predict_files(Dying(), find_images([images]), tmp_path / "out", sartorius=tmp_path / "out" / "s.csv")
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["cells"].tolist() == [2, 2]
     assert len(pd.read_csv(tmp_path / "out" / "s.csv")) == 4
@@ -280,3 +330,33 @@ def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monke
             )
     left = [path.name for folder in ("out", "two") for path in (tmp_path / folder).iterdir()]
     assert not [name for name in left if name.startswith(".tmp") or name.endswith("json")]
+
+
+def test_formats_that_are_not_read_are_counted_and_named(tmp_path):
+    for name in ("a.czi", "sub/b.CZI", "c.nd2", ".hidden/d.nd2", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert images_not_read([tmp_path]) == f"2 .czi, 1 .nd2 ({tmp_path / 'a.czi'}); save them as tif"
+    assert images_not_read([tmp_path / "sub" / "b.CZI", tmp_path / ".hidden"]) != ""
+    with pytest.raises(UserError, match=r"no image in this folder .*not read here: 2 \.czi, 1 \.nd2"):
+        find_images([tmp_path])
+
+
+def test_text_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):
+    class Named(Thresholder):
+        class_names = ("=1+1", "-large")
+
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "=HYPERLINK(1).png"), _blobs())
+    cv2.imwrite(str(tmp_path / "in" / "-1_A7_1_00d00h00m.png"), _blobs())
+    out = tmp_path / "out"
+    predict_files(Named(), find_images([tmp_path / "in"]), out, sartorius=out / "s.csv", um_per_px=0.5)
+    table = pd.read_csv(out / "summary.csv")
+    assert table["image"].tolist() == ["'-1_A7_1_00d00h00m", "'=HYPERLINK(1)"] and table[
+        "cells"
+    ].tolist() == [2, 2]
+    cells = pd.read_csv(out / "=HYPERLINK(1).cells.csv")
+    assert cells["class"].tolist() == ["'-large", "'=1+1"] and cells["area"].tolist() == [100, 36]
+    assert cells["orientation"].dtype == float
+    assert set(pd.read_csv(out / "s.csv")["id"]) == {"-1_A7_1_00d00h00m", "=HYPERLINK(1)"}
+    assert json.loads((out / "=HYPERLINK(1).coco.json").read_text())["categories"][0]["name"] == "=1+1"

@@ -17,6 +17,7 @@ from effdet_tf import cli
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked
 from effdet_tf.outputs.wells import count_cells
+from effdet_tf.plates import work
 from effdet_tf.plates.plate import model_digest, run_plate
 from effdet_tf.plates.work import work_through
 from effdet_tf.runs import MODELS
@@ -83,21 +84,40 @@ def test_again_does_what_is_missing_and_no_more(opened, plate, tmp_path, squares
 
 
 def test_a_fault_costs_the_shard_that_it_hits_alone(opened, plate, tmp_path, monkeypatch):
+    write, written = work.pq.write_table, []
+
+    def break_at_the_fourth(table, where, **more):
+        written.append(where)
+        if len(written) == 7:  # each shard has two tables
+            raise MemoryError("the fourth")
+        return write(table, where, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.pq, "write_table", break_at_the_fourth)
+        with pytest.raises(Exception, match="the fourth"):
+            run_plate(str(plate), str(tmp_path / "out"), "cells", shard_files=1)
+    done = len(list((tmp_path / "out/done").iterdir()))
+    assert 1 <= done < 6
+    seen = opened.seen
+    report = run_plate(str(plate), str(tmp_path / "out"), "cells", shard_files=1)
+    assert (report.cells, report.failed) == (15, 1)
+    assert opened.seen - seen in (6 - done, 5 - done)  # none of those that were done; one file is no image
+
+
+def test_a_fault_in_an_image_costs_that_image_alone(opened, plate, tmp_path, monkeypatch):
     found = type(opened).predict
 
     def break_at_the_fourth(self, image):
         if self.seen == 3:
-            raise MemoryError("the fourth")
+            self.seen += 1
+            raise MemoryError
         return found(self, image)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(opened), "predict", break_at_the_fourth)
-        with pytest.raises(Exception, match="the fourth"):
-            run_plate(str(plate), str(tmp_path / "out"), "cells", shard_files=1)
-    assert 1 <= len(list((tmp_path / "out/done").iterdir())) < 6
-    report = run_plate(str(plate), str(tmp_path / "out"), "cells", shard_files=1)
-    assert (report.cells, report.failed) == (15, 1)
-    assert opened.seen == 5  # none of the three that were done before
+    monkeypatch.setattr(type(opened), "predict", break_at_the_fourth)
+    report = run_plate(str(plate), str(tmp_path / "out"), "cells")
+    assert (report.images, report.failed) == (4, 2)
+    errors = pd.read_csv(tmp_path / "out/failed.csv")["error"].tolist()
+    assert "out of memory; use smaller images" in errors
 
 
 def test_results_inside_of_the_folder_of_images_are_not_counted(opened, plate):
