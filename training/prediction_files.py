@@ -13,8 +13,9 @@ from typing import Any
 
 import ijson
 
+from effdet_tf.data.sources.coco_index import by_value
 from effdet_tf.errors import UserError
-from effdet_tf.files import atomic_write
+from effdet_tf.files import atomic_write, utf8_file
 
 Entries = list[dict[str, Any]]
 
@@ -54,9 +55,9 @@ class PredictionFile:
             if "score" not in entry:
                 reason = "has no score: these are annotations, or no COCO results"
                 raise UserError(f"{path}: prediction {number} {reason}")
-            data = marshal.dumps({"category_id": 1, **entry})
+            data = marshal.dumps({**entry, "category_id": by_value(entry.get("category_id", 1))})
             self._scratch.write(data)
-            key = _key(entry.get("image_id"))
+            key = _key(by_value(entry.get("image_id")))
             offsets, numbers = self._places.setdefault(key, (array.array("Q"), array.array("Q")))
             offsets.append(place)
             numbers.append(number)
@@ -83,16 +84,16 @@ def _key(image_id: Any) -> Any:
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with open(path, "rb") as file:
+        with utf8_file(path) as file:
             first = file.read(4096).lstrip()[:1]
-            file.seek(0)
-            found = False
+        found = False
+        with utf8_file(path) as file:
             for entry in ijson.items(file, "item" if first == b"[" else "annotations.item", use_float=True):
                 if not isinstance(entry, dict):
                     raise _not_results(path)
                 found = True
                 yield entry
-            file.seek(0)
+        with utf8_file(path) as file:
             begin = ("annotations", "start_array")
             if first != b"[" and not found and begin not in (event[:2] for event in ijson.parse(file)):
                 raise _not_results(path)

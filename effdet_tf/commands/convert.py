@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from effdet_tf.commands.parser import Parser, between, called, positive
 from effdet_tf.data.livecell_names import SPLITS
 from effdet_tf.data.manifest import MAX_MASK_SIZE
+from effdet_tf.errors import UserError
 from effdet_tf.geometry import MASK_SIZE
 
 if TYPE_CHECKING:
     from effdet_tf.data.manifest import Manifest
     from effdet_tf.data.sources.base import Source
+
+
+_WORTH_A_LINE, _MOST_LOST = 0.1, 0.5  # shares of lost annotations: told first, exit code 1
 
 
 def _path(metavar: str, text: str) -> dict[str, Any]:
@@ -114,6 +118,7 @@ _KINDS |= {
     for kind, what, files in (
         ("imagej", "regions of Fiji's ROI manager beside the images", "x.rois.zip, x.zip or x.roi"),
         ("geojson", "outlines as QuPath exports them beside the images", "x.geojson"),
+        ("labelme", "LabelMe's files beside the images", "x.json"),
         ("yolo", "YOLO labels: images/ and labels/", "x.txt, with classes.txt or data.yaml for names"),
     )
 }
@@ -143,7 +148,7 @@ def convert(kind: str, src: str | os.PathLike[str], out: str | os.PathLike[str],
     """Write annotated images as TFRecords, as the command does: `convert("coco", "mine", "data/train")`.
 
     Args:
-        kind: of annotation: livecell, sartorius, coco, labelmaps, imagej, geojson, yolo.
+        kind: of annotation: livecell, sartorius, coco, labelmaps, imagej, geojson, labelme, yolo.
         src: folder of the data set.
         out: folder to write to.
         options: those of the command, by name (`effdet_tf convert KIND --help`).
@@ -152,19 +157,24 @@ def convert(kind: str, src: str | os.PathLike[str], out: str | os.PathLike[str],
         The manifest: classes, counts, and what was left out and why.
 
     Raises:
-        UserError: for an option that is unknown or wrong, or data that cannot be read.
+        UserError: for an option that is unknown or wrong, data that cannot be read, or, after the rest was
+            written, when most annotations were lost; `allow_loss=True` accepts that.
     """
     parser = Parser(prog="effdet_tf")
     add_parser(parser.add_subparsers())
     with called(parser, ("convert", kind, src, out), options) as arguments:
         chosen = parser.parse_args(arguments)
-    return _write(chosen)
+    manifest = _write(chosen)
+    if manifest.lost_share > _MOST_LOST and not chosen.allow_loss:
+        raise UserError(f"{_loss(chosen.out, manifest)[0]}; mend them, or give allow_loss=True")
+    return manifest
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, report, and return the exit code."""
-    print(report(args.out, _write(args)))
-    return 0
+    manifest = _write(args)
+    print(report(args.out, manifest))
+    return 0 if args.allow_loss or manifest.lost_share <= _MOST_LOST else 1
 
 
 def _write(args: argparse.Namespace) -> Manifest:
@@ -193,6 +203,7 @@ def report(out: Path, manifest: Manifest) -> str:
     per_image, statistics = manifest.cells_per_image, manifest.image_statistics
     sizes = ", ".join(f"{s['width']}x{s['height']} ({s['images']})" for s in statistics["sizes"][:4])
     lines = [
+        *_loss(out, manifest),
         f"{out}: {manifest.images} images, {manifest.cells} cells, {len(manifest.shards)} shards, "
         f"{size / 1e6:.1f} MB",
         f"  classes         {', '.join(manifest.class_names)}",
@@ -213,6 +224,18 @@ def report(out: Path, manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _loss(out: Path, manifest: Manifest) -> list[str]:
+    """What comes first where much was lost."""
+    if manifest.lost_share <= _WORTH_A_LINE:
+        return []
+    lost = sum(manifest.lost.values())
+    reason = max(manifest.lost, key=lambda one: manifest.lost[one])
+    return [
+        f"{out}: {manifest.lost_share:.0%} of the annotations were lost ({lost} of {lost + manifest.cells}); "
+        f"most often: {reason} ({manifest.lost[reason]})"
+    ]
+
+
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
@@ -229,6 +252,7 @@ def _common_options() -> argparse.ArgumentParser:
     add("--mask-size", type=size, default=MASK_SIZE, metavar="N", help=text)
     add("--limit", type=positive(int), metavar="N", help="only the first N images by name")
     add("--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault")
+    add("--allow-loss", action="store_true", help="exit 0 even when most annotations could not be used")
     add("--overwrite", action="store_true", help="replace a data set that lies in OUT")
     add("--quiet", action="store_true", help="no progress bar")
     return common

@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageTask
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, reason_of
 from effdet_tf.geometry.masks import patch_to_bitmap
 from effdet_tf.images.gray import image_statistics, stretch, to_gray
 from effdet_tf.images.read import Stack, encode_png, read_image
@@ -39,6 +39,14 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
         mask_size: side of the box-aligned bitmaps.
     """
     faults = Faults()
+    try:
+        return _build(task, mask_size, faults)
+    except Exception as error:  # whatever is wrong with one image, the others are converted
+        faults.drop("image that failed", f"{task.file_name}: {reason_of(error)}", cells=0)
+        return _dropped(task, faults)
+
+
+def _build(task: ImageTask, mask_size: int, faults: Faults) -> BuiltImage:
     image = _load(task, faults)
     if image is None:
         return _dropped(task, faults)
@@ -47,9 +55,13 @@ def build_image(task: ImageTask, mask_size: int) -> BuiltImage:
     try:
         cells = task.read_cells(height, width, task.file_name, faults)
     except UserError as error:
-        faults.drop("annotation of the image unusable", f"{task.file_name}: {error}")
+        unknown = int(not task.annotated)  # how many there are is not known: one at least
+        faults.drop("annotation of the image unusable", f"{task.file_name}: {error}", cells=unknown)
         return _dropped(task, faults)
     cells = _checked(cells, task.file_name, height, width, faults)
+    if faults.lost and not cells:  # an image kept as one without cells would teach that these are none
+        faults.drop("image all of whose annotations failed", task.file_name, cells=0)
+        return BuiltImage(None, faults)
     mean, std = image_statistics(to_gray(image))
     boxes = np.array([_box(cell, height, width) for cell in cells], dtype=np.float32).reshape(-1, 4)
     annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
@@ -90,11 +102,13 @@ def _load(task: ImageTask, faults: Faults) -> np.ndarray | None:
             with Stack(task.path) as stack:
                 image = stack.read(task.page)
     except UserError as error:
-        faults.drop("image unreadable", f"{task.file_name}: {error}")
+        faults.drop("image unreadable", f"{task.file_name}: {error}", cells=0)
         return None
     if task.size is not None and image.shape[:2] != task.size:
         found, said = "x".join(map(str, image.shape[:2])), "x".join(map(str, task.size))
-        faults.drop("image of another size than annotated", f"{task.file_name}: {found}, annotated {said}")
+        faults.drop(
+            "image of another size than annotated", f"{task.file_name}: {found}, annotated {said}", cells=0
+        )
         return None
     return image
 
@@ -122,7 +136,7 @@ def _checked(cells: list[Cell], file_name: str, height: int, width: int, faults:
     for cell in cells:
         key = (cell.class_id, cell.counts or np.asarray(cell.box).tobytes())
         if key in seen:
-            faults.drop("exact double of a cell", cell.name)
+            faults.drop("exact double of a cell", cell.name, cells=0)
             continue
         seen.add(key)
         kept.append(cell)

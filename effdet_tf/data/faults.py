@@ -15,10 +15,15 @@ class Faults:
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # what is not in the output
     # what is in the output although something was wrong with it
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # annotated cells among what was left out against the user's wish, by reason
+    lost: dict[str, int] = field(default_factory=dict)
 
-    def drop(self, reason: str, name: str, count: int = 1) -> None:
-        """Count something that was left out."""
+    def drop(self, reason: str, name: str, count: int = 1, cells: int | None = None) -> None:
+        """Count something that was left out: `count` annotated cells, or something of which `cells` are."""
         _add(self.dropped, reason, [name], count)
+        cells = count if cells is None else cells
+        if cells:
+            self.lost[reason] = self.lost.get(reason, 0) + cells
 
     def note(self, reason: str, name: str, count: int = 1) -> None:
         """Count a fault that was survived."""
@@ -29,6 +34,8 @@ class Faults:
         for mine, theirs in ((self.dropped, other.dropped), (self.notes, other.notes)):
             for reason, entry in theirs.items():
                 _add(mine, reason, entry["examples"], entry["count"])
+        for reason, cells in other.lost.items():
+            self.lost[reason] = self.lost.get(reason, 0) + cells
 
     def lines(self) -> list[str]:
         """One line per reason, drops first: kind, count, reason, and the first names."""

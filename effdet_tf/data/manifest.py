@@ -42,7 +42,15 @@ class Manifest:
     masks: bool = True  # sets from before it was written down have masks
     # what a network labelled the images with ({"network", "score", ...}); empty when people did
     pseudo: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # {reason: annotated cells} that could not be read or used; not those that the user left out
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
     format: int = FORMAT  # version of this layout
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the annotated cells that are lost, 0..1."""
+        lost = sum(self.lost.values())
+        return lost / (lost + self.cells) if lost else 0.0
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -57,6 +65,8 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, `format` first."""
         values = dataclasses.asdict(self)
+        if not self.lost:
+            del values["lost"]
         return {"format": values.pop("format"), **values}
 
     @classmethod
@@ -67,7 +77,7 @@ class Manifest:
             ValueError: when a key is missing or unknown, or a value is of another type.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        optional = ("masks", "pseudo", "format")
+        optional = ("masks", "pseudo", "lost", "format")
         needed = fields.keys() - set(optional)
         missing, unknown = sorted(needed - values.keys()), sorted(values.keys() - fields.keys())
         if missing or unknown:
@@ -100,6 +110,8 @@ class Manifest:
             pair = isinstance(size, list) and len(size) == 2 and all(type(x) in (int, float) for x in size)
             if not pair or not all(0 <= x < 2**31 for x in size):
                 raise ValueError(f"cell size {size!r} is not [height, width]")
+        if not all(type(count) is int and count > 0 for count in self.lost.values()):
+            raise ValueError("lost holds no numbers of cells")
         if not 1 <= self.mask_size <= MAX_MASK_SIZE:
             raise ValueError(f"mask_size is {self.mask_size}")
 

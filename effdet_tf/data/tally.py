@@ -72,6 +72,7 @@ class Tally:
             mask_size=mask_size,
             masks=source.masks,
             pseudo=source.pseudo,
+            lost=dict(sorted(self.faults.lost.items())),
         )
 
     def _image_statistics(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_a_shell_takes_its_script(shell, scripts):
     [
         ("effdet_tf pre", ["predict"]),
         ("effdet_tf p", ["pack", "plate", "predict", "pseudo"]),
-        ("effdet_tf convert la", ["labelmaps"]),
+        ("effdet_tf convert la", ["labelmaps", "labelme"]),
         ("effdet_tf predict --over", ["--overwrite"]),
         ("effdet_tf predict ima", ["images"]),
         ("effdet_tf predict images --out fo", ["found"]),

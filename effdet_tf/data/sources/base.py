@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,20 +77,40 @@ class ImageFinder:
         self._by_name: dict[str, list[Path]] = {}
         for folder, folders, names in os.walk(root):
             folders.sort()
-            for name in sorted(names):
-                self._by_name.setdefault(name, []).append(Path(folder) / name)
+            for name in sorted(name for name in names if not is_hidden(Path(name))):
+                self._by_name.setdefault(_folded(name)[-1], []).append(Path(folder) / name)
 
     def find(self, file_name: str, faults: Faults) -> Path | None:
-        """The file of this name: at that very place, or anywhere below; None, noted, when there is none."""
-        candidates = self._by_name.get(file_name.replace("\\", "/").rsplit("/", 1)[-1], [])
+        """The file whose path has the longest end in common with a name, in any case and with any separator.
+
+        None, dropped, when no file has that name, or several fit alike.
+        """
+        candidates = self._by_name.get(_folded(file_name)[-1], [])
         if not candidates:
-            faults.drop("image file missing", file_name)
+            faults.drop("image file missing", file_name, cells=0)
             return None
-        if (exact := self.root / file_name) in candidates:
-            return exact
-        if len(candidates) > 1:
-            faults.note("image file in several folders: the first is used", file_name)
-        return candidates[0]
+        fits = [self.fit(path, file_name) for path in candidates]
+        best = [path for path, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
+        if len(best) > 1:
+            places = " and ".join(path.relative_to(self.root).as_posix() for path in best[:2])
+            faults.drop("image file in several folders", f"{file_name}: {places}", cells=0)
+            return None
+        return best[0]
+
+    def fit(self, path: Path, file_name: str) -> tuple[int, bool, int]:
+        """How well a path below the root fits a name; the larger, the better."""
+        own, asked = _folded(path.relative_to(self.root).as_posix())[::-1], _folded(file_name)[::-1]
+        alike = [a == b for a, b in zip(own, asked, strict=False)]
+        common = alike.index(False) if False in alike else len(alike)
+        parts = re.split(r"[\\/]", file_name)[::-1]
+        exact = sum(a == b for a, b in zip(path.parts[::-1], parts, strict=False))
+        return common, own == asked, exact
+
+
+def _folded(name: str) -> list[str]:
+    """The parts of a path for comparison: separators, case, spelling of accents, `.` and drives are alike."""
+    parts = re.split(r"[\\/]+", unicodedata.normalize("NFC", name).casefold())
+    return [part for part in parts if part not in ("", ".") and not re.fullmatch("[a-z]:", part)] or [""]
 
 
 def encode_patch(patch: Patch, height: int, width: int) -> bytes:
@@ -110,10 +132,16 @@ def decode_patch(
     return patch
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a path is hidden, or lies in what macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def list_images(folder: Path) -> list[Path]:
     """The image files directly in `folder`, by name; UserError when it is no folder."""
     require_folder(folder)
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(p for p in files if not is_hidden(Path(p.name)))
 
 
 def page_names(path: Path, name: str) -> list[tuple[int | None, str]]:

@@ -18,12 +18,14 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import Cell, ImageFinder, ImageTask, Source, encode_patch, require_folder
-from effdet_tf.data.sources.coco_index import CocoIndex, index_coco
+from effdet_tf.data.sources.coco_index import CocoIndex, by_value, index_coco
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.polygons import polygons_to_rle
 from effdet_tf.geometry.rle import Patch, rle_to_patch
 
 _INT64 = 2**63
+# Boxes that are looked at, and the share of them outside their images that is no accident.
+_SAMPLE, _MANY_OUTSIDE = 1000, 0.1
 _OUTSIDE = 0.5  # pixels that a coordinate may lie beyond the image before it is worth a note
 
 # Class id by category id, or one class id for all.
@@ -60,9 +62,47 @@ def open_coco(annotations: Path, images: Path, scratch: Path) -> Source:
     """
     faults = Faults()
     index = index_coco(annotations, scratch, faults)
+    _check_coordinates(index, annotations)
     categories, class_ids = coco_classes(index.categories, annotations, faults)
     tasks = coco_tasks(index, ImageFinder(images), lambda _: ("", class_ids), faults)
     return Source("coco", categories, tasks, faults, masks=not index.boxes_only)
+
+
+def _check_coordinates(index: CocoIndex, annotations: Path) -> None:
+    """Raise a UserError for coordinates that are shares of the image, or boxes x1 y1 x2 y2 in a set of boxes.
+
+    Read as COCO the ones give no pixel, and the others leave their images.
+    """
+    sizes = {
+        by_value(e.get("id")): (by_value(e.get("width")), by_value(e.get("height"))) for e in index.images
+    }
+    outside = corners = sized = count = 0
+    largest = 0.0
+    with index.scratch.open("rb") as file:
+        for offset, image_id in zip(index.offsets[:_SAMPLE], index.image_ids, strict=False):
+            file.seek(offset)
+            *_, segmentation, bbox, _ = marshal.load(file)
+            box = _box(bbox)
+            if box is None or isinstance(segmentation, dict):
+                largest = math.inf if box is None or box.max() > 1 else largest
+                continue
+            count, largest = count + 1, max(largest, float(box.max()))
+            known = isinstance(image_id, (int, str)) and image_id in sizes
+            width, height = sizes[image_id] if known else (None, None)
+            if isinstance(width, int) and isinstance(height, int):
+                x, y, right, bottom = map(float, bbox)
+                sized += 1
+                outside += x + right > width + 1 or y + bottom > height + 1
+                corners += x < right <= width + 1 and y < bottom <= height + 1
+    if count > 1 and largest <= 1:
+        raise UserError(
+            f"{annotations}: all coordinates are between 0 and 1, shares of the image; COCO has pixels"
+        )
+    if index.boxes_only and outside > _MANY_OUTSIDE * sized and corners == sized:
+        raise UserError(
+            f"{annotations}: {outside} of {sized} boxes leave their images as x, y, width, height, and none "
+            "does as x1, y1, x2, y2: write them as COCO does, [x1, y1, x2 - x1, y2 - y1]"
+        )
 
 
 def coco_classes(
@@ -75,8 +115,8 @@ def coco_classes(
     """
     by_id: dict[int, str] = {}
     for category in categories:
-        identity = category.get("id")
-        if not isinstance(identity, int) or isinstance(identity, bool):
+        identity = by_value(category.get("id"))
+        if not isinstance(identity, int):
             raise UserError(f"{annotations}: the category {category} has no whole number as its id")
         if identity in by_id:
             faults.note("category id occurs twice: the first name is used", f"category {identity}")
@@ -106,23 +146,23 @@ def coco_tasks(
     """
     entries: dict[Any, dict[str, Any]] = {}
     for entry in index.images:
-        name, identity = entry.get("file_name"), entry.get("id")
+        name, identity = entry.get("file_name"), by_value(entry.get("id"))
         if not isinstance(name, str) or not isinstance(identity, (int, str)):
-            faults.drop("image entry without id or file_name", str(entry.get("file_name", identity)))
+            faults.drop("image entry without id or file_name", str(entry.get("file_name", identity)), cells=0)
         elif identity in entries:
-            faults.drop("image id occurs twice: the first entry is used", name)
+            faults.drop("image id occurs twice: the first entry is used", name, cells=0)
         else:
-            entries[identity] = entry
+            entries[identity] = {**entry, "id": identity}
     ordered = sorted(entries.values(), key=lambda entry: (entry["file_name"], str(entry["id"])))
     places = _places_by_image(index, {entry["id"]: number for number, entry in enumerate(ordered)}, faults)
     whole = all(isinstance(e["id"], int) and -_INT64 <= e["id"] < _INT64 for e in ordered)
     if not whole:
         faults.note("image ids are no whole numbers: numbered from 1 by name", ordered[0]["file_name"])
     tasks = []
-    for number, (entry, own) in enumerate(zip(ordered, places, strict=True), start=1):
-        name, height, width = entry["file_name"], entry.get("height"), entry.get("width")
-        path, kind = finder.find(name, faults), classify(name)
-        if path is None or kind is None:
+    for number, entry, path, own in _one_for_a_file(ordered, places, finder, faults):
+        name, height, width = entry["file_name"], by_value(entry.get("height")), by_value(entry.get("width"))
+        kind = classify(name)
+        if kind is None:
             if len(own):
                 faults.drop("cells of a dropped image", name, len(own))
             continue
@@ -132,6 +172,40 @@ def coco_tasks(
         image_id = entry["id"] if whole else number
         tasks.append(ImageTask(path, name, image_id, reader, None, size, cell_type, len(own)))
     return tasks
+
+
+def _one_for_a_file(
+    ordered: list[dict[str, Any]], places: list[np.ndarray], finder: ImageFinder, faults: Faults
+) -> list[tuple[int, dict[str, Any], Path, np.ndarray]]:
+    """Number, entry, file and places of each image; entries of the same file are merged.
+
+    Of entries with different names whose files cannot be told apart none is taken.
+    """
+    by_path: dict[Path, list[tuple[int, dict[str, Any], np.ndarray]]] = {}
+    for number, (entry, own) in enumerate(zip(ordered, places, strict=True), start=1):
+        path = finder.find(entry["file_name"], faults)
+        if path is not None:
+            by_path.setdefault(path, []).append((number, entry, own))
+        elif len(own):
+            faults.drop("cells of a dropped image", entry["file_name"], len(own))
+    merged = []
+    for path, found in by_path.items():
+        fits = [finder.fit(path, entry["file_name"]) for _, entry, _ in found]
+        best = [one for one, fit in zip(found, fits, strict=True) if fit == max(fits)]
+        names = {entry["file_name"] for _, entry, _ in best}
+        for _, entry, own in found:
+            if len(names) > 1 or entry["file_name"] not in names:
+                named = f"{entry['file_name']}: {path.name}"
+                faults.drop("image file that fits another entry as well", named, cells=0)
+                if len(own):
+                    faults.drop("cells of a dropped image", entry["file_name"], len(own))
+        if len(names) == 1:
+            number, entry, _ = best[0]
+            if len(best) > 1:
+                text = "several entries of one image: their cells are put together"
+                faults.note(text, entry["file_name"], len(best) - 1)
+            merged.append((number, entry, path, np.concatenate([own for _, _, own in best])))
+    return sorted(merged, key=lambda one: one[0])
 
 
 def _places_by_image(index: CocoIndex, rank: dict[Any, int], faults: Faults) -> list[np.ndarray]:

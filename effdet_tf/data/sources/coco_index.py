@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import marshal
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,13 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
+from effdet_tf.files import utf8_file
 
 # What is kept of an annotation, in this order.
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "bbox", "iscrowd")
 _CHUNK = 1 << 20
+_WHOLE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+)?")
+_CROWD = {"": 0, "0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "yes": 1}
 _INT64 = 2**63
 
 
@@ -66,9 +70,12 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
                 if not isinstance(annotation, dict):
                     faults.drop("annotation that is no JSON object", str(annotations.name))
                     continue
+                for key in ("id", "image_id", "category_id"):
+                    annotation[key] = by_value(annotation.get(key))
+                annotation["iscrowd"] = _crowd(annotation, faults)
                 data = marshal.dumps(tuple(annotation.get(key) for key in ANNOTATION_KEYS))
                 out.write(data)
-                index.image_ids.append(annotation.get("image_id"))
+                index.image_ids.append(annotation["image_id"])
                 index.offsets.append(index.offsets[-1] + len(data))
                 index.masks += _has_mask(annotation)
                 identity = annotation.get("id")
@@ -97,6 +104,25 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
     return index
 
 
+def by_value(identity: Any) -> Any:
+    """An id as it is compared: 1, 1.0 and "1" are one, as other tools write it; "01" is a name."""
+    if isinstance(identity, str):
+        text = identity.strip()
+        return int(text.split(".")[0]) if _WHOLE.fullmatch(text) else text
+    if isinstance(identity, bool):
+        return None
+    return int(identity) if isinstance(identity, float) and identity.is_integer() else identity
+
+
+def _crowd(annotation: dict[str, Any], faults: Faults) -> int:
+    """0 or 1, whatever the file writes for it."""
+    given = annotation.get("iscrowd")
+    found = _CROWD.get(str(0 if given is None else given).strip().lower())
+    if found is None:
+        faults.note("iscrowd is neither 0 nor 1: taken as 0", f"annotation {annotation['id']}")
+    return found or 0
+
+
 def _has_mask(annotation: dict[str, Any]) -> bool:
     segmentation = annotation.get("segmentation")
     # Detection sets leave it out, or write [] or [[]].
@@ -106,7 +132,7 @@ def _has_mask(annotation: dict[str, Any]) -> bool:
 
 def _annotations_are_keyed(path: Path) -> bool | None:
     """Whether "annotations" is a dict; None when there is none."""
-    with path.open("rb") as file:
+    with utf8_file(path) as file:
         for prefix, event, _ in ijson.parse(file, use_float=True):
             if prefix == "annotations":
                 return event == "start_map"
@@ -127,7 +153,7 @@ def _stream(path: Path, keyed: bool | None, tops: dict[str, Any]) -> Iterator[An
         readers = {"annotations": ijson.items_coro(annotations, "annotations.item", use_float=True)}
     lists = {key: ijson.sendable_list() for key in ("images", "categories")}
     readers |= {key: ijson.items_coro(found, key, use_float=True) for key, found in lists.items()}
-    with path.open("rb") as file:
+    with utf8_file(path) as file:
         while chunk := file.read(_CHUNK):
             for reader in readers.values():
                 reader.send(chunk)

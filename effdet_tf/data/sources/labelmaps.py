@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import (
     Cell,
@@ -22,6 +24,8 @@ from effdet_tf.images.read import Stack, read_labels
 
 _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
 _IMAGE_ENDINGS = ("_img", "_image")
+# How many labels fill 8 bits, and the share of them in several pieces that tells of two rounds of numbers.
+_ALL_BYTES, _MANY_SPLIT = 250, 0.1
 _PICTURE_ENDING = ".overlay"  # what `predict` writes for people, beside its label maps
 
 
@@ -57,10 +61,16 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
     image_files = _by_stem(files, _IMAGE_ENDINGS, faults)
     mask_files = _by_stem(labelled, _MASK_ENDINGS, faults)
     for stem in sorted(image_files.keys() - mask_files.keys()):
-        faults.drop("image without a label map", image_files[stem].name)
+        faults.drop("image without a label map", image_files[stem].name, cells=0)
     for stem in sorted(mask_files.keys() - image_files.keys()):
-        faults.drop("label map without an image", mask_files[stem].name)
+        faults.drop("label map without an image", mask_files[stem].name, cells=0)
     pairs = sorted(image_files.keys() & mask_files.keys())
+    saved = sorted((images or root).glob("*_seg.npy"))
+    if saved and not pairs:
+        raise UserError(
+            f"{saved[0]}: Cellpose's _seg.npy is a pickle, which could run code and is not read; in Cellpose "
+            "save the masks as PNG or tif (File > Save masks as PNG/tif)"
+        )
     if not pairs:
         raise UserError(
             f"{images or root}: no image has a label map of the same stem; lay them out as images/x.tif and "
@@ -86,18 +96,35 @@ def _read_cells(
     if labels.shape != (height, width):
         found = f"{labels.shape[0]}x{labels.shape[1]}"
         raise UserError(f"{path}: is {found}, its image {height}x{width}; save both in one size")
+    background = 0
     if labels.min() > 0:
-        faults.note("label map without background: no pixel is 0", file_name)
+        background = _background(labels)
+        taken = f": label {background}, on all four sides, is taken for it" if background else ""
+        faults.note(f"label map without background: no pixel is 0{taken}", file_name)
     cells = []
-    patches = list(labels_to_patches(labels))
-    for label, patch in patches:
+    patches = [(label, patch) for label, patch in labels_to_patches(labels) if label != background]
+    pieces = [(label, *largest_component(patch)) for label, patch in patches]
+    split = sum(stray > 0 for *_, stray in pieces)
+    if labels.dtype == np.uint8 and len(pieces) >= _ALL_BYTES and split > _MANY_SPLIT * len(pieces):
+        raise UserError(
+            f"{path}: has 8 bits and all labels up to 255, {split} of them in several pieces: there were "
+            "more cells, whose numbers began again at 0 when it was saved; save it with 16 bits"
+        )
+    for label, patch, stray in pieces:
         name = f"{file_name} (label {label})"
-        patch, stray = largest_component(patch)
         if stray:
             one = "; all have one label: is this a mask and no label map?" if len(patches) == 1 else ""
             faults.note(f"label in several pieces: the largest is kept{one}", name)
         cells.append(Cell(name, patch, encode_patch(patch, height, width), 0))
     return cells
+
+
+def _background(labels: np.ndarray) -> int:
+    """The label on all four sides of the image that covers most of it; 0 where none is on all of them."""
+    sides = [set(np.unique(side).tolist()) for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1])]
+    around = sorted(set.intersection(*sides))
+    areas = [np.count_nonzero(labels == label) for label in around]
+    return around[int(np.argmax(areas))] if around and max(areas) > labels.size / 4 else 0
 
 
 def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int | None, str]]:
@@ -109,7 +136,9 @@ def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int |
     if len(pages) == len(labelled):
         return pages
     faults.drop(
-        "stack and label stack of another number of pages", f"{image.name}: {len(pages)}, {len(labelled)}"
+        "stack and label stack of another number of pages",
+        f"{image.name}: {len(pages)}, {len(labelled)}",
+        cells=0,
     )
     return []
 
@@ -122,5 +151,5 @@ def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dic
             continue
         ending = next((e for e in endings if path.stem.endswith(e) and path.stem != e), "")
         if found.setdefault(path.stem.removesuffix(ending), path) is not path:
-            faults.drop("two files of one stem: the first is used", path.name)
+            faults.drop("two files of one stem: the first is used", path.name, cells=0)
     return found

@@ -110,7 +110,7 @@ def open_livecell(
             return cell_type, own_ids
         if cell_type.casefold() in by_type:
             return cell_type, by_type[cell_type.casefold()]
-        faults.drop("image without a known cell type in its name", file_name)
+        faults.drop("image without a known cell type in its name", file_name, cells=0)
         return None
 
     tasks = coco_tasks(index, finder, classify, faults)

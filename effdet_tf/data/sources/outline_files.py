@@ -1,32 +1,43 @@
-"""Readers of files of outlines: ImageJ regions, GeoJSON and YOLO labels."""
+"""Readers of files of outlines: ImageJ regions, GeoJSON, LabelMe and YOLO labels."""
 
 from __future__ import annotations
 
+import base64
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import yaml
 from roifile import ROI_TYPE, ImagejRoi
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
+from effdet_tf.files import read_text
+from effdet_tf.geometry.polygons import patch_to_pieces
+from effdet_tf.geometry.rle import Patch
 
 UNNAMED = "cell"  # class of what has none
 _AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL)
 _OVAL_POINTS = 72
+_LABELME = ("polygon", "rectangle", "circle", "mask")
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+_SHARES_UP_TO = 2.0  # boxes at the edge reach a little beyond 1; pixels are more
 
 
 class Outline(NamedTuple):
     """One cell as it is drawn."""
 
     name: str  # within its file
-    rings: list[np.ndarray]  # float64 [K, 2] x, y in pixels, in YOLO shares of the image; even-odd rule
+    rings: list[np.ndarray]  # float64 [K, 2] x, y in pixels; even-odd rule
     label: str | int  # name of its class, or YOLO's number
-    page: int | None  # of a stack, from 0; None: of every page
+    # The page, from 0, or its place along some axes, {"T": 0}; {}: of every page.
+    where: int | dict[str, int]
+    shares: bool = False  # whether the rings are in shares of the image
 
 
 def read_rois(path: Path, faults: Faults) -> list[Outline]:
@@ -36,20 +47,45 @@ def read_rois(path: Path, faults: Faults) -> list[Outline]:
         UserError: when the file is none.
     """
     try:
-        read = ImagejRoi.fromfile(path)
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, IndexError) as error:
+        members = list(_roi_members(path))
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise UserError(
             f"{path}: is no file of ImageJ regions ({error}); save them by the ROI manager"
         ) from error
     outlines: list[Outline] = []
-    for number, roi in enumerate(read if isinstance(read, list) else [read], start=1):
+    for number, (member, data) in enumerate(members, start=1):
+        try:
+            roi = ImagejRoi.frombytes(data)
+        except Exception as error:  # whatever damaged bytes make of it
+            if len(members) == 1:
+                raise UserError(f"{path}: is no ImageJ region ({error}); save it again") from error
+            faults.drop("unreadable region", f"{path.name}: {member}")
+            continue
         name = f"region {roi.name or number}"
         if roi.roitype not in _AREAS:
             faults.drop("region that is no area", f"{path.name}: {name}")
             continue
-        page = max(roi.t_position, roi.z_position, roi.position) - 1
-        outlines.append(Outline(name, _rings(roi), _class_name(roi), page if page >= 0 else None))
+        outlines.append(Outline(name, _rings(roi), _class_name(roi), _roi_place(roi)))
     return outlines
+
+
+def _roi_place(roi: ImagejRoi) -> int | dict[str, int]:
+    """Positions of a hyperstack, or of a stack, count from 1; 0 is everywhere."""
+    positions = {"T": roi.t_position, "Z": roi.z_position, "C": roi.c_position}
+    place = {axis: position - 1 for axis, position in positions.items() if position > 0}
+    return place or (roi.position - 1 if roi.position > 0 else {})
+
+
+def _roi_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the regions in a `.roi` or `.zip`, without what macOS adds to a zip."""
+    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+        yield path.name, path.read_bytes()
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            base = entry.filename.rsplit("/", 1)[-1]
+            if base.lower().endswith(".roi") and not base.startswith("."):
+                yield entry.filename, archive.read(entry)
 
 
 def _rings(roi: ImagejRoi) -> list[np.ndarray]:
@@ -78,7 +114,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
         UserError: when the file is none.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no GeoJSON ({error}); export it again") from error
     features = document.get("features", [document]) if isinstance(document, dict) else document
@@ -92,14 +128,35 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
                 faults.drop("feature that is no area", f"{path.name}: {name}, {kind}")
                 continue
             rings = [_ring(r) for polygon in ([polygons] if kind == "Polygon" else polygons) for r in polygon]
-            label = str((properties.get("classification") or {}).get("name") or UNNAMED)
+            if _is_region(feature, properties):
+                faults.note("locked or ignored region: no cell, left out", f"{path.name}: {name}")
+                continue
+            label = _qupath_class(properties.get("classification"))
             plane = geometry.get("plane") or {}
-            page = max(int(plane.get("t", 0)), int(plane.get("z", 0))) if plane else None
+            # Channel -1 is all of them.
+            place = {
+                axis: int(plane[axis.lower()]) for axis in "TZC" if int(plane.get(axis.lower(), -1)) >= 0
+            }
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
-        outlines.append(Outline(name, rings, label, page))
+        outlines.append(Outline(name, rings, label, place))
     return outlines
+
+
+def _qupath_class(classification: Any) -> str:
+    """QuPath's class of an object; a class derived from others, `{"names": [...]}`, is written `A: B`."""
+    if isinstance(classification, str):
+        return classification or UNNAMED
+    found = classification or {}
+    return str(found.get("name") or ": ".join(map(str, found.get("names") or ())) or UNNAMED)
+
+
+def _is_region(feature: dict[str, Any], properties: dict[str, Any]) -> bool:
+    """Whether an object frames what was looked at: locked without a class, or with one that ends in *."""
+    classification = properties.get("classification")
+    ignored = classification and _qupath_class(classification).endswith("*")  # as QuPath itself does
+    return bool(ignored or (properties.get("isLocked", feature.get("isLocked")) and not classification))
 
 
 def _ring(points: Any) -> np.ndarray:
@@ -108,46 +165,110 @@ def _ring(points: Any) -> np.ndarray:
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 
+def read_labelme(path: Path, faults: Faults) -> list[Outline]:
+    """The areas in a LabelMe file: polygons, rectangles, circles and masks; those of one group are one cell.
+
+    Raises:
+        UserError: when the file is none.
+    """
+    try:
+        document = json.loads(read_text(path))
+        shapes = document["shapes"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no LabelMe file ({error}); save it again") from error
+    outlines: dict[Any, Outline] = {}
+    for number, shape in enumerate(shapes if isinstance(shapes, list) else [], start=1):
+        name = f"shape {number}"
+        try:
+            kind, points = shape.get("shape_type", "polygon"), np.array(shape["points"], np.float64)
+            if kind not in _LABELME:
+                faults.drop("shape that is no area", f"{path.name}: {name}, {kind}")
+                continue
+            rings = _labelme_rings(kind, points.reshape(-1, 2), shape)
+            label, group = str(shape.get("label") or UNNAMED), shape.get("group_id")
+        except (TypeError, KeyError, AttributeError, ValueError, cv2.error):
+            faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
+            continue
+        key = number if group is None else (label, str(group))
+        before = outlines.get(key, Outline(name, [], label, {}))
+        outlines[key] = before._replace(rings=[*before.rings, *rings])
+    return list(outlines.values())
+
+
+def _labelme_rings(kind: str, points: np.ndarray, shape: dict[str, Any]) -> list[np.ndarray]:
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = points.min(0), points.max(0)
+        return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
+    if kind == "circle":  # its middle, and a point on it
+        turn = np.linspace(0, 2 * np.pi, _OVAL_POINTS, endpoint=False)
+        return [points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(turn), np.sin(turn)], 1)]
+    if kind == "mask":  # a picture of the box between the two points
+        data = np.frombuffer(base64.b64decode(shape["mask"]), np.uint8)
+        mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if mask is None or mask.ndim != 2:
+            raise ValueError("no mask")
+        x, y = np.rint(points.min(0)).astype(int).tolist()
+        return [ring for rings in patch_to_pieces(Patch(y, x, mask > 0)) for ring in rings]
+    if len(points) < 3:
+        raise ValueError("a polygon has three points")
+    return [points]
+
+
 def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
-    """The lines of a YOLO segmentation file, or of a detection file (class, middle x and y, width, height).
+    """The lines of a YOLO file: class and polygon, or class, middle x and y, width and height.
+
+    A confidence may follow, as `save_conf` writes it. Coordinates are shares of the image; a file with one
+    beyond 2 holds pixels, which is noted.
 
     Raises:
         UserError: when the file is no text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no YOLO label file (it is no text)") from error
+    read: list[tuple[int, int, np.ndarray]] = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
         try:
-            label, values = int(words[0]), np.array(words[1:], np.float64)
-            if len(values) == 4:
-                (x, y), (w, h) = values[:2], values[2:] / 2
-                values = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
-            rings = [values.reshape(-1, 2)]
+            label, values = float(words[0]), np.array(words[1:], np.float64)
+            if not label.is_integer() or len(values) < 4 or not np.isfinite(values).all():
+                raise ValueError("no class and outline")
         except ValueError:
             faults.drop("degenerate or unreadable outline", f"{path.name}: line {number}")
             continue
-        yield Outline(f"line {number}", rings, label, None)
+        read.append((number, int(label), values[:-1] if len(values) % 2 else values))
+    pixels = any(values.max() > _SHARES_UP_TO for _, _, values in read)
+    if pixels:
+        faults.note("YOLO coordinates in pixels, not in shares of the image: read as such", path.name)
+    for number, label, values in read:
+        if len(values) == 4:
+            (x, y), (w, h) = values[:2], values[2:] / 2
+            values = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
+        yield Outline(f"line {number}", [values.reshape(-1, 2)], label, {}, not pixels)
 
 
-def yolo_classes(*folders: Path) -> list[str]:
-    """Names of the classes: of `classes.txt`, or of `names` in `data.yaml`; none where there is neither.
+def yolo_classes(*folders: Path) -> dict[int, str]:
+    """Names of the classes by number, from the first of the folders that has them; none where none has.
+
+    They are the lines of `classes.txt` or of CVAT's `obj.names`, or `names` in `data.yaml`, a list or a dict
+    by number.
 
     Raises:
         UserError: when data.yaml cannot be read.
     """
     for folder in folders:
-        if (folder / "classes.txt").is_file():
-            lines = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-        if (folder / "data.yaml").is_file():
+        for path in (folder / name for name in ("classes.txt", "obj.names")):
+            if path.is_file():
+                lines = [line.strip() for line in read_text(path).splitlines()]
+                return dict(enumerate(line for line in lines if line))
+        for path in [folder / name for name in _YAML_NAMES if (folder / name).is_file()]:
             try:
-                names = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))["names"]
-                return [str(name) for name in (names.values() if isinstance(names, dict) else names)]
-            except (yaml.YAMLError, TypeError, KeyError) as error:
-                raise UserError(f"{folder / 'data.yaml'}: has no list of names; mend it") from error
-    return []
+                names = yaml.safe_load(read_text(path))["names"]
+                pairs = names.items() if isinstance(names, dict) else enumerate(names)
+                return {int(number): str(name) for number, name in sorted(pairs)}
+            except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+                raise UserError(f"{path}: has no list of names; mend it") from error
+    return {}

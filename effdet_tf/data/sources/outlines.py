@@ -1,11 +1,10 @@
-"""Outlines beside their images: ImageJ regions, GeoJSON and YOLO labels, as people correct and draw them."""
+"""Outlines beside their images: ImageJ regions, GeoJSON, LabelMe and YOLO, as people draw them."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.sources.base import (
@@ -14,21 +13,30 @@ from effdet_tf.data.sources.base import (
     Source,
     decode_patch,
     encode_patch,
+    is_hidden,
     number_categories,
     page_names,
     require_folder,
 )
-from effdet_tf.data.sources.outline_files import UNNAMED, read_geojson, read_rois, read_yolo, yolo_classes
+from effdet_tf.data.sources.outline_files import (
+    UNNAMED,
+    read_geojson,
+    read_labelme,
+    read_rois,
+    read_yolo,
+    yolo_classes,
+)
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import largest_component
 from effdet_tf.geometry.polygons import rings_to_patch
-from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
 
 _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes beside its outlines
 # kind -> endings of its annotation files, and their reader
 KINDS = {
     "imagej": ((".rois.zip", ".zip", ".roi"), read_rois),
     "geojson": ((".geojson", ".json"), read_geojson),
+    "labelme": ((".json",), read_labelme),
     "yolo": ((".txt",), read_yolo),
 }
 
@@ -59,17 +67,17 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     pairs: list[tuple[Path, str, Path]] = []
     for path in sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
         relative = path.relative_to(images)
-        if path.stem.endswith(_OWN_PICTURES) or any(part.startswith(".") for part in relative.parts):
+        if path.stem.endswith(_OWN_PICTURES) or is_hidden(relative):
             continue
         name = relative.as_posix()
         file = files.pop(relative.with_suffix("").as_posix(), None) or files.pop(name, None)
         if file is None:
-            faults.drop("image without outlines", name)
+            faults.drop("image without outlines", name, cells=0)
         else:
             pairs.append((path, name, file))
     for name in sorted(files):
         if files[name].name not in ("classes.txt", "summary.json"):
-            faults.drop("outlines without an image", name)
+            faults.drop("outlines without an image", name, cells=0)
     if not pairs:
         raise UserError(
             f"{outlines}: no {' or '.join(suffixes)} file is named as an image of {images}; "
@@ -82,8 +90,11 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
             pages = page_names(path, name)
         except UserError:  # said when the image is converted
             pages = [(None, name)]
+        with contextlib.suppress(UserError), Stack(path) as stack:
+            axes = stack.axes
         for page, shown in pages:
-            reader = partial(_read_cells, file, kind, class_ids, page)
+            place = {} if page is None else {"page": page, **axes.place(page)}
+            reader = partial(_read_cells, file, kind, class_ids, place)
             tasks.append(ImageTask(path, shown, len(tasks) + 1, reader, page))
     return Source(kind, number_categories(names), tasks, faults)
 
@@ -92,7 +103,7 @@ def _read_cells(
     path: Path,
     kind: str,
     class_ids: dict[str | int, int],
-    page: int | None,
+    place: dict[str, int],
     height: int,
     width: int,
     file_name: str,
@@ -100,17 +111,20 @@ def _read_cells(
 ) -> list[Cell]:
     """Rasterise the outlines of an image or page, each to its largest connected piece; see `CellReader`."""
     cells = []
-    scale = (width, height) if kind == "yolo" else (1, 1)
     for outline in KINDS[kind][1](path, faults):
-        if None not in (page, outline.page) and outline.page != page:
+        wanted = {"page": outline.where} if isinstance(outline.where, int) else outline.where
+        if any(place.get(axis, index) != index for axis, index in wanted.items()):
             continue
         name = f"{file_name} ({outline.name})"
         if outline.label not in class_ids:
             faults.drop("outline of an unknown class", name)
             continue
-        rings = [ring * np.array(scale) for ring in outline.rings]
+        rings = [ring * ((width, height) if outline.shares else (1, 1)) for ring in outline.rings]
         patch = decode_patch("outline", name, faults, rings_to_patch, rings, height, width)
         if patch is None:
+            continue
+        if kind != "yolo" and patch.mask.shape == (height, width) and patch.mask.all():
+            faults.note("outline of the whole image: a region and no cell, left out", name)
             continue
         patch, stray = largest_component(patch)
         if stray:
@@ -124,7 +138,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for suffix in suffixes:
         for path in sorted(folder.rglob(f"*{suffix}")):
-            if path.is_file() and path not in found.values():
+            if path.is_file() and path not in found.values() and not is_hidden(path.relative_to(folder)):
                 found.setdefault(path.relative_to(folder).as_posix().removesuffix(suffix), path)
     return found
 
@@ -133,8 +147,23 @@ def _classes(
     kind: str, folder: Path, root: Path, files: list[Path]
 ) -> tuple[list[str], dict[str | int, int]]:
     """Names of the classes, and class id by what the files call them."""
-    if kind == "yolo" and (names := yolo_classes(folder, root)):
-        return names, {number: number for number in range(len(names))}
-    labels = {outline.label for file in files for outline in KINDS[kind][1](file, Faults())} or {UNNAMED}
+    if kind == "yolo" and (names := yolo_classes(folder, root, *folder.parents[:2], *root.parents[:1])):
+        used = {int(label) for label in _labels(kind, files)}
+        if used and min(used) > 0 and max(used) == len(names) and sorted(names) == list(range(len(names))):
+            raise UserError(
+                f"{folder}: the labels use the classes {min(used)} to {max(used)}, the names those from 0 to "
+                f"{len(names) - 1}: one of the two is shifted by one; number both alike"
+            )
+        return list(names.values()), {number: place for place, number in enumerate(names)}
+    labels = _labels(kind, files) or {UNNAMED}
     ordered = sorted(labels, key=lambda label: (isinstance(label, str), label))
     return [str(label) for label in ordered], {label: number for number, label in enumerate(ordered)}
+
+
+def _labels(kind: str, files: list[Path]) -> set[str | int]:
+    """What the files call their classes; one that cannot be read is told of when its image is converted."""
+    labels: set[str | int] = set()
+    for file in files:
+        with contextlib.suppress(UserError):
+            labels |= {outline.label for outline in KINDS[kind][1](file, Faults())}
+    return labels

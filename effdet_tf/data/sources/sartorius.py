@@ -69,7 +69,7 @@ def open_sartorius(
         row = rows[name]
         class_id = by_type.get(row.cell_type.casefold()) if classes == "type" else 0
         if class_id is None:
-            faults.drop(f"unknown cell type {row.cell_type!r}", name)
+            faults.drop(f"unknown cell type {row.cell_type!r}", name, cells=0)
         file_name = f"{name}.png"
         path = finder.find(file_name, faults)
         if path is not None and class_id is not None:
