@@ -244,11 +244,16 @@ class Trainer(Run):
                 self.best, self.report = score, report
                 save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
                 write_examples(examples_path(self.folder / FIGURES_FILE), report, found, self.validation)
-                self._keep_threshold()
+                self._keep_threshold(last)
 
-    def _keep_threshold(self) -> None:
+    def _keep_threshold(self, last: bool) -> None:
         """Store the score that separates cells best on the validation images with the run."""
         score = reporting_score(self.report) if self.report else None
-        if score is not None:
+        if score is None and last:
+            kept = self.config.postprocess.report_score
+            print(
+                f"the validation images tell no minimum score (no cells, or none found): it stays {kept:.2f}"
+            )
+        elif score is not None:
             self.config = self.config.replace(postprocess__report_score=score)
             self.config.save(self.folder / CONFIG_FILE)

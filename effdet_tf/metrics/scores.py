@@ -167,15 +167,18 @@ def choosing_score(figures: dict[str, float | None]) -> float:
 
 
 def reporting_score(report: dict[str, Any]) -> float | None:
-    """The minimum score of a cell to report by, as these images have it; None where no prediction matches.
+    """The minimum score of a cell to report by, as these images have it.
+
+    None where no prediction matches, or there is nothing to match: any score is right where no cell is.
 
     Of masks the counting score of `score_cells`: the best by the Sartorius metric alone may count a quarter
     of the cells too few for a hundredth of it. Of boxes the best by F1, which weighs missed and false alike.
     """
     ways = (("cells", "best_sartorius", "counting"), ("boxes", "best_f1", "best"))
     for kind, metric, score in ways:
-        if report.get(kind) and report[kind][metric] > 0:
-            return float(report[kind][f"{score}_score_threshold"])
+        found = report.get(kind)
+        if found and found[metric] > 0 and found["all"]["true_cells"]:
+            return float(found[f"{score}_score_threshold"])
     return None
 
 

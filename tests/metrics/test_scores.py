@@ -111,6 +111,13 @@ def test_a_network_without_masks_that_finds_nothing_has_no_mask_figures(ground_t
     assert reporting_score(report) is None
 
 
+def test_images_without_cells_tell_no_score(ground_truth, half):
+    """There, the fewer the better: the highest score would be the best."""
+    empty = {**ground_truth, "annotations": []}
+    assert reporting_score(summarise(ground_truth, half)) is not None
+    assert reporting_score(summarise(empty, half)) is None and reporting_score(summarise(empty, [])) is None
+
+
 def test_cells_annotated_by_boxes_are_scored_on_boxes(ground_truth, half):
     """Whatever the predictions hold; the figures of the boxes are those with masks."""
     boxes = {
