@@ -165,7 +165,7 @@ PREDICT = [
     ),
     Mistake(
         "too little memory to predict",
-        "effdet_tf predict images --run run --out found",
+        "effdet_tf predict images/a.tif --run run --out found",
         1,
         ("out of memory (OOM when allocating tensor with shape[64,256,256,64])", "use smaller images"),
         no_memory_to_predict,
@@ -326,7 +326,7 @@ CONVERT = [
         "label maps whose background is 1",
         f"effdet_tf convert labelmaps cells out {SMALL}",
         0,
-        ("label map without background: no pixel is 0: a.tif",),
+        ("no pixel is 0: label 1, on all four sides, is taken for it: a.tif",),
         masks(lambda: places.labels() + 1),
     ),
     Mistake(
@@ -388,7 +388,7 @@ CONVERT = [
     Mistake(
         "annotations of an unknown category",
         f"effdet_tf convert coco images out --annotations train.json {SMALL}",
-        0,
+        1,
         ("annotation of an unknown category: a.tif",),
         document(categories=[{"id": 7, "name": "cell"}]),
     ),
