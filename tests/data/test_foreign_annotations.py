@@ -97,6 +97,13 @@ def test_an_id_that_is_a_name_stays_one(tmp_path: Path) -> None:
     assert "image ids are no whole numbers: numbered from 1 by name" in source.faults.notes
 
 
+def test_ids_of_no_kind_are_left_out(tmp_path: Path) -> None:
+    images = [entry([1]), entry(None, "b.tif"), entry(1.5, "c.tif"), entry(2, "d.tif")]
+    source = coco(tmp_path, images, [annotation([1]), annotation(None), annotation({}), annotation(2)])
+    assert [task.file_name for task in source.tasks] == ["d.tif"]
+    assert source.faults.lost == {"annotation of an unknown image": 3}
+
+
 @pytest.mark.parametrize(
     ("given", "crowd"), [(0, 0), ("0", 0), (False, 0), ("false", 0), (None, 0), (1, 1), ("1", 1), ("True", 1)]
 )

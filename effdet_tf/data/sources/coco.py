@@ -73,9 +73,10 @@ def _check_coordinates(index: CocoIndex, annotations: Path) -> None:
 
     Read as COCO the ones give no pixel, and the others leave their images.
     """
-    sizes = {
-        by_value(e.get("id")): (by_value(e.get("width")), by_value(e.get("height"))) for e in index.images
-    }
+    sizes: dict[Any, tuple[Any, Any]] = {}
+    for entry in index.images:
+        if isinstance(identity := by_value(entry.get("id")), (int, str)):
+            sizes[identity] = by_value(entry.get("width")), by_value(entry.get("height"))
     outside = corners = sized = count = 0
     largest = 0.0
     with index.scratch.open("rb") as file:
