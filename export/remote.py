@@ -123,7 +123,11 @@ class GrpcConnection:
     def __init__(
         self, address: str, model: str, version: int | None, timeout: float, max_message: int
     ) -> None:
-        """As `connect`, to nothing yet; the address is `host:port`."""
+        """As `connect`, to nothing yet; the address is `host:port`.
+
+        Raises:
+            UserError: when tensorflow-serving-api is not installed.
+        """
         self._request = serving_api("predict_pb2").PredictRequest
         service = serving_api("prediction_service_pb2_grpc")
         import grpc

@@ -116,7 +116,11 @@ def input_size(predictor: RunPredictor, size: tuple[int, int]) -> tuple[int, int
 
 
 def keras_reference(predictor: RunPredictor, size: tuple[int, int]) -> FixedSizePredictor:
-    """The Keras network with the input and the tiles of its TFLite file: what that has to equal."""
+    """The Keras network with the input and the tiles of its TFLite file: what that has to equal.
+
+    Raises:
+        UserError: for a wrong size.
+    """
     height, width = input_size(predictor, size)
     network, config = predictor.network, predictor.config
     image = tf.TensorSpec((height, width, config.data.channels), tf.float32)

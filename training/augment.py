@@ -226,9 +226,14 @@ def crop_cells(
 
 
 def tighten(bitmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Return boxes `[N, 4]` drawn in to where their bitmaps `[N, m, m]`, 0-255, pass half coverage.
+    """Shrink boxes to where their bitmaps pass half coverage, between bitmap cells too.
 
-    A box of whose bitmap nothing does has no extent then.
+    Args:
+        bitmaps: float32 `[N, m, m]`, 0-255.
+        boxes: float32 `[N, 4]` yxyx.
+
+    Returns:
+        float32 `[N, 4]`; a box whose bitmap is nowhere half covered has no extent.
     """
     size = tf.cast(tf.shape(bitmaps)[1], tf.float32)
     profiles = tf.stack([tf.reduce_max(bitmaps, 2), tf.reduce_max(bitmaps, 1)], 1)  # [N, 2, m]

@@ -54,6 +54,9 @@ class Suite:
             out: gets `data/`, `runs/`, `results/`, and a table for each experiment.
             training: words for `training.main`: preset, length, settings.
             types: the cell types of the single-type experiments.
+
+        Raises:
+            UserError: when `out` holds a suite of another source or of other trainings.
         """
         self.source, self.out, self.training, self.types = source, out, list(training), tuple(types)
         settings = {"source": str(source.resolve()), "training": self.training}

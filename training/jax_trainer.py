@@ -97,7 +97,11 @@ class JaxTrainer(Run):
     def __init__(
         self, config: Config, store: PackedSet, folder: Path, strict: bool = False, workers: int = 0
     ) -> None:
-        """As `Run`; `workers` processes make crops, with 0 threads of this one do."""
+        """As `Run`; `workers` processes make crops, with 0 threads of this one do.
+
+        Raises:
+            UserError: when the folder's state belongs to another network, or the start weights do not fit.
+        """
         super().__init__(config, store, folder, strict)
         self.workers = workers
         self.step_function = make_step(config, self.network, self.optimizer)

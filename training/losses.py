@@ -23,7 +23,7 @@ def sigmoid_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
 
 
 def focal(labels: Tensor, logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017), elementwise, of labels 0 or 1.
+    """Focal loss (Lin et al., ICCV 2017), elementwise: float32 labels `[...]`, 0 or 1, logits `[...]`.
 
     `alpha` is the weight of the ones, 1 - alpha that of the zeros; `gamma` is the exponent of the error.
     """
@@ -36,7 +36,7 @@ def focal(labels: Tensor, logits: Tensor, alpha: float, gamma: float) -> Tensor:
 def quality_focal(labels: Tensor, logits: Tensor, gamma: float) -> Tensor:
     """Quality focal loss (Li et al., NeurIPS 2020), elementwise; `gamma` is the exponent of the error.
 
-    Labels, 0..1, are the IoU of the predicted box, 0 for the background.
+    Labels `[...]` float32, 0 to 1, are the IoU of the predicted box, 0 for the background; logits `[...]`.
     """
     return ops.abs(labels - ops.sigmoid(logits)) ** gamma * sigmoid_cross_entropy(labels, logits)
 

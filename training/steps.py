@@ -33,7 +33,11 @@ def run_step(
 
 
 def convert(kind: str, source: Path, folder: Path, *words: object) -> None:
-    """Convert images with `effdet_tf convert KIND SOURCE FOLDER`, unless that was done before."""
+    """Convert images with `effdet_tf convert KIND SOURCE FOLDER`, unless that was done before.
+
+    Raises:
+        UserError: when it fails.
+    """
     if not (folder / MANIFEST_NAME).exists():
         words = ("convert", kind, source, folder, *words, "--overwrite", "--quiet")
         run_step("effdet_tf", cli.main, words)

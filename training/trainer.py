@@ -175,7 +175,11 @@ class Trainer(Run):
         self.restore()
 
     def run(self) -> None:
-        """As `Run.run`; the workers of a cluster end together."""
+        """As `Run.run`; the workers of a cluster end together.
+
+        Raises:
+            UserError: as `Run.run`, and when another worker is lost.
+        """
         super().run()
         if self.workers > 1:  # one that leaves while the first validates would be taken for lost
             self.strategy.run(lambda: total([tf.constant(1.0)]))

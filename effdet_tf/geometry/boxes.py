@@ -54,7 +54,10 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU pair by pair, -1 to 1, as `iou` (Rezatofighi et al., CVPR 2019)."""
+    """Generalised IoU of boxes `[..., 4]` yxyx px, pair by pair: `[...]`, -1 to 1.
+
+    Source: Rezatofighi et al., CVPR 2019.
+    """
     inner = _intersection(a, b)
     union = area(a) + area(b) - inner
     low = ops.minimum(a[..., :2], b[..., :2])
@@ -66,7 +69,8 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 def ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU pair by pair: IoU less distance of centres and difference of shape (Zheng et al., 2020).
 
-    `a` is the prediction. No gradient flows through the weight of the shape term, as in the paper.
+    Boxes are `[..., 4]` yxyx px, the result `[...]`, at most 1. `a` is the prediction. No gradient flows
+    through the weight of the shape term, as in the paper.
     """
     overlap = iou(a, b)
     low = ops.minimum(a[..., :2], b[..., :2])
@@ -107,7 +111,7 @@ def encode(boxes: Tensor, anchors: Tensor, encoding: str = "center") -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor, encoding: str = "center") -> Tensor:
-    """Undo `encode`: boxes `[..., 4]` yxyx, px, from deltas and anchors, broadcast.
+    """Undo `encode`: boxes `[..., 4]` yxyx, px, from deltas `[..., 4]` and anchors `[..., 4]` yxyx, px.
 
     A log ratio is cut at 4 (55 times the anchor), so a wild output early in training gives a
     large box, not infinity.

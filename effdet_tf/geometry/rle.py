@@ -97,7 +97,11 @@ def decode_kaggle_rle(text: str, height: int, width: int) -> np.ndarray:
 
 
 def kaggle_rle_to_patch(text: str, height: int, width: int) -> Patch | None:
-    """As `decode_kaggle_rle`, to a tight patch, or None when the mask is empty."""
+    """As `decode_kaggle_rle`, to a tight patch, or None when the mask is empty.
+
+    Raises:
+        ValueError: as for `decode_kaggle_rle`.
+    """
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:

@@ -44,7 +44,10 @@ def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = N
 
 
 def stretch_contrast(image: np.ndarray) -> np.ndarray:
-    """Percentile 0.2 to 99.8 of an image spread over 0-255, uint8, for the eye; a flat one is middle gray."""
+    """Percentile 0.2 to 99.8 of an image of any shape and dtype spread over 0-255, uint8, for the eye.
+
+    A flat image is middle gray.
+    """
     low, high = np.percentile(image, (0.2, 99.8))
     if high <= low:
         return np.full(image.shape, 128, np.uint8)

@@ -37,7 +37,13 @@ class ImageGroups:
 
 
 def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A COCO segmentation (polygons or any RLE) of such an image as compressed RLE, counts in bytes."""
+    """A COCO segmentation, polygons or any RLE, as compressed RLE: `{"size": [H, W], "counts": bytes}`.
+
+    Args:
+        segmentation: as COCO has it.
+        height: of its image, px.
+        width: likewise.
+    """
     if isinstance(segmentation, list):
         rle = polygons_to_rle(segmentation, height, width)
     elif isinstance(segmentation["counts"], list):

@@ -56,7 +56,11 @@ class CocoEvaluator:
     def __init__(
         self, categories: Sequence[dict[str, Any]], protocol: str = "livecell", by: str | None = "cell_type"
     ) -> None:
-        """Set the rules, as of `evaluate_coco`; `categories` are COCO's, `{"id", "name"}`."""
+        """Set the rules, as of `evaluate_coco`; `categories` are COCO's, `{"id", "name"}`.
+
+        Raises:
+            ValueError: for an unknown protocol.
+        """
         if protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}")
         self.rules = PROTOCOLS[protocol]

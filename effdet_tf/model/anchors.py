@@ -34,7 +34,8 @@ def sides(config: AnchorConfig, level: int, min_level: int, strides: tuple[Tenso
     Anchors that are sized by the stride follow the true one, which is a little below 2**level where the
     input is no multiple of that, as the reference implementation has it; explicit sizes are in px.
 
-    `strides` are input / feature size of the level, vertical and horizontal, px; the rest is as for `shapes`.
+    `strides` are input / feature size of the level, vertical and horizontal, px; the other arguments and the
+    result, `[S, 2]` float32 in px, are as for `shapes`.
     """
     nominal = ops.convert_to_tensor(shapes(config, level, min_level))
     return nominal if config.sizes else nominal * ops.stack(strides) / 2**level

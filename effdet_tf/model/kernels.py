@@ -48,8 +48,12 @@ def shared_batch_norm(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Batch normalisation in training, by the statistics of all replicas; else as the fused kernel.
 
-    `guess [C]`, the same on every replica, is near the mean, such as the running one: sums are taken about
-    it, so that the variance is no small difference of large numbers.
+    `x` is `[B, H, W, C]`, the others are `[C]` float32. `guess`, the same on every replica, is near the mean,
+    such as the running one: sums are taken about it, so that the variance is no small difference of large
+    numbers.
+
+    Returns:
+        The normalised x, the mean, and the variance with Bessel's correction.
     """
     context = tf.distribute.get_replica_context()
     shifted = tf.cast(x, tf.float32) - guess

@@ -51,6 +51,13 @@ OVERLAY_STACK = ".overlay.tif"
 
 
 def make_page(result: Result, image: np.ndarray, number: int = 0, um_per_px: float | None = None) -> Page:
-    """Number and measure the cells that are to be written of a page, whose number counts from 0."""
+    """Number and measure the cells that are to be written of a page.
+
+    Args:
+        result: the cells, those with a sufficient score alone.
+        image: the page, `[H, W]` or `[H, W, C]`, for measurements of brightness.
+        number: of the page, from 0.
+        um_per_px: side of a pixel in micrometres, where it is known.
+    """
     cells = number_cells(result)
     return Page(number, image, cells, cell_table(cells, image, um_per_px))
