@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Iterator
+
+NO_MEMORY = "use smaller images, or close other programs"  # the advice where memory does not suffice
 
 
 class UserError(Exception):
@@ -17,15 +20,29 @@ class UserError(Exception):
 
 def reason_of(error: BaseException) -> str:
     """Why one image failed, in a line; an error that no code of ours expects is told as such."""
-    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
-    text = lines[0][:300] if lines else ""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "OOM when" in text:
-        return f"out of memory{f' ({text})' if text else ''}; use smaller images"
+    if (reason := no_memory(error)) is not None:
+        return f"{reason}; {NO_MEMORY}"
+    text = _first_line(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
     return f"unexpected: {type(error).__name__}{f': {text}' if text else ''}"
+
+
+def no_memory(error: BaseException) -> str | None:
+    """`out of memory (reason)` when an error of Python, TensorFlow or JAX says that; None for another one."""
+    tensorflow = sys.modules.get("tensorflow")  # that raises its own is loaded
+    exhausted = (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else []))
+    if not isinstance(error, exhausted) and "RESOURCE_EXHAUSTED" not in str(error)[:200]:
+        return None
+    text = _first_line(error)
+    return f"out of memory{f' ({text})' if text else ''}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(getattr(error, "message", error)).splitlines())
+    return next((line[:300] for line in lines if line), "")
 
 
 @contextlib.contextmanager

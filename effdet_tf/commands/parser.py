@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from effdet_tf.commands.tensorflow_noise import hush_tensorflow
-from effdet_tf.errors import UserError, did_you_mean
+from effdet_tf.errors import NO_MEMORY, UserError, did_you_mean, no_memory
 
 _WIDTH = (80, 100)  # narrowest and widest help, columns
 _FULL = 60  # columns of a line of prose that goes on in the next; a shorter one ends
@@ -217,9 +217,6 @@ count = _number(int, lambda value: value >= 0, "is below 0")
 """An argparse type for whole numbers from 0 up."""
 
 
-NO_MEMORY = "use smaller images, or close other programs"
-
-
 def exit_code(
     command: Callable[[], int | None],
     on_os_error: str = "",
@@ -250,17 +247,8 @@ def exit_code(
     except KeyboardInterrupt:
         message = f"interrupted{on_interrupt}"
     except Exception as error:
-        if not _no_memory(error):
+        if (reason := no_memory(error)) is None:
             raise
-        reason = str(getattr(error, "message", error)).splitlines()[:1]
-        message = f"out of memory{f' ({reason[0]})' if reason else ''}; {on_no_memory}"
+        message = f"{reason}; {on_no_memory}"
     print(f"error: {message}", file=sys.stderr)
     return 1
-
-
-def _no_memory(error: Exception) -> bool:
-    """Whether memory did not suffice: of Python, of TensorFlow, which is loaded then, or of JAX."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
-        return True
-    tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and isinstance(error, tensorflow.errors.ResourceExhaustedError)

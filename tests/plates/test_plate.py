@@ -117,7 +117,7 @@ def test_a_fault_in_an_image_costs_that_image_alone(opened, plate, tmp_path, mon
     report = run_plate(str(plate), str(tmp_path / "out"), "cells")
     assert (report.images, report.failed) == (4, 2)
     errors = pd.read_csv(tmp_path / "out/failed.csv")["error"].tolist()
-    assert "out of memory; use smaller images" in errors
+    assert "out of memory; use smaller images, or close other programs" in errors
 
 
 def test_results_inside_of_the_folder_of_images_are_not_counted(opened, plate):
