@@ -49,10 +49,10 @@ class Axes(NamedTuple):
         """How many pages there are."""
         return math.prod(self.lengths)
 
-    def place(self, page: int) -> dict[str, int]:
-        """Where a page, from 0, lies along each axis, from 0."""
+    def place(self, page: int, first: int = 0) -> dict[str, int]:
+        """Where a page, from 0, lies along its axes, `{"t": 0, "c": 1}`; counted from `first`."""
         found = np.unravel_index(page, self.lengths) if self.lengths else ()
-        return {letter: int(index) for letter, index in zip(self.letters, found, strict=True)}
+        return {axis.lower(): int(index) + first for axis, index in zip(self.letters, found, strict=True)}
 
 
 def stack_axes(file: tifffile.TiffFile, pages: int) -> Axes:

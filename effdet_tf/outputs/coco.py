@@ -31,7 +31,7 @@ def coco_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
             result, image_id = page.cells.result, page.number + 1
             image = {"id": image_id, "file_name": info.file_name}
             image |= {"width": result.width, "height": result.height}
-            place = {a.lower(): k + 1 for a, k in info.axes.place(page.number).items()}
+            place = info.axes.place(page.number, first=1)
             images.append(image | ({"page": image_id, **place} if place else {}))
             for entry in result.coco_entries(image_id, info.category_ids):
                 area = entry["bbox"][2] * entry["bbox"][3]

@@ -47,7 +47,7 @@ def _features(page: Page, info: ImageInfo) -> Iterator[dict[str, Any]]:
             "coordinates": pieces[0] if len(pieces) == 1 else pieces,
         }
         if place := info.axes.place(page.number):
-            geometry["plane"] = {"c": -1, "z": 0, "t": 0} | {a.lower(): k for a, k in place.items()}
+            geometry["plane"] = {"c": -1, "z": 0, "t": 0} | place
         index = int(page.cells.result.classes[number - 1])
         row = zip(table, values[number - 1], strict=True)
         yield {

@@ -40,8 +40,8 @@ def roi_zip(base: str, info: ImageInfo) -> Iterator[AddPage]:
                 roi.props = f"class: {label}\nscore: {result.scores[number - 1]:.4f}\n"
                 if stacked:
                     roi.position = page.number + 1
-                    for axis, index in info.axes.place(page.number).items():
-                        setattr(roi, f"{axis.lower()}_position", index + 1)
+                    for axis, position in info.axes.place(page.number, first=1).items():
+                        setattr(roi, f"{axis}_position", position)
                 archive.writestr(f"{roi.name}.roi", roi.tobytes())
 
         yield add

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from roifile import roiread
+from roifile import ImagejRoi, roiread, roiwrite
 
 from effdet_tf.data.build import build_image
 from effdet_tf.data.sources.labelmaps import open_labelmaps
@@ -137,8 +137,6 @@ def test_a_pyramid_is_one_page(tmp_path: Path) -> None:
 
 
 def test_regions_on_one_axis_go_to_all_pages_along_the_others(tmp_path: Path) -> None:
-    from roifile import ImagejRoi, roiwrite
-
     write(tmp_path / "s.tif", "TC", {"imagej": True})
     roi = ImagejRoi.frompoints([[30, 30], [40, 30], [40, 38], [30, 38]])
     roi.c_position = 2
@@ -146,3 +144,13 @@ def test_regions_on_one_axis_go_to_all_pages_along_the_others(tmp_path: Path) ->
     roiwrite(tmp_path / "s.zip", [roi, everywhere])
     counts = [len(build_image(task, 28).fields["rles"]) for task in open_outlines("imagej", tmp_path).tasks]
     assert counts == [1, 2, 1, 2, 1, 2]
+
+
+def test_regions_on_pages_that_the_image_lacks_are_lost_loudly(tmp_path: Path) -> None:
+    write(tmp_path / "s.tif", "T", {"imagej": True})
+    rois = [ImagejRoi.frompoints([[30, 30], [40, 30], [40, 38], [30, 38]]) for _ in range(3)]
+    rois[0].t_position, rois[1].t_position, rois[2].position = 1, 4, 9
+    roiwrite(tmp_path / "s.zip", rois)
+    built = [build_image(task, 28) for task in open_outlines("imagej", tmp_path).tasks]
+    assert [len(one.fields["rles"]) for one in built if one.fields] == [1, 0, 0]
+    assert [one.faults.lost for one in built] == [{"outline on a page that the image lacks": 2}, {}, {}]

@@ -16,6 +16,7 @@ from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError, near_files
 from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
+from effdet_tf.images.tif_metadata import Axes
 
 
 class Cell(NamedTuple):
@@ -144,14 +145,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in files if not is_hidden(Path(p.name)))
 
 
-def page_names(path: Path, name: str) -> list[tuple[int | None, str]]:
-    """The pages of an image file and their names in the data set: one without a number for one image.
+def axes_of(path: Path) -> Axes:
+    """Along what the pages of an image file lie.
 
     Raises:
         UserError: when the file cannot be read.
     """
     with Stack(path) as stack:
-        pages = stack.pages
+        return stack.axes
+
+
+def page_names(name: str, pages: int) -> list[tuple[int | None, str]]:
+    """The pages of an image file and their names in the data set: one without a number for one image."""
     return [(page, f"{name}#{page + 1:04d}") for page in range(pages)] if pages > 1 else [(None, name)]
 
 

@@ -12,6 +12,7 @@ from effdet_tf.data.sources.base import (
     Cell,
     ImageTask,
     Source,
+    axes_of,
     encode_patch,
     list_images,
     number_categories,
@@ -130,14 +131,14 @@ def _background(labels: np.ndarray) -> int:
 def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int | None, str]]:
     """The pages of an image and its label map; none, noted, where they have not as many."""
     try:
-        pages, labelled = page_names(image, image.name), page_names(labels, labels.name)
+        pages, labelled = axes_of(image).pages, axes_of(labels).pages
     except UserError:  # said when the image is converted
         return [(None, image.name)]
-    if len(pages) == len(labelled):
-        return pages
+    if pages == labelled:
+        return page_names(image.name, pages)
     faults.drop(
         "stack and label stack of another number of pages",
-        f"{image.name}: {len(pages)}, {len(labelled)}",
+        f"{image.name}: {pages}, {labelled}",
         cells=0,
     )
     return []

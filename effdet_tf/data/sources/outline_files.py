@@ -35,8 +35,8 @@ class Outline(NamedTuple):
     name: str  # within its file
     rings: list[np.ndarray]  # float64 [K, 2] x, y in pixels; even-odd rule
     label: str | int  # name of its class, or YOLO's number
-    # The page, from 0, or its place along some axes, {"T": 0}; {}: of every page.
-    where: int | dict[str, int]
+    # The page, {"page": 0}, or its place along some axes, {"t": 0, "c": 1}, from 0; {}: of every page.
+    where: dict[str, int]
     shares: bool = False  # whether the rings are in shares of the image
 
 
@@ -48,7 +48,8 @@ def read_rois(path: Path, faults: Faults) -> list[Outline]:
     """
     try:
         members = list(_roi_members(path))
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+    # zipfile's own: NotImplementedError for a compression that it lacks, RuntimeError for what is encrypted.
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{path}: is no file of ImageJ regions ({error}); save them by the ROI manager"
         ) from error
@@ -69,11 +70,11 @@ def read_rois(path: Path, faults: Faults) -> list[Outline]:
     return outlines
 
 
-def _roi_place(roi: ImagejRoi) -> int | dict[str, int]:
+def _roi_place(roi: ImagejRoi) -> dict[str, int]:
     """Positions of a hyperstack, or of a stack, count from 1; 0 is everywhere."""
-    positions = {"T": roi.t_position, "Z": roi.z_position, "C": roi.c_position}
+    positions = {"t": roi.t_position, "z": roi.z_position, "c": roi.c_position}
     place = {axis: position - 1 for axis, position in positions.items() if position > 0}
-    return place or (roi.position - 1 if roi.position > 0 else {})
+    return place or ({"page": roi.position - 1} if roi.position > 0 else {})
 
 
 def _roi_members(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -134,9 +135,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
             label = _qupath_class(properties.get("classification"))
             plane = geometry.get("plane") or {}
             # Channel -1 is all of them.
-            place = {
-                axis: int(plane[axis.lower()]) for axis in "TZC" if int(plane.get(axis.lower(), -1)) >= 0
-            }
+            place = {axis: int(plane[axis]) for axis in "tzc" if int(plane.get(axis, -1)) >= 0}
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from effdet_tf.data.sources.base import (
     Cell,
     ImageTask,
     Source,
+    axes_of,
     decode_patch,
     encode_patch,
     is_hidden,
@@ -29,7 +31,8 @@ from effdet_tf.data.sources.outline_files import (
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import largest_component
 from effdet_tf.geometry.polygons import rings_to_patch
-from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
+from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.images.tif_metadata import Axes
 
 _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes beside its outlines
 # kind -> endings of its annotation files, and their reader
@@ -86,15 +89,11 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     names, class_ids = _classes(kind, outlines, root, [file for _, _, file in pairs])
     tasks: list[ImageTask] = []
     for path, name, file in pairs:
-        try:
-            pages = page_names(path, name)
-        except UserError:  # said when the image is converted
-            pages = [(None, name)]
-        with contextlib.suppress(UserError), Stack(path) as stack:
-            axes = stack.axes
-        for page, shown in pages:
-            place = {} if page is None else {"page": page, **axes.place(page)}
-            reader = partial(_read_cells, file, kind, class_ids, place)
+        axes = Axes()
+        with contextlib.suppress(UserError):  # said when the image is converted
+            axes = axes_of(path)
+        for page, shown in page_names(name, axes.pages):
+            reader = partial(_read_cells, file, kind, class_ids, axes, page)
             tasks.append(ImageTask(path, shown, len(tasks) + 1, reader, page))
     return Source(kind, number_categories(names), tasks, faults)
 
@@ -103,7 +102,8 @@ def _read_cells(
     path: Path,
     kind: str,
     class_ids: dict[str | int, int],
-    place: dict[str, int],
+    axes: Axes,
+    page: int | None,
     height: int,
     width: int,
     file_name: str,
@@ -111,11 +111,15 @@ def _read_cells(
 ) -> list[Cell]:
     """Rasterise the outlines of an image or page, each to its largest connected piece; see `CellReader`."""
     cells = []
-    for outline in KINDS[kind][1](path, faults):
-        wanted = {"page": outline.where} if isinstance(outline.where, int) else outline.where
-        if any(place.get(axis, index) != index for axis, index in wanted.items()):
-            continue
+    place = {} if page is None else {"page": page, **axes.place(page)}
+    last = {} if page is None else {"page": axes.pages - 1, **axes.place(axes.pages - 1)}
+    # A file is read for each of its pages; what is wrong with it is told once.
+    for outline in KINDS[kind][1](path, Faults() if page else faults):
         name = f"{file_name} ({outline.name})"
+        if page == 0 and any(index > last.get(axis, index) for axis, index in outline.where.items()):
+            faults.drop("outline on a page that the image lacks", name)
+        if any(place.get(axis, index) != index for axis, index in outline.where.items()):
+            continue
         if outline.label not in class_ids:
             faults.drop("outline of an unknown class", name)
             continue
@@ -148,22 +152,30 @@ def _classes(
 ) -> tuple[list[str], dict[str | int, int]]:
     """Names of the classes, and class id by what the files call them."""
     if kind == "yolo" and (names := yolo_classes(folder, root, *folder.parents[:2], *root.parents[:1])):
-        used = {int(label) for label in _labels(kind, files)}
-        if used and min(used) > 0 and max(used) == len(names) and sorted(names) == list(range(len(names))):
-            raise UserError(
-                f"{folder}: the labels use the classes {min(used)} to {max(used)}, the names those from 0 to "
-                f"{len(names) - 1}: one of the two is shifted by one; number both alike"
-            )
+        if sorted(names) == list(range(len(names))):
+            _refuse_shifted(folder, files, len(names))
         return list(names.values()), {number: place for place, number in enumerate(names)}
-    labels = _labels(kind, files) or {UNNAMED}
+    labels = set(_labels(kind, files)) or {UNNAMED}
     ordered = sorted(labels, key=lambda label: (isinstance(label, str), label))
     return [str(label) for label in ordered], {label: number for number, label in enumerate(ordered)}
 
 
-def _labels(kind: str, files: list[Path]) -> set[str | int]:
+def _refuse_shifted(folder: Path, files: list[Path], count: int) -> None:
+    """Raise a UserError for labels that count from 1 where the `count` names count from 0."""
+    highest = 0
+    for label in _labels("yolo", files):
+        if not label:  # most sets have the first class in their first file
+            return
+        highest = max(highest, int(label))
+    if highest == count:
+        raise UserError(
+            f"{folder}: the labels use the classes 1 to {count}, the names those from 0 to {count - 1}: one "
+            "of the two is shifted by one; number both alike"
+        )
+
+
+def _labels(kind: str, files: list[Path]) -> Iterator[str | int]:
     """What the files call their classes; one that cannot be read is told of when its image is converted."""
-    labels: set[str | int] = set()
     for file in files:
         with contextlib.suppress(UserError):
-            labels |= {outline.label for outline in KINDS[kind][1](file, Faults())}
-    return labels
+            yield from (outline.label for outline in KINDS[kind][1](file, Faults()))
