@@ -1,4 +1,4 @@
-"""Files that appear whole, folders that one process holds at a time, and the cores that it may use."""
+"""Files that appear whole, text in any encoding, folders that one process holds, and the cores it may use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 # Marks at the beginning of a file, the longer ones first, and how it goes on.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -66,16 +65,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-
-
-def table_text(value: Any) -> Any:
-    """A value for a CSV: text that a spreadsheet would run as a formula is marked as text by a `'`."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS and value else value
-
-
-def printable(text: str) -> str:
-    """A name or message that any file takes: bytes of a file name that are no UTF-8 become `%E9`."""
-    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def encoding_of(head: bytes) -> str:

@@ -36,9 +36,9 @@ error; and wells.csv with the counts by folder, well and time, where names are l
 _DESCRIPTION = f"""\
 Find every cell in images and write, for each of them:
 {FILES}
-8-bit, 16-bit and float images, gray or RGB, tif, png, jpg and bmp. Folders are searched through all
-subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif". Images of any size: large
-ones are predicted in overlapping tiles."""
+8-bit, 16-bit and float images, gray or RGB: tif, png, jpg, jp2, bmp, webp, gif, pgm. Folders are
+searched through all subfolders, which the outputs mirror; quote patterns such as "plate1/*.tif".
+Images of any size: large ones are predicted in overlapping tiles."""
 
 COLUMNS = """\
 columns of NAME.cells.csv:
@@ -144,11 +144,9 @@ share.__name__ = "number"  # what argparse calls it in its message
 
 def run(args: argparse.Namespace) -> int:
     """Predict, then say how many images and cells, and where; returns the exit code."""
-    from effdet_tf.outputs.jobs import find_images, images_not_read
+    from effdet_tf.outputs.jobs import find_images
 
     images = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
-    if other := images_not_read(args.images):
-        print(f"note: formats that are not read here are left out: {other}", file=sys.stderr)
     from effdet_tf.prediction.load import load
 
     return predict_images(with_views(load(args.run_folder), args), images, args)

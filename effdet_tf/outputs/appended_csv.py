@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from effdet_tf.files import atomic_write, table_text
+from effdet_tf.files import atomic_write
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 Rows = Iterable[Sequence[Any]]
 
 
@@ -39,6 +40,11 @@ def open_csv(
             os.fsync(file.fileno())
 
         yield append
+
+
+def table_text(value: Any) -> Any:
+    """A value for a CSV: text that a spreadsheet would run as a formula is marked as text by a `'`."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
 def _csv(rows: Rows) -> str:

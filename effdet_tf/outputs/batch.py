@@ -19,9 +19,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError, reason_of
-from effdet_tf.files import atomic_write, printable
+from effdet_tf.files import atomic_write
 from effdet_tf.images.read import Stack
-from effdet_tf.outputs.jobs import Job
+from effdet_tf.outputs.jobs import Job, printable
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from effdet_tf.files import atomic_write, table_text
+from effdet_tf.files import atomic_write
+from effdet_tf.outputs.appended_csv import table_text
 from effdet_tf.outputs.coco import coco_file
 from effdet_tf.outputs.geojson import geojson_file
 from effdet_tf.outputs.imagej import roi_zip
@@ -54,8 +55,8 @@ def _table_file(base: str, info: ImageInfo) -> Iterator[AddPage]:
         def add(page: Page) -> None:
             table = page.table
             if info.pages > 1:
-                place = {a.lower(): k + 1 for a, k in info.axes.place(page.number).items()}
-                numbers = pd.DataFrame({"page": page.number + 1, **place}, table.index, dtype=int)
+                place = {"page": page.number + 1} | info.axes.place(page.number, first=1)
+                numbers = pd.DataFrame(place, table.index, dtype=int)
                 table = pd.concat([numbers, table], axis=1)
             table = table.assign(**{"class": table["class"].map(table_text)})
             table.to_csv(file, header=not file.tell(), index=False, lineterminator="\n")

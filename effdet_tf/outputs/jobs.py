@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,30 +14,14 @@ from typing import NamedTuple
 
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError, near_files
-from effdet_tf.files import printable
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES
 
 # Microscopes' own formats, and others that need a reader of their own.
 _OTHER_IMAGES = (
-    *(
-        ".czi",
-        ".nd2",
-        ".lif",
-        ".lifext",
-        ".oib",
-        ".oif",
-        ".oir",
-        ".vsi",
-        ".svs",
-        ".ndpi",
-        ".scn",
-        ".mrxs",
-        ".zvi",
-    ),
-    *(".ims", ".dv", ".r3d", ".dcm", ".sldy", ".sld", ".zarr", ".mrc"),
-    *(".heic", ".heif", ".avif", ".jxr", ".jxl", ".exr", ".tga"),
-)
+    ".czi .nd2 .lif .lifext .oib .oif .oir .vsi .svs .ndpi .scn .mrxs .zvi .ims .dv .r3d .dcm .sldy .sld "
+    ".zarr .mrc .heic .heif .avif .jxr .jxl .exr .tga"
+).split()
 _LONGEST = 200  # bytes of a name; file systems take 255
 OWN_PICTURES = (SUFFIXES["labels"], SUFFIXES["overlay"], OVERLAY_STACK)
 
@@ -52,9 +37,10 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
     """Turn files, glob patterns and folders into jobs.
 
     Folders are searched through all their subfolders, which the output names mirror. Hidden files and this
-    program's own label and overlay pictures in a folder are passed over. A file that is named twice is
-    predicted once. Where two images would get the same output name, both get a longer one: with their
-    suffix, then with the name of their folder, then with a number.
+    program's own label and overlay pictures in a folder are passed over; images of formats that are not read
+    are counted and named in a warning. A file that is named twice is predicted once. Where two images would
+    get the same output name, both get a longer one: with their suffix, then with the name of their folder,
+    then with a number.
 
     Args:
         inputs: existing files and folders, or patterns (`*`, `?`, `[...]`, and `**` for any depth).
@@ -66,21 +52,27 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
         UserError: when one of the inputs matches no image.
     """
     found: dict[Path, tuple[Path, Path]] = {}
+    other: list[Path] = []
     for text in (str(os.fspath(one)) for one in inputs):
-        matches = list(_expand(text))
+        matches = list(_expand(text, other))
         if not matches:
-            raise UserError(_no_match(text))
+            raise UserError(_no_match(text, other))
         for path, relative in matches:
             found.setdefault(path.resolve(), (path, relative))
+    if other:
+        logging.getLogger("effdet_tf").warning("left out, of formats that are not read: %s", _listed(other))
     names = output_names([(resolved.parent.name, relative) for resolved, (_, relative) in found.items()])
     return [Job(path, name) for (path, _), name in zip(found.values(), names, strict=True)]
 
 
-def _expand(text: str) -> Iterator[tuple[Path, Path]]:
-    """Images of one input, each with its path relative to where the output names begin."""
+def _expand(text: str, other: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Images of one input, each with its path relative to where the output names begin.
+
+    Images in folders, of formats that are not read, are added to `other`.
+    """
     path = Path(text)
     if path.is_dir():
-        yield from _walk(path, path)
+        yield from _walk(path, path, other)
     elif path.exists():
         yield path, Path(path.name)
     else:
@@ -93,27 +85,23 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
                 if not deep or is_image(path.name):  # "**" takes all: other files are no fault
                     yield path, path.relative_to(root)
             elif path.is_dir() and not deep:
-                yield from _walk(path, root)
+                yield from _walk(path, root, other)
 
 
-def _walk(folder: Path, root: Path) -> Iterator[tuple[Path, Path]]:
+def _walk(folder: Path, root: Path, other: list[Path]) -> Iterator[tuple[Path, Path]]:
     for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and is_image(path.name) and path.is_file():
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if is_image(path.name) and path.is_file():
             yield path, path.relative_to(root)
+        elif path.suffix.lower() in _OTHER_IMAGES:
+            other.append(path)
 
 
-def images_not_read(inputs: Sequence[str | os.PathLike[str]]) -> str:
-    """What is left out of the folders among `inputs`: images by their names, of formats that are not read."""
-    found: list[Path] = []
-    for folder in (Path(one) for one in inputs if Path(one).is_dir()):
-        for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if not hidden and path.name.lower().endswith(_OTHER_IMAGES):
-                found.append(path)
-    kinds = Counter(path.suffix.lower() for path in found)
+def _listed(other: list[Path]) -> str:
+    kinds = Counter(path.suffix.lower() for path in other)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.items())
-    return f"{listed} ({found[0]}); save them as tif" if found else ""
+    return f"{listed} ({other[0]}); save them as tif"
 
 
 def is_image(name: str) -> bool:
@@ -122,18 +110,22 @@ def is_image(name: str) -> bool:
     return name.endswith(IMAGE_SUFFIXES) and not name.endswith(OWN_PICTURES)
 
 
-def _no_match(text: str) -> str:
+def _no_match(text: str, other: list[Path]) -> str:
     if (Path(text) / MANIFEST_NAME).is_file():
         return (
             f"{text}: holds converted data ({MANIFEST_NAME}), to train on; name image files or their folder"
         )
     if Path(text).is_dir():
-        other = images_not_read([text])
-        advice = f"formats that are not read here: {other}" if other else "name another one"
+        advice = f"of formats that are not read there are {_listed(other)}" if other else "name another one"
         return f"{text}: no image in this folder or below ({', '.join(IMAGE_SUFFIXES)}); {advice}"
     if glob.has_magic(text):
         return f"{text}: matches no file; check the pattern"
     return f"{text}: does not exist{near_files(text) or '; check the name'}"
+
+
+def printable(text: str) -> str:
+    """A name or message that any file takes: bytes of a file name that are no UTF-8 become `%E9`."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def _fitting(name: str) -> str:

@@ -18,7 +18,8 @@ import os
 import numpy as np
 import pandas as pd
 
-from effdet_tf.files import atomic_write, table_text
+from effdet_tf.files import atomic_write
+from effdet_tf.outputs.appended_csv import table_text
 from effdet_tf.outputs.cells import NumberedCells
 from effdet_tf.outputs.measurements import measure_cells
 
