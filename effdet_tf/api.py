@@ -13,8 +13,9 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from effdet_tf import outputs
-from effdet_tf.errors import UserError
+from effdet_tf.errors import UserError, reason_of
 from effdet_tf.images.normalize import check_image
 from effdet_tf.images.read import Stack, encode_png
 from effdet_tf.outputs.jobs import find_images
@@ -274,31 +275,37 @@ class Model:
         progress: bool,
         failed: list[tuple[str, str]] | None,
     ) -> Iterator[Cells]:
-        def leave_out(name: str, error: UserError) -> None:
+        def leave_out(name: str, error: Exception) -> None:
+            reason = reason_of(error)
             if failed is not None:
-                failed.append((name, str(error)))
-            reason = str(error) if name in str(error) else f"{name}: {error}"
-            tqdm.write(f"error: {reason}", file=sys.stderr)
+                failed.append((name, reason))
+            tqdm.write(f"error: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
 
         for image, name in tqdm(jobs, "predict", unit="image", disable=not progress):
-            if not isinstance(image, (str, os.PathLike)):
+            for place, find in self._pages(image, name, score, leave_out):
                 try:
-                    yield self._find(check_image(np.asanyarray(image)), score, name)
-                except UserError as error:
-                    leave_out(name, error)
-                continue
-            try:
-                with Stack(image) as stack:
-                    for page in range(stack.pages):
-                        place = name if stack.pages == 1 else f"{name}_{page + 1:04d}"
-                        try:
-                            cells = self._page(stack, page, place, score)
-                        except UserError as error:
-                            leave_out(place, error)
-                            continue
-                        yield cells
-            except UserError as error:
-                leave_out(name, error)
+                    cells = find()
+                except Exception as error:  # whatever is wrong with one image, the others follow
+                    leave_out(place, error)
+                else:
+                    yield cells
+
+    def _pages(
+        self, image: ImageSource, name: str, score: float, leave_out: Callable[[str, Exception], None]
+    ) -> Iterator[tuple[str, Callable[[], Cells]]]:
+        """Name of each page of an image, and what finds its cells."""
+        if not isinstance(image, (str, os.PathLike)):
+            yield name, lambda: self._find(check_image(np.asanyarray(image)), score, name)
+            return
+        try:
+            stack = Stack(image)
+        except UserError as error:
+            leave_out(name, error)
+            return
+        with stack:
+            for page in range(stack.pages):
+                place = name if stack.pages == 1 else f"{name}_{page + 1:04d}"
+                yield place, partial(self._page, stack, page, place, score)
 
     def _page(self, stack: Stack, page: int, name: str, score: float) -> Cells:
         cells = self._find(stack.read(page), score, name)
