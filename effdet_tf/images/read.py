@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,10 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".ppm"),
 )
 # What decoders say of files that lack bytes or have wrong ones.
-_BYTES_MISSING = re.compile(
-    "truncat|premature|end of|corrupt|broken|crc|checksum|incomplete|not enough|damaged|invalid|bad |unpack|"
-    "bytes|buffer|offset|seek|read|zlib",
-    re.IGNORECASE,
+# What decoders raise for bytes that they can make nothing of; the rest is a format that they do not know.
+_DAMAGE = (OSError, EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
+_DAMAGED = re.compile(
+    "truncat|premature|end of|incomplete|not enough|corrupt|crc|checksum|invalid|reshape|shape"
 )
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # For noisy micrographs the run-length strategy is the fastest and the smallest of all.
@@ -217,7 +219,7 @@ def _decoding(path: Path) -> Iterator[None]:
     except Exception as error:  # each decoder raises errors of its own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         told = f"is damaged or cut short ({reason}); copy it again"
-        if not _BYTES_MISSING.search(reason):
+        if not isinstance(error, _DAMAGE) and not _DAMAGED.search(reason.lower()):
             told = f"cannot be decoded ({reason}); where it opens elsewhere, save it again as tif or png"
         raise UserError(f"{path}: {told}") from error
 

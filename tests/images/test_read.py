@@ -448,3 +448,12 @@ def test_pages_of_other_sizes_keep_their_numbers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stack.read(2)[..., 0], sizes[2])
         with pytest.raises(UserError, match=r"s\.tif: page 2 is 15x17, page 1 7x9; save pages of different"):
             stack.read(1)
+
+
+def test_a_compression_that_nobody_knows_is_no_reason_to_copy_the_file_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GRAY8, photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["Compression"].overwrite(34676)  # SGI's LogLuv
+    with pytest.raises(UserError, match=r"a\.tif: cannot be decoded .*save it again as tif or png"):
+        read_image(path)
