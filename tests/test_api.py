@@ -139,6 +139,22 @@ def test_one_bad_image_does_not_end_many(model, image, tmp_path, capsys):
         model.predict_many([tmp_path / "nowhere"])
 
 
+def test_what_no_code_expects_ends_neither(model, image, monkeypatch, capsys):
+    predict = type(model.predictor).predict
+
+    def fail_on_the_small(self, pixels):
+        if pixels.shape[0] < 100:
+            raise RuntimeError("node 7")
+        return predict(self, pixels)
+
+    monkeypatch.setattr(type(model.predictor), "predict", fail_on_the_small)
+    failed: list[tuple[str, str]] = []
+    found = list(model.predict_many([image[:80], image], progress=False, failed=failed))
+    assert [cells.name for cells in found] == ["image_1"]
+    assert failed == [("image_0", "unexpected: RuntimeError: node 7")]
+    assert "image_0: unexpected: RuntimeError: node 7" in capsys.readouterr().err
+
+
 def test_saving_replaces_nothing_unasked(model, image, tmp_path):
     cells = model.predict(image)
     (path,) = cells.save(tmp_path, ["table"])
