@@ -316,6 +316,8 @@ class Model:
         if result.truncated and result.scores[-1:].min(initial=1.0) >= score:
             limit = "more cells than the network reports at once (data.max_instances)"
             warnings.warn(f"{name}: {limit}; weaker ones are missing", stacklevel=3)
+        if result.disturbed:
+            warnings.warn(f"{name}: {result.disturbed}", stacklevel=3)
         numbered = outputs.number_cells(result.filter(score), min_visible=0.5 if score else 0.0)
         return Cells(image, numbered, tuple(self.predictor.category_ids), name, name)
 

@@ -115,7 +115,9 @@ class DataConfig:
     # training (before the random scale) and in prediction. none: every pixel counts as it is.
     resize: Literal["none", "fit"] = "none"
     zoom: float = 1.0  # with resize=none: every image is magnified this much, in training and prediction
-    normalization: Literal["image", "fixed"] = "image"
+    # By mean and std of each image (image), of what of it shows cells (content: without borders, bars,
+    # saturated areas and hot pixels, evenly lit; `effdet_tf.images.content`), or by these (fixed):
+    normalization: Literal["image", "content", "fixed"] = "image"
     # Of "fixed", one value or one per channel, in units of 8-bit pixels: a 16-bit image is divided by
     # 257 first. The default is the LIVECell paper's.
     mean: float | tuple[float, ...] = 128.0

@@ -124,7 +124,7 @@ def _cells(name: str) -> Config:
         ),
         assign=AssignConfig(method="task_aligned"),
         loss=LossConfig("quality_focal", gamma=2.0, box_loss="giou", box_weight=2.0, mask_weight=1.0),
-        data=DataConfig(crop_size=(crop, crop), zoom=1.5),
+        data=DataConfig(crop_size=(crop, crop), zoom=1.5, normalization="content"),
         augment=AugmentConfig(),
         train=TrainConfig(learning_rate=rate, ema=0.998),
         # IoU-weighted class scores times mask quality run low; a validated run tunes this.

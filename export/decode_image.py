@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+from keras import ops
 
 from effdet_tf.config import Config
+from effdet_tf.images.content import block_statistics, even, find_content
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 
@@ -115,6 +117,11 @@ def normalize(image: tf.Tensor, deep: bool | tf.Tensor, config: Config) -> tf.Te
     if channels == 3:
         values = if_colour(lambda: image, lambda: values)
     values = tf.ensure_shape(values, (None, None, channels))
+    if config.data.normalization == "content":
+        shape = ops.shape(gray)
+        content = find_content(block_statistics(tf.cast(gray, tf.float64), ops), shape, ops)
+        values = even(values, gray, content, shape, tf.range(shape[0]), tf.range(shape[1]), ops)
+        return (values - tf.cast(content.surface[0], tf.float32)) / tf.cast(content.std, tf.float32)
     if config.data.normalization == "image":
         exact = tf.cast(gray, tf.float64)
         mean = tf.reduce_mean(exact)

@@ -34,8 +34,11 @@ def _pixels(config: Config) -> str:
     size = "as they are" if config.data.zoom == 1 else f"magnified {config.data.zoom:g} times by the network"
     if config.data.resize == "fit":
         size = f"scaled to fit {config.data.crop_size[0]} x {config.data.crop_size[1]}"
-    if config.data.normalization == "image":
-        return f"{size}, normalised by each image's own mean and standard deviation (8 or 16 bit)"
+    if config.data.normalization != "fixed":
+        of = {"image": "each image's", "content": "what shows cells, evenly lit: its"}[
+            config.data.normalization
+        ]
+        return f"{size}, normalised by {of} own mean and standard deviation (8 or 16 bit)"
     return f"{size}, mean {config.data.mean} and standard deviation {config.data.std} of 8-bit pixels"
 
 

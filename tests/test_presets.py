@@ -128,7 +128,7 @@ def test_cell_presets_are_made_for_tiny_cells(name):
     assert config.postprocess.class_agnostic
     assert config.data.max_instances == 2000
     assert config.model.mask.enabled
-    assert (config.data.resize, config.data.normalization) == ("none", "image")
+    assert (config.data.resize, config.data.normalization) == ("none", "content")
     assert config.augment == AugmentConfig()
 
 

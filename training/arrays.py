@@ -57,6 +57,7 @@ def training_batches(
         UserError: for fewer crops than one batch, or when a process was killed.
     """
     places = first_places(data, data_config, augment_config)
+    data = data.even() if data_config.normalization == "content" else data
 
     def make(numbers: np.ndarray, seeds: np.ndarray) -> Batch:
         crops = [

@@ -153,7 +153,7 @@ def crop_image(
     stop = tf.minimum(window[:2] + window[2:], size)
     part = tf.cast(image[start[0] : stop[0], start[1] : stop[1]], tf.float32)
     part = _with_channels(part, data.channels)
-    if data.normalization == "image":
+    if data.normalization != "fixed":
         mean, std, unit = example["mean"], example["std"], tf.constant(1.0)
     else:
         mean, std = fixed_statistics(data)

@@ -34,7 +34,8 @@ def train(options: argparse.Namespace) -> None:
         # Fail early: not after the first epoch.
         shard_paths(options.val)
         refuse_pseudo(options.val, load_manifest(options.val), "validate on annotated images")
-    store = RecordStore(options.data, config.data.cache_mb, options.pseudo)
+    even = config.data.normalization == "content"
+    store = RecordStore(options.data, config.data.cache_mb, options.pseudo, even)
     config = resolve(config, store)
     first = (cluster_task() or (0, 1))[0] == 0
     with locked(options.out) if first else contextlib.nullcontext():

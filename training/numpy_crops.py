@@ -135,7 +135,7 @@ def crop_image(
     size, crop_size = np.array(example["image"].shape[:2]), np.array(data.crop_size)
     first, last = np.maximum(start, 0), np.minimum(start + wanted, size)
     part = _with_channels(example["image"][first[0] : last[0], first[1] : last[1]], data.channels)
-    if data.normalization == "image":
+    if data.normalization != "fixed":
         mean, std, unit = example["mean"], example["std"], np.float32(1)
     else:
         mean, std = fixed_statistics(data)

@@ -52,7 +52,10 @@ def training_dataset(
     Raises:
         UserError: for unusable data (see `RecordStore`) or fewer crops than one batch.
     """
-    store = data if isinstance(data, RecordStore) else RecordStore(data, data_config.cache_mb)
+    even = data_config.normalization == "content"
+    store = data if isinstance(data, RecordStore) else RecordStore(data, data_config.cache_mb, even=even)
+    if store.even != even:
+        raise ValueError(f"data.normalization={data_config.normalization}, of a store with even={store.even}")
     steps = steps_per_epoch(store, data_config, batch_size)
     plans = [epoch_plan(store, data_config, seed, e) for e in range(epoch, epoch + epochs)]
     own = np.arange(steps * batch_size).reshape(steps, part[1], -1)[:, part[0]].ravel()

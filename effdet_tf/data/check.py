@@ -18,7 +18,8 @@ from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.geometry.rle import rle_to_patch
-from effdet_tf.images.gray import stretch_contrast, to_gray
+from effdet_tf.images.content import stretch_contrast
+from effdet_tf.images.gray import to_gray
 from effdet_tf.images.read import encode_png
 from effdet_tf.model import anchors
 

@@ -6,16 +6,18 @@ pickled, so a file from a stranger cannot run code.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.images.normalize import even_pixels
 from effdet_tf.model.weights import read_arrays
 
 FORMAT = 1
@@ -80,6 +82,15 @@ class PackedSet:
     def cell_sizes(self) -> np.ndarray:
         """float64 `[S, 2]`, height and width of a sample of the cells, px."""
         return self.arrays["cell_sizes"]
+
+    def even(self) -> PackedSet:
+        """The same set with images, mean and std as `data.normalization=content` shows them, in a copy."""
+        arrays = {**self.arrays, **{name: self.arrays[name].copy() for name in ("image", "mean", "std")}}
+        for number, (first, last) in enumerate(itertools.pairwise(self._pixels)):
+            image = self.arrays["image"][first:last].reshape(self.arrays["size"][number])
+            pixels, arrays["mean"][number], arrays["std"][number] = even_pixels(image)
+            arrays["image"][first:last] = pixels.ravel()
+        return replace(self, arrays=arrays)
 
     def fetch(self, number: int) -> dict[str, Any]:
         """Return one record as `RecordStore.fetch` does, in views of the arrays."""

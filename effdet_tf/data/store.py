@@ -13,6 +13,7 @@ import tensorflow as tf
 from effdet_tf.data import record as record_lib
 from effdet_tf.data.manifest import Manifest, load_manifest, refuse_pseudo
 from effdet_tf.errors import UserError
+from effdet_tf.images.normalize import even_pixels
 
 _MEGABYTE = 1 << 20
 _HEADER, _FOOTER = 12, 4  # bytes of TFRecord framing around each record: length + its CRC, CRC of the data
@@ -47,6 +48,7 @@ class RecordStore:
         mask_size: side of the stored bitmaps.
         masks: False when one of the data sets is annotated by boxes alone.
         cell_sizes: float64 `[N, 2]`, height and width of a sample of the cells, px.
+        even: whether images come as `data.normalization=content` shows them.
         cached: whether the decoded images are in memory.
         decoded_mb: what they take, or would take, there.
     """
@@ -56,6 +58,7 @@ class RecordStore:
         directories: str | Path | Sequence[str | Path],
         cache_mb: int = 2000,
         pseudo: Sequence[str | Path] = (),
+        even: bool = False,
     ) -> None:
         """Open data sets that `convert` wrote.
 
@@ -64,6 +67,7 @@ class RecordStore:
             cache_mb: decoded images up to this size are kept in memory; 0 keeps none. While they are
                 loaded, up to twice that is in use.
             pseudo: folders of images that a network labelled, likewise.
+            even: show the images as `data.normalization=content` does, with the mean and std of that.
 
         Raises:
             UserError: for a folder without manifest, a missing or damaged shard, no images, data sets that
@@ -84,7 +88,7 @@ class RecordStore:
         self.masks = all(manifest.masks for manifest in manifests)
         self.cell_sizes = np.concatenate([np.reshape(m.cell_sizes, (-1, 2)) for m in manifests])
         self._paths, self._index = _scan(folders)
-        self.images = len(self._index)
+        self.images, self.even = len(self._index), even
         if self.images == 0:
             raise UserError(f"{', '.join(map(str, folders))}: no images; convert a source that has some")
         self.cells = self._index.count
@@ -140,7 +144,13 @@ class RecordStore:
     def _fetch_stored(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         start, length, rest = tf.unstack(self._spans[number])
         file = tf.data.FixedLengthRecordDataset(self._files[number], length, start, rest)
-        return record_lib.parse(file.get_single_element(), self._image_dtype)
+        example = record_lib.parse(file.get_single_element(), self._image_dtype)
+        if not self.even:
+            return example
+        types = [self._image_dtype, tf.float32, tf.float32]
+        image, mean, std = tf.numpy_function(_even, [example["image"]], types, stateful=False)
+        image = tf.ensure_shape(image, [None, None, None])
+        return {**example, "image": image, "mean": tf.ensure_shape(mean, []), "std": tf.ensure_shape(std, [])}
 
     def _load(self) -> None:
         index, size = self._index, self.mask_size
@@ -168,6 +178,8 @@ class RecordStore:
         number = -1
         try:
             for number, record in enumerate(records.prefetch(4).as_numpy_iterator()):
+                if self.even:
+                    record |= dict(zip(("image", "mean", "std"), _even(record["image"]), strict=True))
                 for name, array in arrays.items():
                     end = pixel_ends[number] if name == "image" else cell_ends[number]
                     value = record[name].reshape(-1) if name == "image" else record[name]
@@ -189,6 +201,11 @@ class RecordStore:
             example[name] = self._flat[name][cell:cell_end]
         example["image"] = tf.reshape(self._flat["image"][first:last], tf.stack([height, width, channels]))
         return example
+
+
+def _even(image: np.ndarray) -> tuple[np.ndarray, np.float32, np.float32]:
+    pixels, mean, std = even_pixels(image)
+    return pixels, np.float32(mean), np.float32(std)
 
 
 def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:

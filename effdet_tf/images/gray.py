@@ -41,14 +41,3 @@ def stretch(gray: np.ndarray, top: float, limits: tuple[float, float] | None = N
     """
     low, high = limits or (float(gray.min()), float(gray.max()))
     return (gray - low) * (top / (high - low)) if high > low else np.zeros_like(gray)
-
-
-def stretch_contrast(image: np.ndarray) -> np.ndarray:
-    """Percentile 0.2 to 99.8 of an image of any shape and dtype spread over 0-255, uint8, for the eye.
-
-    A flat image is middle gray.
-    """
-    low, high = np.percentile(image, (0.2, 99.8))
-    if high <= low:
-        return np.full(image.shape, 128, np.uint8)
-    return np.clip((image - low) * (255 / (high - low)), 0, 255).astype(np.uint8)

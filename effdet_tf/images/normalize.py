@@ -8,8 +8,13 @@ import numpy as np
 
 from effdet_tf.config import Config, DataConfig
 from effdet_tf.errors import UserError
+from effdet_tf.images.content import EvenImage, content_of, describe_void
 from effdet_tf.images.gray import image_statistics, stretch, to_gray
 
+# A warning from there on: of an image's mean, in deviations of what shows cells, of its deviation, and of
+# the share that shows none.
+_MOVED, _WIDENED, _MOSTLY = 0.25, 1.25, 0.5
+_UNEVEN = "it is lit unevenly, or has hot pixels"
 _BAND = 2**24  # pixels that are looked at together
 # `data.mean` and `data.std` are of 8-bit pixels; 257 x 255 = 65,535.
 SIXTEEN_BIT_UNIT = np.float32(1 / 257)
@@ -91,18 +96,61 @@ def normalize(image: np.ndarray, config: Config, whole: Brightness | None = None
 
     Returns:
         `[H, W, channels]` float32: (x - mean) / std of `to_channels`, with the mean and standard deviation
-        of the whole image ("image": bit depth and gain do not matter) or the configured ones ("fixed").
+        of the whole image ("image": bit depth and gain do not matter), of what of it shows cells, evenly lit
+        ("content": neither do borders, bars and vignetting), or the configured ones ("fixed").
 
     Raises:
         UserError: as `to_channels` and `fixed_statistics`.
     """
     values = to_channels(image, config, whole)
-    if config.data.normalization == "image":
-        of_image = image_statistics(to_gray(values)) if whole is None else whole[:2]
-        mean, std = (np.array(value, np.float32) for value in of_image)
-    else:
+    if config.data.normalization == "fixed":
         mean, std = fixed_statistics(config.data)
+        return (values - mean) / std
+    if whole is None and config.data.normalization == "content":
+        shown, whole = even_image(values)
+        values = shown[:, :]
+    of_image = image_statistics(to_gray(values)) if whole is None else whole[:2]
+    mean, std = (np.array(value, np.float32) for value in of_image)
     return (values - mean) / std
+
+
+def even_image(image: np.ndarray) -> tuple[EvenImage, Brightness]:
+    """An image evenly lit and without what shows no cells, to be cut into windows, and its statistics."""
+    content = content_of(image)
+    level, std = float(content.surface[0]), float(content.std)
+    return EvenImage(image, content), Brightness(level, std, level - std, level + std)
+
+
+def even_pixels(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """An image as `even_image` shows it, in its own integer type, its level and its deviation."""
+    shown, statistics = even_image(image)
+    limit = np.iinfo(image.dtype).max
+    pixels = np.clip(np.rint(shown[:, :]), 0, limit).astype(image.dtype).reshape(image.shape)
+    return pixels, statistics.mean, statistics.std
+
+
+def disturbance(image: np.ndarray, config: Config) -> str:
+    """What moves the statistics that an image is normalised by, in words; empty when nothing does.
+
+    `image` is as `check_image` gives it.
+    """
+    if config.data.normalization == "fixed":
+        return ""
+    content = content_of(image)
+    void, whole = float(content.void.mean()), brightness(image)
+    if config.data.normalization == "content":
+        if void > _MOSTLY:
+            return f"{void:.0%} of it shows no cells ({describe_void(image, content)})"
+        return ""
+    moved = abs(whole.mean - content.surface[0]) / content.std
+    ratio = whole.std / content.std
+    if moved < _MOVED and 1 / _WIDENED < ratio < _WIDENED:
+        return ""
+    where = f"{void:.0%} of it shows no cells ({describe_void(image, content)})" if void else _UNEVEN
+    return (
+        f"{where}: its mean and deviation are not those of the cells, and the network may miss some; "
+        "crop the image, or take a network with data.normalization=content"
+    )
 
 
 def fixed_statistics(config: DataConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -198,6 +198,8 @@ class FindCells(QWidget):
         if found.truncated:
             limit = max(len(result) for result in found.results)
             show_warning(f"the network reports at most {limit} cells an image: weaker ones are missing")
+        for disturbed in sorted({result.disturbed for result in found.results} - {""}):
+            show_warning(disturbed)
 
     def _finish(self) -> None:
         self._work.worker = None

@@ -192,6 +192,8 @@ class _Batch:
         if result.truncated and self.progress and (self.score is None or weakest >= self.score):
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
+        if result.disturbed and self.progress:
+            tqdm.write(f"warning: {job.path}: {result.disturbed}", file=sys.stderr)
 
     def _log(self, job: Job) -> None:
         """Add the traceback of the error at hand to a file, for who is told of the fault."""

@@ -10,7 +10,8 @@ import numpy as np
 import tifffile
 
 from effdet_tf.files import atomic_write
-from effdet_tf.images.gray import stretch_contrast, to_gray
+from effdet_tf.images.content import stretch_contrast
+from effdet_tf.images.gray import to_gray
 from effdet_tf.images.read import encode_png
 from effdet_tf.outputs.cells import NumberedCells, visible_shapes
 from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES, AddPage, ImageInfo, Page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,8 @@ def _work_on_file(
             except Exception as error:  # whatever is wrong with one image, the others are predicted
                 fail(page, error)
                 continue
+            if found.disturbed:
+                logging.getLogger("effdet_tf").warning("%s: %s", file.path, found.disturbed)
             rows.append({**place, "page": page, **_image_columns(cells, table, found.truncated)})
             table = table.assign(**place, page=page)
             tables.append(pa.Table.from_pandas(table, CELL_SCHEMA, preserve_index=False))

@@ -41,7 +41,7 @@ class ExportedPredictor(Predictor):
         """The answer of the signature `part` for its inputs, all without the axis of the batch."""
 
     def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
-        by_image = self.config.data.normalization == "image"
+        by_image = self.config.data.normalization != "fixed"
         if part_of is not None and self._takes_parts:
             mean, std = part_of[:2] if by_image else fixed_statistics(self.config.data)
             found = self._ask_part(

@@ -42,7 +42,8 @@ def describe(
             "resize": config.data.resize,
             "zoom": config.data.zoom,  # images are magnified this much before they enter
             "normalization": config.data.normalization,
-            # Of 8-bit pixels; "image" takes the mean and standard deviation of each image.
+            # Of 8-bit pixels; "image" takes the mean and standard deviation of each image, "content" those of
+            # what of it shows cells (`effdet_tf.images.content`).
             "mean": config.data.mean if fixed else None,
             "std": config.data.std if fixed else None,
         },

@@ -10,6 +10,7 @@ predicted again in smaller tiles, so that dense images lose none.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 import os
 from fractions import Fraction
@@ -17,7 +18,8 @@ from fractions import Fraction
 import numpy as np
 
 from effdet_tf.config import Config
-from effdet_tf.images.normalize import Brightness, brightness, check_image
+from effdet_tf.images.content import EvenImage
+from effdet_tf.images.normalize import Brightness, brightness, check_image, disturbance, even_image
 from effdet_tf.images.read import read_image
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.results import Result
@@ -73,6 +75,10 @@ class Predictor(abc.ABC):
             UserError: for an unreadable file, an array that is no image, or one that the network refuses.
         """
         pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
+        disturbed = disturbance(pixels, self.config)
+        return dataclasses.replace(self._predict(pixels), disturbed=disturbed)
+
+    def _predict(self, pixels: np.ndarray) -> Result:
         one_piece = self.config.data.resize == "fit"
         if one_piece or pixels.shape[0] * pixels.shape[1] <= LARGE:
             result = self._detect(pixels, None)
@@ -82,12 +88,13 @@ class Predictor(abc.ABC):
 
     def _predict_in_tiles(self, image: np.ndarray) -> Result:
         """The cells of all tiles; a bar on stderr shows the tiles where that is a terminal."""
-        whole = brightness(image)
-        found, truncated = self._tiled(image, whole, TILE, OVERLAP, show=True)
+        content = self.config.data.normalization == "content"
+        shown, whole = even_image(image) if content else (image, brightness(image))
+        found, truncated = self._tiled(shown, whole, TILE, OVERLAP, show=True)
         return self._result(found, image, truncated)
 
     def _tiled(
-        self, image: np.ndarray, whole: Brightness, side: int, overlap: int, show: bool = False
+        self, image: np.ndarray | EvenImage, whole: Brightness, side: int, overlap: int, show: bool = False
     ) -> tuple[Detections, bool]:
         """Cells of an image or a part of it, and whether some are missing."""
 

@@ -30,6 +30,7 @@ class Result:
         width: image width in pixels.
         class_names: name of each class.
         truncated: whether the network found as many cells as it may report, so that weaker ones are missing.
+        disturbed: what of the image moves the values that it is normalised by, in words; empty: nothing.
     """
 
     boxes: np.ndarray
@@ -41,6 +42,7 @@ class Result:
     width: int
     class_names: tuple[str, ...]
     truncated: bool = False
+    disturbed: str = ""
 
     def __post_init__(self) -> None:
         """Raise a ValueError when a shape, the order or a class is wrong."""
@@ -84,7 +86,8 @@ class Result:
         if index.dtype != bool:
             index = index.astype(np.intp)  # an empty list comes as float
         found = self.detections.take(index)[:5]
-        return Result(*found, self.height, self.width, self.class_names, self.truncated)
+        about = self.height, self.width, self.class_names, self.truncated, self.disturbed
+        return Result(*found, *about)
 
     def filter(self, min_score: float) -> Result:
         """Keep the cells with a score of `min_score` or more."""

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from effdet_tf.config import Config
+from effdet_tf.images.content import EvenImage
 from effdet_tf.model.detections import Detections
 
 _TOUCH = 4  # px: the box of a cell that is cut by a tile's border ends this near to it
@@ -45,7 +46,7 @@ class _Pool(NamedTuple):
 
 
 def find_in_tiles(
-    image: np.ndarray,
+    image: np.ndarray | EvenImage,
     size: tuple[int, int],
     unit: int,
     overlap: int,

@@ -12,7 +12,7 @@ import numpy as np
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.geometry.masks import labels_to_patches, resolve_overlaps
 from effdet_tf.geometry.rle import Patch, rle_to_patch
-from effdet_tf.images.gray import stretch_contrast
+from effdet_tf.images.content import stretch_contrast
 from effdet_tf.metrics.cell_metrics import match_cells
 from effdet_tf.metrics.error_types import ERROR_TYPES, error_types
 from effdet_tf.metrics.evaluation import AnnotatedImage, annotated_images

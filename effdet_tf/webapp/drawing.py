@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from effdet_tf.geometry.polygons import patch_to_polygons
-from effdet_tf.images.gray import stretch_contrast, to_gray
+from effdet_tf.images.content import stretch_contrast
+from effdet_tf.images.gray import to_gray
 from effdet_tf.images.read import encode_png
 from effdet_tf.outputs import NumberedCells, visible_shapes
 

@@ -28,13 +28,15 @@ PLAIN = [
 ]
 
 
-@pytest.fixture(scope="module", params=["cells", "points", "plain"])
+@pytest.fixture(scope="module", params=["cells", "points", "image", "plain"])
 def pair(request, tiny_config, tiny_points, tmp_path_factory):
     """A network and its SavedModel, opened.
 
-    Cells with masks, by anchors or by points in magnified images, or two classes of boxes in colour images.
+    Cells with masks, by anchors or by points in magnified images, normalised by all of it, or two
+    classes of boxes in colour images.
     """
     config = tiny_points if request.param == "points" else tiny_config
+    config = config.override(["data.normalization=image"] if request.param == "image" else [])
     config = config.override(["postprocess.score_threshold=0.0", "data.max_instances=40"])
     config = config.override(PLAIN if request.param == "plain" else [])
     predictor = RunPredictor(build_network(config), config)
@@ -61,7 +63,7 @@ def test_a_part_is_normalised_as_the_whole_image_is(pair, dtype, channels):
     assert len(ours) == len(served) > 0
     np.testing.assert_allclose(served.boxes, ours.boxes, atol=2e-3)
     np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
-    if predictor.config.data.normalization == "image":
+    if predictor.config.data.normalization != "fixed":
         alone = opened._detect(part, None)
         assert len(alone) == len(ours) and np.abs(alone.boxes - ours.boxes).max() > 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from effdet_tf.config import AugmentConfig, DataConfig
+from effdet_tf.config import AugmentConfig, Config, DataConfig
 from effdet_tf.data import record as record_lib
 from effdet_tf.data.manifest import Manifest
+from effdet_tf.data.packed import PackedSet
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
+from effdet_tf.images.normalize import normalize
 from training import pipeline
+from training.arrays import training_batches
 
 STILL = AugmentConfig(scale_range=(1.0, 1.0), flip=False, rot90=False, brightness=0.0, contrast=(1.0, 1.0))
 
@@ -153,6 +158,34 @@ def test_memory_and_shards_give_the_same_batches(data_dir):
         for mb in (2000, 0)
     ]
     assert_same(*runs)
+
+
+@pytest.mark.parametrize("cache_mb", [2000, 0], ids=["cached", "stored"])
+def test_content_shows_training_what_prediction_sees(tmp_path, cache_mb):
+    records = [record_of(k, 3, size=(300, 280)) for k in range(4)]
+    images = {}
+    for k, record in enumerate(records):
+        image = cv2.imdecode(np.frombuffer(record.image, np.uint8), -1)
+        image[:, : 60 + 10 * k] = 255 if k % 2 else 0  # a border that moves mean and deviation
+        statistics = {"mean": float(image.mean()), "std": float(image.std())}
+        png = cv2.imencode(".png", image)[1].tobytes()
+        records[k], images[record.image_id] = dataclasses.replace(record, image=png, **statistics), image
+    folder = write_set(tmp_path / "data", records)
+    data = config(crop_size=(300, 280), normalization="content")
+    still = dataclasses.replace(STILL, flip_vertical=False)
+    seen = Config().replace(data__normalization="content")
+    store = RecordStore(folder, cache_mb, even=True)
+    packed = RecordStore(folder)
+    packed = PackedSet(packed.to_arrays(), packed.class_names, packed.category_ids, packed.fingerprint, True)
+    batches = numpy_batches(pipeline.training_dataset(store, data, still, 2, 5))
+    batches += islice(training_batches(packed, data, still, 2, 5), 2)
+    assert len(batches) == 4
+    for batch in batches:
+        for image, number in zip(batch["image"], batch["image_id"], strict=True):
+            expected = normalize(images[int(number)], seen)
+            assert np.abs(image - expected).max() < 0.05  # stored in whole gray levels
+    with pytest.raises(ValueError, match="even=False"):
+        pipeline.training_dataset(RecordStore(folder, cache_mb), data, STILL, 2, 5)
 
 
 def test_16_bit_images_give_the_same_batches_as_8_bit(tmp_path):

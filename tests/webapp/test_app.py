@@ -17,7 +17,7 @@ import tifffile
 from starlette.testclient import TestClient
 
 from effdet_tf import outputs
-from effdet_tf.images.gray import stretch_contrast
+from effdet_tf.images.content import stretch_contrast
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.webapp.app import STATIC, make_app
