@@ -72,6 +72,7 @@ def tiny_config() -> Config:
     """The cell preset cut down to what steps in a second: P2-P3, 8 channels, 64 px crops; with anchors."""
     return preset("cells-lite0").override(
         [
+            "data.normalization=image",
             "model.backbone_levels=[2, 3]",
             "model.max_level=3",
             "model.fpn_channels=8",

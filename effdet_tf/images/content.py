@@ -268,8 +268,10 @@ def _highest(values: Tensor, reach: int, xp: ModuleType, axes: Sequence[int] = (
         length = xp.shape(values)[axis]
         room = [(reach, reach) if k == axis else (0, 0) for k in (0, 1)]
         padded = xp.pad(values, room, "constant", constant_values=-np.inf)
-        places = [xp.arange(length) + k for k in range(2 * reach + 1)]
-        values = functools.reduce(xp.maximum, [xp.take(padded, place, axis=axis) for place in places])
+        moved = (
+            padded[k : k + length] if axis == 0 else padded[:, k : k + length] for k in range(2 * reach + 1)
+        )
+        values = functools.reduce(xp.maximum, moved)
     return values
 
 
@@ -298,8 +300,11 @@ def _empty(mean: Tensor, rest: Tensor, xp: ModuleType) -> Tensor:
     """Blocks beside a gap in the means that are far more alike than the gap is wide, as noise in the dark."""
     levels = _quantiles(mean, rest, [1000 * k // _STEPS for k in range(_STEPS + 1)], xp)
     gaps = levels[1 + _GAP : -1] - levels[1 : -1 - _GAP]
-    first = xp.argmax(gaps) + 1
-    gap, below, above = gaps[first - 1], levels[first], levels[first + _GAP]
+    gap = xp.max(gaps)
+    below, above = (
+        xp.min(xp.where(gaps == gap, levels[first : first + _STEPS - 1 - _GAP], np.inf))
+        for first in (1, 1 + _GAP)
+    )
     middle = (below + above) / 2
     dark, bright = rest & (mean < middle), rest & (mean > middle)
     # The rest is no wider than the gap: otherwise it is one image of many levels.
@@ -325,12 +330,21 @@ def _surface(
     # The small diagonal: blocks in one line leave the surface open elsewhere.
     matrix = xp.matmul(xp.transpose(weighed), terms) + count * np.diag([0.0, *[1e-6] * (_TERMS - 1)])
     aims = xp.matmul(xp.transpose(weighed), xp.reshape(mean, (-1, 1)))
-    bent = xp.reshape(xp.linalg.solve(matrix, aims), (-1,))
+    bent = _solved(matrix, xp.reshape(aims, (-1,)), xp)
     level = _mean(mean, keep, xp) * np.eye(_TERMS)[0]
     surface = xp.where(xp.minimum(shape[0], shape[1]) < _UNEVEN, level, bent)
     off = mean - xp.reshape(xp.matmul(terms, xp.reshape(surface, (-1, 1))), xp.shape(mean))
     std = xp.sqrt(_mean(variance + off * off, keep, xp))
     return surface, xp.maximum(std, 1e-3 * xp.maximum(xp.abs(surface[0]), 1.0))
+
+
+def _solved(matrix: Tensor, aims: Tensor, xp: ModuleType) -> Tensor:
+    """Solve `[N, N]` equations, positive definite, in operations that every runtime has (Gauss-Jordan)."""
+    table = xp.concatenate([matrix, aims[:, None]], axis=1)
+    for k in range(_TERMS):
+        row = table[k] / table[k, k]
+        table = table - (table[:, k] - np.eye(_TERMS)[k])[:, None] * row[None, :]
+    return table[:, _TERMS]
 
 
 def _terms(y: Tensor, x: Tensor, xp: ModuleType) -> list[Tensor]:

@@ -84,7 +84,8 @@ def test_the_file_finds_the_cells_of_the_keras_network(
 
 @pytest.mark.parametrize("nms", ["hard", "soft"])
 def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_path, nms):
-    predictor = lively(tiny_points.override(["postprocess.score_threshold=0.15", f"postprocess.nms={nms}"]))
+    settings = ["postprocess.score_threshold=0.15", f"postprocess.nms={nms}", "data.normalization=content"]
+    predictor = lively(tiny_points.override(settings))
     found = opened(convert(predictor, SIZE, "float32"), tmp_path)
     reference = keras_reference(predictor, SIZE)
     assert reference.input_size == found.input_size == (96, 136)  # 90 x 135, rounded up to the stride of 8

@@ -141,7 +141,7 @@ def test_brightness_in_bands_is_that_of_the_image(monkeypatch, tiny_config):
     found = brightness(image)
     np.testing.assert_allclose(found, [image.mean(), image.std(), image.min(), image.max()], rtol=1e-5)
     for config in (
-        tiny_config.override(["data.normalization=image"]),
+        tiny_config,
         tiny_config.override(["data.normalization=fixed", "data.mean=9", "data.std=3"]),
     ):
         part = normalize(image[50:90], config, found)

@@ -192,7 +192,6 @@ def test_values_that_are_not_finite_are_refused(predictor, value):
 
 
 def test_normalisation_by_hand(tiny_config):
-    tiny_config = tiny_config.override(["data.normalization=image"])
     image = np.array([[1, 3], [5, 7]], np.uint8)  # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
     found = normalize(image, tiny_config)
     assert found.shape == (2, 2, 1) and found.dtype == np.float32

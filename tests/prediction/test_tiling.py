@@ -204,7 +204,7 @@ def test_what_fits_is_predicted_in_one_piece(config, size):
 
 def test_16_bit_and_colour(tiny_config):
     """The whole image is normalised, not each tile."""
-    config = tiny_config.override(["data.channels=3", "data.normalization=image"])
+    config = tiny_config.override(["data.channels=3"])
     boxes = scattered(300, 401, 80, 24)
     gray = picture(300, 401, boxes)
     deep = gray.astype(np.uint16) * 100 + 5000
