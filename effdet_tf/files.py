@@ -137,9 +137,12 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
         ) from None
     try:
         for left in folder.glob(f"{TEMPORARY}*"):  # by a process that was killed while it saved
-            left.unlink(missing_ok=True)
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()

@@ -25,7 +25,7 @@ from effdet_tf.data.manifest import MANIFEST_NAME, Manifest
 from effdet_tf.data.sources.base import ImageTask, Source
 from effdet_tf.data.tally import Tally
 from effdet_tf.errors import UserError
-from effdet_tf.files import atomic_write, usable_cores
+from effdet_tf.files import LOCK_FILE, atomic_write, locked, usable_cores
 from effdet_tf.geometry import MASK_SIZE
 
 _SHARD = re.compile(r"^part-\d{5}-of-\d{5}\.tfrecord$")
@@ -57,26 +57,27 @@ def prepare_output(out: Path, overwrite: bool = False) -> Iterator[Path]:
         overwrite: allow a complete data set there; `write_records` will replace it.
 
     Raises:
-        UserError: when `out` is a file, cannot be written, or holds a complete data set.
+        UserError: when `out` is a file, cannot be written, holds a complete data set, or another process
+            writes there.
     """
     if (out / MANIFEST_NAME).exists() and not overwrite:
         raise UserError(f"{out}: already holds a converted data set; add --overwrite or name another folder")
     if out.is_file():
         raise UserError(f"{out}: is a file, a data set needs a folder; name another one")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob(f"{_SCRATCH}*"):  # of a conversion that was killed
-            shutil.rmtree(stale)
-        scratch = tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{out}: cannot be written to ({reason}); name another folder") from error
-    try:
-        with scratch as folder:
-            yield Path(folder)
+        with locked(out, "writes a data set there"):
+            try:
+                for stale in out.glob(f"{_SCRATCH}*"):  # of a conversion that was killed
+                    shutil.rmtree(stale)
+                scratch = tempfile.TemporaryDirectory(dir=out, prefix=_SCRATCH)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(f"{out}: cannot be written to ({reason}); name another folder") from error
+            with scratch as folder:
+                yield Path(folder)
     finally:
-        if not any(out.iterdir()):
-            out.rmdir()
+        if out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK_FILE}:
+            shutil.rmtree(out)
 
 
 def write_records(source: Source, out: Path, options: WriteOptions) -> Manifest:

@@ -19,9 +19,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError, reason_of
-from effdet_tf.files import atomic_write
+from effdet_tf.files import atomic_write, locked
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.jobs import Job, printable
+from effdet_tf.outputs.record import Record, files_of
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
@@ -72,15 +73,16 @@ def predict_files(
         sartorius: also write a Sartorius submission to this file.
         formats: some of `outputs.FORMATS`; a network without masks has no label images.
         um_per_px: side of a pixel in micrometres; None takes what a tif says of itself.
-        overwrite: replace the predictions that `out` holds.
+        overwrite: replace the predictions that `out` holds; of an image that is predicted again, files that a
+            former run wrote and this one does not are removed.
         progress: show a progress bar and one line per failure on stderr.
 
     Returns:
         How many images and cells, and what failed.
 
     Raises:
-        UserError: when `out` holds predictions and `overwrite` is False, a file cannot be written, or a
-            submission is asked of a network without masks.
+        UserError: when another process writes to `out`, it holds predictions and `overwrite` is False, a file
+            cannot be written, or a submission is asked of a network without masks.
     """
     report = PredictReport(Path(out))
     tables = {report.out / SUMMARY: outputs.summary_columns(predictor.class_names)}
@@ -90,6 +92,8 @@ def predict_files(
     batch = _Batch(predictor, report, score, formats, um_per_px, sartorius is not None, progress)
     stems = Counter(_stem(job) for job in images)
     with ExitStack() as stack:
+        stack.enter_context(locked(report.out, "writes predictions there"))
+        record = Record(report.out)
         with _writing(report.out):
             opened = [outputs.open_csv(*table, as_is=table[0] == sartorius) for table in tables.items()]
             add_rows, *submit = map(stack.enter_context, opened)
@@ -101,6 +105,7 @@ def predict_files(
             # A submission has the file's stem, or the output name where several folders hold that stem.
             rows, submitted = batch.predict(job, _stem(job) if stems[_stem(job)] == 1 else job.name)
             with _writing(report.out):  # a row tells of files that are there: it is the last to be written
+                record.replace(job.path, batch.files)
                 for add in submit:
                     add(submitted)
                 add_rows(rows)
@@ -134,9 +139,11 @@ class _Batch:
     um_per_px: float | None
     submission: bool
     progress: bool
+    files: list[str] = field(default_factory=list)  # that the image at hand has now
 
     def predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
         """Write the files of an image file; gives its rows of the summary and of the submission."""
+        self.files = []
         report, before = self.report, (self.report.done, self.report.cells, len(self.report.failed))
         try:
             return self._predict(job, identity)
@@ -149,7 +156,7 @@ class _Batch:
             return [self._failed_row(job, 0, 1, reason_of(error))], []
 
     def _predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
-        out, rows, submitted = self.report.out, [], []
+        report, out, rows, submitted = self.report, self.report.out, [], []
         with ExitStack() as opened:
             try:
                 file = opened.enter_context(Stack(job.path))
@@ -180,6 +187,9 @@ class _Batch:
                 self._count(job, result, page)
             with _writing(out):
                 files.close()
+            if any(not row[-1] for row in rows):  # a page was written
+                made = set(self.formats) - ({"labels"} if report.boxes_only else set())
+                self.files = files_of(job.name, file.pages, made)
         return rows, submitted
 
     def _count(self, job: Job, result: Result, page: outputs.Page) -> None:

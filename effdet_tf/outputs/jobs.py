@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -23,6 +24,8 @@ _OTHER_IMAGES = (
     ".zarr .mrc .heic .heif .avif .jxr .jxl .exr .tga"
 ).split()
 _LONGEST = 200  # bytes of a name; file systems take 255
+_OF_PAGE = re.compile(r"(.+)_\d{4,}$")  # what files of a stack's pages are called
+_RESERVED = {"classes"}  # YOLO's classes.txt
 OWN_PICTURES = (SUFFIXES["labels"], SUFFIXES["overlay"], OVERLAY_STACK)
 
 
@@ -138,6 +141,12 @@ def _fitting(name: str) -> str:
     return f"{folder}{slash}{last}"
 
 
+def _taken(name: str, counts: Counter[str]) -> bool:
+    """Whether a name, folded, is another image's too, or of a file of its own, as of a stack's page."""
+    of_page = _OF_PAGE.match(name)
+    return counts[name] > 1 or name in _RESERVED or (of_page is not None and of_page[1] in counts)
+
+
 def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
     """Names of images' outputs: the shortest form in which no two are alike, whatever their case.
 
@@ -147,6 +156,7 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
 
     Returns:
         The names, POSIX style, without suffix where no two images need it; long ones are cut, with a hash.
+        `classes` (of `classes.txt`) and names like those of a stack's pages are not short ones.
     """
     forms = [
         [
@@ -158,7 +168,7 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
     ]
     while True:
         counts = Counter(form[0].casefold() for form in forms)
-        clashing = [form for form in forms if counts[form[0].casefold()] > 1 and len(form) > 1]
+        clashing = [form for form in forms if len(form) > 1 and _taken(form[0].casefold(), counts)]
         if not clashing:
             break
         for form in clashing:

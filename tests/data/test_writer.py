@@ -228,3 +228,14 @@ def test_cell_sizes_are_sampled_evenly() -> None:
     assert manifest.image_statistics["mean"] is None  # 8 and 16 bit have no common unit
     json.dumps(manifest.to_dict())
     assert isinstance(tally.faults, Faults)
+
+
+def test_two_conversions_into_one_folder_are_refused(tmp_path):
+    with prepare_output(tmp_path / "out") as scratch:
+        with (
+            pytest.raises(UserError, match="process .* writes a data set there"),
+            prepare_output(tmp_path / "out"),
+        ):
+            pass
+        assert scratch.is_dir()
+    assert not (tmp_path / "out").exists()

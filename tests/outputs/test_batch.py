@@ -20,6 +20,7 @@ from effdet_tf import outputs
 from effdet_tf.commands import predict as command
 from effdet_tf.commands.parser import Parser
 from effdet_tf.errors import UserError
+from effdet_tf.files import locked
 from effdet_tf.geometry.masks import labels_to_patches, patch_box, patch_to_bitmap
 from effdet_tf.geometry.rle import decode_kaggle_rle
 from effdet_tf.images.gray import to_gray
@@ -162,6 +163,58 @@ def test_rerun_is_refused_unless_allowed(images, tmp_path):
     assert (tmp_path / "out" / "summary.csv").read_bytes() == before
     predict_files(Thresholder(), find_images([images / "rgb.png"]), tmp_path / "out", overwrite=True)
     assert pd.read_csv(tmp_path / "out" / "summary.csv")["image"].tolist() == ["rgb"]
+
+
+def test_overwriting_removes_what_the_former_run_wrote_of_the_same_images(images, tmp_path):
+    out, jobs = tmp_path / "out", find_images([images / "a.tif", images / "rgb.png"])
+    predict_files(Thresholder(), jobs, out, formats=outputs.FORMATS)
+    for name in ("a.notes.txt", "a.mine.csv", "b.cells.csv"):  # a person's own
+        (out / name).write_text("mine")
+    before = {path.name for path in out.iterdir()}
+    predict_files(Thresholder(), jobs[:1], out, formats=["table"], overwrite=True)
+    gone = before - {path.name for path in out.iterdir()}
+    suffixes = ("labels.tif", "coco.json", "overlay.png", "rois.zip", "geojson", "txt")
+    assert gone == {f"a.{suffix}" for suffix in suffixes}
+    (images / "a.tif").write_bytes(b"II*\0")  # what is no more is not left beside a row that says so
+    predict_files(Thresholder(), jobs[:1], out, formats=["table"], overwrite=True)
+    assert not (out / "a.cells.csv").exists() and (out / "rgb.cells.csv").exists()
+    assert (out / "a.notes.txt").read_text() == "mine"
+
+
+def test_a_record_removes_nothing_outside_its_folder(images, tmp_path):
+    out, jobs = tmp_path / "out", find_images([images / "a.tif"])
+    predict_files(Thresholder(), jobs, out, formats=["table"])
+    victims = [tmp_path / "victim.csv", out / "other.csv", images / "rgb.png"]
+    victims[0].write_text("x")
+    (out / "link").symlink_to(images)
+    key = os.fspath((images / "a.tif").resolve())
+    names = ["../victim.csv", os.fspath(victims[0]), "link/rgb.png"]
+    with (out / ".written.jsonl").open("a") as file:
+        file.write(json.dumps({"image": key, "files": names}) + "\n{broken\n")
+    predict_files(Thresholder(), jobs, out, formats=["coco"], overwrite=True)
+    assert victims[0].exists() and victims[2].exists()
+
+
+def test_two_runs_into_one_folder_are_refused(images, tmp_path):
+    out, jobs = tmp_path / "out", find_images([images / "a.tif"])
+    with locked(out, "writes predictions there"):
+        with pytest.raises(UserError, match="process .* writes predictions there"):
+            predict_files(Thresholder(), jobs, out)
+    assert not (out / "summary.csv").exists()
+    assert predict_files(Thresholder(), jobs, out).done == 1
+
+
+def test_names_that_files_of_other_kinds_have(tmp_path):
+    image = np.zeros((40, 40), np.uint8)
+    image[5:20, 5:20] = 200
+    for name in ("classes.png", "m_0001.png", "n_0001.png"):
+        cv2.imwrite(str(tmp_path / name), image)
+    tifffile.imwrite(tmp_path / "m.tif", np.stack([image, image.T]), photometric="minisblack")
+    out = tmp_path / "out"
+    predict_files(Thresholder(), find_images([tmp_path]), out, formats=["yolo"])
+    assert (out / "classes.txt").read_text() == "small\nlarge\n"
+    found = {path.name for path in out.glob("*.txt")} - {"classes.txt"}
+    assert found == {"classes.png.txt", "m_0001.txt", "m_0002.txt", "m_0001.png.txt", "n_0001.txt"}
 
 
 def test_what_no_code_expects_fails_one_image_alone(images, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from effdet_tf.config import load_config
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
-from effdet_tf.files import LOCK_FILE, locked
+from effdet_tf.files import locked
 from effdet_tf.prediction.load import load
 from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
@@ -59,7 +59,6 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
         ABOUT_FILE,
         REPORT_FILE,
         "tensorboard",
-        LOCK_FILE,
     } == names - {PREVIOUS_FILE}
     report = json.loads((finished / "metrics.json").read_text())
     assert set(report["livecell"]["all"]) >= {"bbox", "segm"} and report["cells"]["all"]["sartorius"] >= 0
@@ -121,7 +120,7 @@ def test_a_second_trainer_in_a_run_folder_is_refused(arguments: list[str], tmp_p
     with locked(tmp_path):
         assert command.main([*arguments, "--out", str(tmp_path)]) == 1
     assert f"{tmp_path}: process {os.getpid()} on " in one_error(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == []
     with locked(tmp_path):  # and free again
         pass
 
