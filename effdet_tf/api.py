@@ -241,6 +241,7 @@ class Model:
         score: float | None = None,
         progress: bool = True,
         failed: list[tuple[str, str]] | None = None,
+        channel: str | int | None = None,
     ) -> Iterator[Cells]:
         """Find the cells of many images, one after another, each page of a stack on its own.
 
@@ -251,6 +252,8 @@ class Model:
             score: as for `predict`.
             progress: show a bar on stderr.
             failed: name and reason of each image that was left out are added to this list.
+            channel: of files with several: its number from 1, its name, "all", or None for the one without
+                fluorescence by what the file says, else the first.
 
         Yields:
             The cells of an image or page; `name` tells which.
@@ -266,7 +269,7 @@ class Model:
                 jobs += find_images([image])
             else:
                 jobs.append((image, f"image_{k}"))
-        return self._predict_jobs(jobs, self._checked(score), progress, failed)
+        return self._predict_jobs(jobs, self._checked(score), progress, failed, channel)
 
     def _predict_jobs(
         self,
@@ -274,6 +277,7 @@ class Model:
         score: float,
         progress: bool,
         failed: list[tuple[str, str]] | None,
+        channel: str | int | None,
     ) -> Iterator[Cells]:
         def leave_out(name: str, error: Exception) -> None:
             reason = reason_of(error)
@@ -282,7 +286,7 @@ class Model:
             tqdm.write(f"error: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
 
         for image, name in tqdm(jobs, "predict", unit="image", disable=not progress):
-            for place, find in self._pages(image, name, score, leave_out):
+            for place, find in self._pages(image, name, score, channel, leave_out):
                 try:
                     cells = find()
                 except Exception as error:  # whatever is wrong with one image, the others follow
@@ -291,7 +295,12 @@ class Model:
                     yield cells
 
     def _pages(
-        self, image: ImageSource, name: str, score: float, leave_out: Callable[[str, Exception], None]
+        self,
+        image: ImageSource,
+        name: str,
+        score: float,
+        channel: str | int | None,
+        leave_out: Callable[[str, Exception], None],
     ) -> Iterator[tuple[str, Callable[[], Cells]]]:
         """Name of each page of an image, and what finds its cells."""
         if not isinstance(image, (str, os.PathLike)):
@@ -303,7 +312,14 @@ class Model:
             leave_out(name, error)
             return
         with stack:
-            for page in range(stack.pages):
+            try:
+                chosen, left = stack.chosen(channel)
+            except UserError as error:
+                leave_out(name, error)
+                return
+            if left:
+                warnings.warn(f"{name}: {left}", stacklevel=4)
+            for page in chosen:
                 place = name if stack.pages == 1 else f"{name}_{page + 1:04d}"
                 yield place, partial(self._page, stack, page, place, score)
 

@@ -75,6 +75,8 @@ _HELP = {
     "score": "keep cells with this score or more, 0 to 1 (default: tuned on the run's validation images)",
     "formats": f"what to write, separated by commas: {', '.join(FORMATS)}, or all (default: "
     f"{','.join(FORMATS[:4])})",
+    "channel": "of files with several: number from 1, name, or all (default: the one without fluorescence by "
+    "what the file says, else the first; the others are left out, and empty in the label image)",
     "um": "side of a pixel in micrometres (default: what a tif says of itself)",
 }
 
@@ -119,6 +121,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     add("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
     add("--formats", type=_formats, default=FORMATS[:4], metavar="A,B", help=_HELP["formats"])
     add("--um-per-px", type=positive(float), metavar="UM", help=_HELP["um"])
+    add("--channel", metavar="N", help=_HELP["channel"])
     add("--overwrite", action="store_true", help="replace the predictions that DIR holds")
 
 
@@ -165,7 +168,9 @@ def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.N
     from effdet_tf.outputs.batch import predict_files
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score
-    same = {name: getattr(args, name) for name in ("sartorius", "formats", "um_per_px", "overwrite")}
+    same = {
+        name: getattr(args, name) for name in ("sartorius", "formats", "um_per_px", "channel", "overwrite")
+    }
     report = predict_files(predictor, images, args.out, score=score, progress=True, **same)
     print(f"{report.done} images, {report.cells} cells: {report.out}")
     if report.done and not report.cells:

@@ -21,6 +21,7 @@ from PIL import UnidentifiedImageError
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import MAX_PIXELS
+from effdet_tf.images.channels import Channel, channel_pages, read_channels
 from effdet_tf.images.raster import read_picture
 from effdet_tf.images.tif_metadata import Axes, stack_axes, um_per_px
 from effdet_tf.images.tif_pages import read_tiff, tiff_places
@@ -69,6 +70,7 @@ class Stack:
             cannot be read.
         um_per_px: side of a pixel in micrometres where the file says so, else None.
         axes: along what the pages lie.
+        channels: where the pages lie along channels, too.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -85,6 +87,7 @@ class Stack:
         self._file: tifffile.TiffFile | None = None
         self.um_per_px: float | None = None
         self.axes = Axes()
+        self.channels: list[Channel] = []
         self._size, head = _head(self.path)
         self._places: list[tuple[Any, int]] = [(None, 0)]
         if head[:4] in _TIFF_MAGICS:
@@ -92,6 +95,7 @@ class Stack:
                 self._file = tifffile.TiffFile(self.path)
                 self._places = tiff_places(self._file)
                 self.um_per_px, self.axes = um_per_px(self._file), stack_axes(self._file, len(self._places))
+                self.channels = read_channels(self._file, self.axes)
         self.pages = len(self._places)
 
     def __enter__(self) -> Stack:
@@ -100,6 +104,10 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    def chosen(self, channel: str | int | None) -> tuple[list[int], str]:
+        """Numbers of the pages of a channel, and what is left out, in words; see `channel_pages`."""
+        return channel_pages(self.channels, self.axes, channel, self.path)
 
     def read(self, page: int = 0) -> np.ndarray:
         """A page, counted from 0, as `read_image` gives an image.

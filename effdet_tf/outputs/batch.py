@@ -22,8 +22,8 @@ from effdet_tf.errors import UserError, reason_of
 from effdet_tf.files import atomic_write, locked
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.jobs import Job, printable
-from effdet_tf.outputs.record import Record, files_of
 from effdet_tf.outputs.wells import write_wells
+from effdet_tf.outputs.written import Record, files_of
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 
@@ -57,13 +57,14 @@ def predict_files(
     sartorius: str | os.PathLike[str] | None = None,
     formats: Collection[str] = outputs.DEFAULT_FORMATS,
     um_per_px: float | None = None,
+    channel: str | int | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> PredictReport:
     """Predict images and write what `effdet_tf.outputs` describes.
 
-    Whatever is wrong with an image or a page does not stop the rest. `out/summary.csv` has a row per page and
-    grows as images are done, after their files, as does the submission; `out/wells.csv` has one a well.
+    Whatever is wrong with a page does not stop the rest. `out/summary.csv` has a row per page and grows as
+    images are done, after their files, as does the submission; `out/wells.csv` has one a well.
 
     Args:
         predictor: finds the cells.
@@ -73,12 +74,9 @@ def predict_files(
         sartorius: also write a Sartorius submission to this file.
         formats: some of `outputs.FORMATS`; a network without masks has no label images.
         um_per_px: side of a pixel in micrometres; None takes what a tif says of itself.
-        overwrite: replace the predictions that `out` holds; of an image that is predicted again, files that a
-            former run wrote and this one does not are removed.
+        channel: of files with several, as `channel_pages` in `effdet_tf.images.channels` takes it.
+        overwrite: replace the predictions that `out` holds, with all that was written of the same images.
         progress: show a progress bar and one line per failure on stderr.
-
-    Returns:
-        How many images and cells, and what failed.
 
     Raises:
         UserError: when another process writes to `out`, it holds predictions and `overwrite` is False, a file
@@ -89,7 +87,7 @@ def predict_files(
     if sartorius is not None:
         tables[sartorius := Path(sartorius)] = ["id", "predicted"]
     _check_free(report.out, tables, overwrite)
-    batch = _Batch(predictor, report, score, formats, um_per_px, sartorius is not None, progress)
+    batch = _Batch(predictor, report, score, formats, um_per_px, channel, sartorius is not None, progress)
     stems = Counter(_stem(job) for job in images)
     with ExitStack() as stack:
         stack.enter_context(locked(report.out, "writes predictions there"))
@@ -97,9 +95,7 @@ def predict_files(
         with _writing(report.out):
             opened = [outputs.open_csv(*table, as_is=table[0] == sartorius) for table in tables.items()]
             add_rows, *submit = map(stack.enter_context, opened)
-            if "yolo" in formats:
-                with atomic_write(report.out / "classes.txt") as path:
-                    path.write_text("".join(f"{name}\n" for name in predictor.class_names), encoding="utf-8")
+            _write_classes(report.out / "classes.txt", predictor.class_names if "yolo" in formats else ())
         stack.enter_context(logging_redirect_tqdm())  # warnings go above the bar, not onto its line
         for job in stack.enter_context(tqdm(images, "predict", unit="image", disable=not progress)):
             # A submission has the file's stem, or the output name where several folders hold that stem.
@@ -112,6 +108,13 @@ def predict_files(
     with _writing(report.out):
         report.wells = write_wells(report.out / SUMMARY, report.out / WELLS)
     return report
+
+
+def _write_classes(path: Path, names: Sequence[str]) -> None:
+    if not names:
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def _check_free(out: Path, tables: Iterable[Path], overwrite: bool) -> None:
@@ -137,8 +140,10 @@ class _Batch:
     score: float | None
     formats: Collection[str]
     um_per_px: float | None
+    channel: str | int | None
     submission: bool
     progress: bool
+    told: set[str] = field(default_factory=set)  # what was left out of files so far
     files: list[str] = field(default_factory=list)  # that the image at hand has now
 
     def predict(self, job: Job, identity: str) -> tuple[list[list[Any]], list[tuple[str, str]]]:
@@ -160,14 +165,16 @@ class _Batch:
         with ExitStack() as opened:
             try:
                 file = opened.enter_context(Stack(job.path))
+                chosen, left = file.chosen(self.channel)
             except UserError as error:
                 return [self._failed_row(job, 0, 1, str(error))], []
+            self._tell(job, left)
             classes = self.predictor.category_ids, self.predictor.class_names
             scale = self.um_per_px or file.um_per_px
             info = outputs.ImageInfo(printable(job.path.name), *classes, file.axes, scale)
             files = opened.enter_context(ExitStack())
             add = files.enter_context(outputs.open_image_files(str(out / job.name), info, self.formats))
-            for number in range(file.pages):
+            for number in chosen:
                 try:
                     image = file.read(number)
                     result = self.predictor.predict(image)
@@ -191,6 +198,11 @@ class _Batch:
                 made = set(self.formats) - ({"labels"} if report.boxes_only else set())
                 self.files = files_of(job.name, file.pages, made)
         return rows, submitted
+
+    def _tell(self, job: Job, left: str) -> None:
+        if left and self.progress and left not in self.told:
+            tqdm.write(f"{job.path}: {left} (told once for files like this one)", file=sys.stderr)
+        self.told.add(left)
 
     def _count(self, job: Job, result: Result, page: outputs.Page) -> None:
         self.report.boxes_only = page.cells.labels is None

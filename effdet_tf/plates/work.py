@@ -105,11 +105,14 @@ def _work_on_file(
         try:
             path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
             stack = opened.enter_context(Stack(path))
+            chosen, left = stack.chosen(None)
         except (UserError, OSError) as error:
             fail(0, error)
             storage.remove(target)
             return
-        for page in range(stack.pages):
+        if left:
+            logging.getLogger("effdet_tf").warning("%s: %s", file.path, left)
+        for page in chosen:
             try:
                 image = stack.read(page)
                 found = predictor.predict(image)

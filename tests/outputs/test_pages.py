@@ -64,7 +64,7 @@ def test_pages_keep_their_places(tmp_path: Path, kind: str, axes: str) -> None:
     name = "s.ome.tif" if KINDS[kind].get("ome") else "s.tif"
     pages = write(source / name, axes, KINDS[kind])
     formats = ("labels", "table", "coco", "imagej", "geojson")
-    report = predict_files(Thresholder(), find_images([source]), out, formats=formats)
+    report = predict_files(Thresholder(), find_images([source]), out, formats=formats, channel="all")
     assert (report.done, report.cells, report.failed) == (len(pages), len(pages), [])
     stem, expected = name.removesuffix(".tif"), list(places(axes))
 
@@ -110,9 +110,8 @@ def test_pages_in_another_order_than_imagejs_keep_it(tmp_path: Path) -> None:
     pages[..., 10:16, 10:16] = 200
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "s.tif", pages, photometric="minisblack", metadata={"axes": "CTYX"})
-    predict_files(
-        Thresholder(), find_images([tmp_path / "in"]), tmp_path / "out", formats=("labels", "geojson")
-    )
+    options = {"formats": ("labels", "geojson"), "channel": "all"}
+    predict_files(Thresholder(), find_images([tmp_path / "in"]), tmp_path / "out", **options)
     with tifffile.TiffFile(tmp_path / "out" / "s.labels.tif") as file:
         assert (file.series[0].axes, file.series[0].shape) == ("CTYX", (2, 3, H, W))
     planes = [
@@ -120,6 +119,37 @@ def test_pages_in_another_order_than_imagejs_keep_it(tmp_path: Path) -> None:
         for f in json.loads((tmp_path / "out" / "s.geojson").read_text())["features"]
     ]
     assert planes == [(c, t) for c in range(2) for t in range(3)]
+
+
+@pytest.mark.parametrize("axes", ["C", "TC", "ZC", "TZC"])
+@pytest.mark.parametrize("kind", ["imagej", "ome", "plain"])
+def test_one_channel_alone_comes_back_on_its_own_pages(tmp_path: Path, kind: str, axes: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    name = "s.ome.tif" if kind == "ome" else "s.tif"
+    pages = write(source / name, axes, KINDS[kind])
+    own = [k for k, place in enumerate(places(axes)) if place["C"] == 1]
+    formats = ("labels", "table", "coco", "imagej", "geojson", "overlay")
+    report = predict_files(Thresholder(), find_images([source]), out, formats=formats, channel=2)
+    assert (report.done, report.failed) == (len(own), [])
+    stem = name.removesuffix(".tif")
+    labels = tifffile.imread(out / f"{stem}.labels.tif").reshape(-1, H, W)
+    assert [k for k, page in enumerate(labels) if page.any()] == own
+    np.testing.assert_array_equal(labels[own] > 0, pages[own] > 0)
+    assert pd.read_csv(out / f"{stem}.cells.csv")["page"].tolist() == [k + 1 for k in own]
+    for convert in ("imagej", "geojson", "labelmaps"):
+        if convert == "labelmaps":
+            (tmp_path / "masks").mkdir()
+            (out / f"{stem}.labels.tif").rename(tmp_path / "masks" / name)
+            opened = open_labelmaps(tmp_path, source, tmp_path / "masks")
+        else:
+            opened = open_outlines(convert, tmp_path, source, out)
+        # The other channel has no annotation, which does not say that it has no cells.
+        assert [task.page for task in opened.tasks] == own, convert
+        assert "channel 2 has some" in " ".join(opened.faults.lines())
+        for task in opened.tasks:
+            y, x = blob(task.page)
+            assert build_image(task, 28).fields["boxes"].tolist() == [[y, x, y + 6, x + 5]]
 
 
 def test_a_pyramid_is_one_page(tmp_path: Path) -> None:

@@ -160,6 +160,22 @@ def page_names(name: str, pages: int) -> list[tuple[int | None, str]]:
     return [(page, f"{name}#{page + 1:04d}") for page in range(pages)] if pages > 1 else [(None, name)]
 
 
+def annotated_pages(name: str, axes: Axes, marked: set[int], faults: Faults) -> list[tuple[int | None, str]]:
+    """The pages of a file, see `page_names`, without channels on none of whose pages, `marked`, a cell lies.
+
+    What a person outlined in one channel is not missing in the others, which would be images without cells.
+    """
+    pages = page_names(name, axes.pages)
+    channels = {axes.place(page)["c"] for page in marked} if "C" in axes.letters else set()
+    if not channels:
+        return pages
+    kept = [(page, shown) for page, shown in pages if axes.place(page or 0)["c"] in channels]
+    if len(kept) < len(pages):
+        taken = ", ".join(str(channel + 1) for channel in sorted(channels))
+        faults.note("pages of channels without any annotation: left out", f"{name}: channel {taken} has some")
+    return kept
+
+
 def require_folder(folder: Path) -> None:
     """Raise a UserError unless `folder` is a folder: it is missing, or a file."""
     if not folder.is_dir():

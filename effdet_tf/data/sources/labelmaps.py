@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +13,17 @@ from effdet_tf.data.sources.base import (
     Cell,
     ImageTask,
     Source,
+    annotated_pages,
     axes_of,
     encode_patch,
     list_images,
     number_categories,
-    page_names,
     require_folder,
 )
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import labels_to_patches, largest_component
 from effdet_tf.images.read import Stack, read_labels
+from effdet_tf.images.tif_metadata import Axes
 
 _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
 _IMAGE_ENDINGS = ("_img", "_image")
@@ -131,17 +133,27 @@ def _background(labels: np.ndarray) -> int:
 def _shared_pages(image: Path, labels: Path, faults: Faults) -> list[tuple[int | None, str]]:
     """The pages of an image and its label map; none, noted, where they have not as many."""
     try:
-        pages, labelled = axes_of(image).pages, axes_of(labels).pages
+        axes = axes_of(image)
+        pages, labelled = axes.pages, axes_of(labels).pages
     except UserError:  # said when the image is converted
         return [(None, image.name)]
     if pages == labelled:
-        return page_names(image.name, pages)
+        return annotated_pages(image.name, axes, _marked(labels, axes), faults)
     faults.drop(
         "stack and label stack of another number of pages",
         f"{image.name}: {pages}, {labelled}",
         cells=0,
     )
     return []
+
+
+def _marked(labels: Path, axes: Axes) -> set[int]:
+    """The pages of an image with channels that have labels."""
+    if "C" not in axes.letters:
+        return set()
+    with contextlib.suppress(UserError), Stack(labels) as stack:  # said when the image is converted
+        return {page for page in range(axes.pages) if stack.read_labels(page).any()}
+    return set()
 
 
 def _by_stem(files: list[Path], endings: tuple[str, ...], faults: Faults) -> dict[str, Path]:

@@ -12,12 +12,12 @@ from effdet_tf.data.sources.base import (
     Cell,
     ImageTask,
     Source,
+    annotated_pages,
     axes_of,
     decode_patch,
     encode_patch,
     is_hidden,
     number_categories,
-    page_names,
     require_folder,
 )
 from effdet_tf.data.sources.outline_files import (
@@ -92,10 +92,23 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
         axes = Axes()
         with contextlib.suppress(UserError):  # said when the image is converted
             axes = axes_of(path)
-        for page, shown in page_names(name, axes.pages):
+        for page, shown in annotated_pages(name, axes, _marked(file, kind, axes), faults):
             reader = partial(_read_cells, file, kind, class_ids, axes, page)
             tasks.append(ImageTask(path, shown, len(tasks) + 1, reader, page))
     return Source(kind, number_categories(names), tasks, faults)
+
+
+def _marked(file: Path, kind: str, axes: Axes) -> set[int]:
+    """The pages of an image with channels on which outlines lie."""
+    if "C" not in axes.letters:
+        return set()
+    places = [{"page": page, **axes.place(page)} for page in range(axes.pages)]
+    marked: set[int] = set()
+    with contextlib.suppress(UserError):  # said when the image is converted
+        for outline in KINDS[kind][1](file, Faults()):
+            where = outline.where.items()
+            marked |= {p for p, place in enumerate(places) if all(place.get(a, k) == k for a, k in where)}
+    return marked
 
 
 def _read_cells(
