@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from effdet_tf.images.gray import to_gray
@@ -213,6 +212,8 @@ def stretch_contrast(image: np.ndarray) -> np.ndarray:
 
 def describe_void(image: np.ndarray, content: Content) -> str:
     """Where an image shows no cells, its largest areas in words; empty where it shows some everywhere."""
+    import cv2  # JAX trains without it
+
     side = int(_block_side(image.shape[:2], np))
     count, _, boxes, _ = cv2.connectedComponentsWithStats(content.void.astype(np.uint8), connectivity=4)
     order = 1 + np.argsort(-boxes[1:count, cv2.CC_STAT_AREA])

@@ -11,9 +11,8 @@ from effdet_tf.errors import UserError
 from effdet_tf.images.content import EvenImage, content_of, describe_void
 from effdet_tf.images.gray import image_statistics, stretch, to_gray
 
-# A warning from there on: of an image's mean, in deviations of what shows cells, of its deviation, and of
-# the share that shows none.
-_MOVED, _WIDENED, _MOSTLY = 0.25, 1.25, 0.5
+# A warning from there on: of an image's mean, in deviations of what shows cells, and of its deviation.
+_MOVED, _WIDENED = 0.25, 1.25
 _UNEVEN = "it is lit unevenly, or has hot pixels"
 _BAND = 2**24  # pixels that are looked at together
 # `data.mean` and `data.std` are of 8-bit pixels; 257 x 255 = 65,535.
@@ -134,14 +133,10 @@ def disturbance(image: np.ndarray, config: Config) -> str:
 
     `image` is as `check_image` gives it.
     """
-    if config.data.normalization == "fixed":
+    if config.data.normalization != "image":
         return ""
-    content = content_of(image)
-    void, whole = float(content.void.mean()), brightness(image)
-    if config.data.normalization == "content":
-        if void > _MOSTLY:
-            return f"{void:.0%} of it shows no cells ({describe_void(image, content)})"
-        return ""
+    content, whole = content_of(image), brightness(image)
+    void = float(content.void.mean())
     moved = abs(whole.mean - content.surface[0]) / content.std
     ratio = whole.std / content.std
     if moved < _MOVED and 1 / _WIDENED < ratio < _WIDENED:
