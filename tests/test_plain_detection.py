@@ -152,7 +152,7 @@ def test_predict_writes_boxes_of_every_class(run, sets, tmp_path, capsys):
     assert lines[-1] == "this network has no mask head: boxes only, no label images, no areas"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     kinds = ("cells.csv", "coco.json", "overlay.png")
-    assert names == {"summary.csv", *(f"{k}.{kind}" for k in range(6) for kind in kinds)}
+    assert names == {"summary.csv", ".written.jsonl", *(f"{k}.{kind}" for k in range(6) for kind in kinds)}
     truth = json.loads((sets["val"] / "boxes.json").read_text())["annotations"]
     right = 0
     for number in range(6):

@@ -53,7 +53,7 @@ def test_the_same_files_as_predict(exported, images, url, tmp_path, capsys):
     options = ["--sartorius", str(tmp_path / "own.csv"), "--out", str(tmp_path / "own")]
     assert cli.main(["predict", "--run", str(exported.folder), str(images), *options]) == 0
     names = sorted(path.name for path in (tmp_path / "own").iterdir())
-    assert len(names) == 4 * 4 + 1
+    assert len(names) == 4 * 4 + 2  # the summary, and the record of what was written
     assert names == sorted(path.name for path in (tmp_path / "served").iterdir())
     for name in names:
         assert (tmp_path / "own" / name).read_bytes() == (tmp_path / "served" / name).read_bytes(), name
