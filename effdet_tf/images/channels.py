@@ -36,7 +36,10 @@ def read_channels(file: tifffile.TiffFile, axes: Axes) -> list[Channel]:
         return []
     count = axes.lengths[axes.letters.index("C")]
     for read in (_ome, _imagej, _lsm, _micromanager):
-        found = read(file, axes)
+        try:
+            found = read(file, axes)
+        except Exception:  # whatever is wrong with what it says of channels, its pixels are read
+            continue
         if len(found) == count:
             return [Channel(name, kind if kind is not None else _by_name(name)) for name, kind in found]
     return [Channel("", None)] * count

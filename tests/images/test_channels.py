@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -61,6 +62,18 @@ def test_ome_says_it_by_the_light(tmp_path: Path) -> None:
     with Stack(path) as stack:
         assert [channel.label_free for channel in stack.channels] == [False, False, True]
         assert stack.chosen(None)[0] == [2, 5]
+
+
+def test_what_cannot_be_understood_of_channels_costs_no_image(tmp_path: Path, monkeypatch) -> None:
+    path = _imagej(tmp_path / "s.tif", ["DAPI", "GFP", "Phase"])
+
+    def broken(file, axes):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    for name in ("_ome", "_imagej", "_lsm", "_micromanager"):
+        monkeypatch.setattr(f"effdet_tf.images.channels.{name}", broken)
+    with Stack(path) as stack:
+        assert stack.chosen(None)[0] == [0, 3] and stack.read(5).shape == (40, 60, 1)
 
 
 def test_by_number_by_name_and_all(tmp_path: Path) -> None:
