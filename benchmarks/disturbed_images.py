@@ -1,6 +1,6 @@
 """Cells that stay where a microscope or its software adds something, by how images are normalised.
 
-  python benchmarks/disturbed_images.py cells IMAGES... [--score .3]
+  python benchmarks/disturbed_images.py cells IMAGES... [--score .3] [--kinds clean "data bar"]
 
 For each image and each kind: cells of the clean image that the added part does not touch, and how many of
 them the disturbed image has at IoU .75, normalised by all pixels (image) and by what shows cells (content).
@@ -139,17 +139,18 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--score", type=float, default=0.3)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND")
     args = parser.parse_args()
     networks = [load(args.run, settings=[f"data.normalization={how}"]) for how in ("image", "content")]
-    counts = {name: np.zeros(3, int) for name in KINDS}
+    counts = {name: np.zeros(3, int) for name in args.kinds}
     for path in args.images:
         image = read_image(path)
         if image.dtype != np.uint8:
             continue
         image = image[..., 0]
         clean = outlines(networks[0].predict(image).filter(args.score), 0, image.shape)
-        for name, change in KINDS.items():
-            disturbed, offset = change(image)
+        for name in args.kinds:
+            disturbed, offset = KINDS[name](image)
             shown = disturbed[offset : offset + image.shape[0], offset : offset + image.shape[1]]
             # Light and hot pixels touch all cells alike: all of them count.
             everywhere = disturbed.dtype != np.uint8 or "darker" in name

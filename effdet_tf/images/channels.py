@@ -17,7 +17,7 @@ _LABEL_FREE = re.compile(
     re.IGNORECASE,
 )
 _FLUORESCENT = re.compile(
-    r"fluo|dapi|hoechst|\w?gfp|\w?rfp|yfp|cfp|bfp|fitc|tritc|\bcy ?[357]|cherry|texas|alexa|\baf ?\d{3}|atto|"
+    r"fluo|dapi|hoechst|gfp|rfp|yfp|cfp|bfp|fitc|tritc|\bcy ?[357]|cherry|texas|alexa|\baf ?\d{3}|atto|"
     r"venus|tomato|crimson|draq|sytox|syto|calcein|\d{3} ?nm|\bex\d|\bem\d",
     re.IGNORECASE,
 )

@@ -88,14 +88,14 @@ def predict_files(
         tables[sartorius := Path(sartorius)] = ["id", "predicted"]
     _check_free(report.out, tables, overwrite)
     batch = _Batch(predictor, report, score, formats, um_per_px, channel, sartorius is not None, progress)
-    stems = Counter(_stem(job) for job in images)
     with ExitStack() as stack:
         stack.enter_context(locked(report.out, "writes predictions there"))
-        record = Record(report.out)
+        record, stems = Record(report.out), Counter(map(_stem, images))
         with _writing(report.out):
             opened = [outputs.open_csv(*table, as_is=table[0] == sartorius) for table in tables.items()]
             add_rows, *submit = map(stack.enter_context, opened)
-            _write_classes(report.out / "classes.txt", predictor.class_names if "yolo" in formats else ())
+            if "yolo" in formats:
+                _write_classes(report.out / "classes.txt", predictor.class_names)
         stack.enter_context(logging_redirect_tqdm())  # warnings go above the bar, not onto its line
         for job in stack.enter_context(tqdm(images, "predict", unit="image", disable=not progress)):
             # A submission has the file's stem, or the output name where several folders hold that stem.
@@ -111,8 +111,6 @@ def predict_files(
 
 
 def _write_classes(path: Path, names: Sequence[str]) -> None:
-    if not names:
-        return
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 

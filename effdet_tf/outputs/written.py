@@ -28,12 +28,13 @@ class Record:
 
     def __init__(self, out: Path) -> None:
         """Read what an earlier run wrote; a record that is damaged counts as none from there on."""
-        self._out, self._new = out, set[str]()
-        self._files: dict[str, list[str]] = {}
+        self._out = out
+        self._files: dict[str, list[str]] = {}  # by image
+        self._owner: dict[str, str] = {}  # the image of each file: the last that was written there
         try:
             for line in (out / RECORD).read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
-                self._files[str(entry["image"])] = [str(name) for name in entry["files"]]
+                self._note(str(entry["image"]), [str(name) for name in entry["files"]])
         except (OSError, ValueError, KeyError, TypeError):
             return  # what is not told of is not removed
 
@@ -46,10 +47,13 @@ class Record:
         key, root = os.fspath(image.resolve()), self._out.resolve()
         for name in set(self._files.get(key, ())) - set(files):
             path = root / name
-            # Another image of this run may have the name now, and a record says nothing outside its folder.
-            if name not in self._new and path.parent.resolve().is_relative_to(root):
+            # Another image may have the name now, and a record says nothing outside its folder.
+            if self._owner.get(name) == key and path.parent.resolve().is_relative_to(root):
                 path.unlink(missing_ok=True)
-        self._new.update(files)
-        self._files[key] = list(files)
+        self._note(key, files)
         with (self._out / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"image": key, "files": list(files)}) + "\n")
+
+    def _note(self, image: str, files: Sequence[str]) -> None:
+        self._files[image] = list(files)
+        self._owner.update(dict.fromkeys(files, image))

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -179,6 +180,16 @@ def test_overwriting_removes_what_the_former_run_wrote_of_the_same_images(images
     predict_files(Thresholder(), jobs[:1], out, formats=["table"], overwrite=True)
     assert not (out / "a.cells.csv").exists() and (out / "rgb.cells.csv").exists()
     assert (out / "a.notes.txt").read_text() == "mine"
+
+
+def test_a_file_belongs_to_the_image_that_was_written_there_last(images, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    shutil.copy(images / "a.tif", other / "a.tif")
+    for folder in (images, other):  # two images of one name, one after the other
+        predict_files(Thresholder(), find_images([folder / "a.tif"]), out, overwrite=True)
+    predict_files(Thresholder(), find_images([images / "a.tif"]), out, formats=["table"], overwrite=True)
+    assert (out / "a.labels.tif").exists()  # of the other one since
 
 
 def test_a_record_removes_nothing_outside_its_folder(images, tmp_path):

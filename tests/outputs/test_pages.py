@@ -13,6 +13,7 @@ import tifffile
 from roifile import ImagejRoi, roiread, roiwrite
 
 from effdet_tf.data.build import build_image
+from effdet_tf.data.sources.base import Source
 from effdet_tf.data.sources.labelmaps import open_labelmaps
 from effdet_tf.data.sources.outlines import open_outlines
 from effdet_tf.outputs.batch import predict_files
@@ -56,6 +57,16 @@ def places(axes: str) -> Iterator[dict[str, int]]:
         yield dict(zip(axes, index, strict=True))
 
 
+def converted(folder: Path, name: str) -> Iterator[tuple[str, Source]]:
+    """What `predict` wrote to out/ of in/`name`, opened again by each importer."""
+    source, out = folder / "in", folder / "out"
+    for kind in ("imagej", "geojson"):
+        yield kind, open_outlines(kind, folder, source, out)
+    (folder / "masks").mkdir()
+    (out / f"{name.removesuffix('.tif')}.labels.tif").rename(folder / "masks" / name)
+    yield "labelmaps", open_labelmaps(folder, source, folder / "masks")
+
+
 @pytest.mark.parametrize("axes", ORDERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pages_keep_their_places(tmp_path: Path, kind: str, axes: str) -> None:
@@ -89,13 +100,7 @@ def test_pages_keep_their_places(tmp_path: Path, kind: str, axes: str) -> None:
     images = json.loads((out / f"{stem}.coco.json").read_text())["images"]
     assert [{a: image[a.lower()] - 1 for a in axes} for image in images] == expected
 
-    for convert in ("imagej", "geojson", "labelmaps"):
-        if convert == "labelmaps":
-            (tmp_path / "masks").mkdir()
-            (out / f"{stem}.labels.tif").rename(tmp_path / "masks" / name)
-            opened = open_labelmaps(tmp_path, source, tmp_path / "masks")
-        else:
-            opened = open_outlines(convert, tmp_path, source, out)
+    for convert, opened in converted(tmp_path, name):
         assert len(opened.tasks) == len(pages)
         for number, task in enumerate(opened.tasks):
             fields = build_image(task, 28).fields
@@ -137,13 +142,7 @@ def test_one_channel_alone_comes_back_on_its_own_pages(tmp_path: Path, kind: str
     assert [k for k, page in enumerate(labels) if page.any()] == own
     np.testing.assert_array_equal(labels[own] > 0, pages[own] > 0)
     assert pd.read_csv(out / f"{stem}.cells.csv")["page"].tolist() == [k + 1 for k in own]
-    for convert in ("imagej", "geojson", "labelmaps"):
-        if convert == "labelmaps":
-            (tmp_path / "masks").mkdir()
-            (out / f"{stem}.labels.tif").rename(tmp_path / "masks" / name)
-            opened = open_labelmaps(tmp_path, source, tmp_path / "masks")
-        else:
-            opened = open_outlines(convert, tmp_path, source, out)
+    for convert, opened in converted(tmp_path, name):
         # The other channel has no annotation, which does not say that it has no cells.
         assert [task.page for task in opened.tasks] == own, convert
         assert "channel 2 has some" in " ".join(opened.faults.lines())

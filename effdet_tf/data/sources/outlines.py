@@ -22,6 +22,7 @@ from effdet_tf.data.sources.base import (
 )
 from effdet_tf.data.sources.outline_files import (
     UNNAMED,
+    Outline,
     read_geojson,
     read_labelme,
     read_rois,
@@ -106,9 +107,13 @@ def _marked(file: Path, kind: str, axes: Axes) -> set[int]:
     marked: set[int] = set()
     with contextlib.suppress(UserError):  # said when the image is converted
         for outline in KINDS[kind][1](file, Faults()):
-            where = outline.where.items()
-            marked |= {p for p, place in enumerate(places) if all(place.get(a, k) == k for a, k in where)}
+            marked |= {page for page, place in enumerate(places) if _lies_on(outline, place)}
     return marked
+
+
+def _lies_on(outline: Outline, place: dict[str, int]) -> bool:
+    """Whether an outline is of the page at a place: it may be of all pages along some axes."""
+    return all(place.get(axis, index) == index for axis, index in outline.where.items())
 
 
 def _read_cells(
@@ -131,7 +136,7 @@ def _read_cells(
         name = f"{file_name} ({outline.name})"
         if page == 0 and any(index > last.get(axis, index) for axis, index in outline.where.items()):
             faults.drop("outline on a page that the image lacks", name)
-        if any(place.get(axis, index) != index for axis, index in outline.where.items()):
+        if not _lies_on(outline, place):
             continue
         if outline.label not in class_ids:
             faults.drop("outline of an unknown class", name)
