@@ -83,7 +83,7 @@ class AugmentedPredictor(Predictor):
 
         def find(view: np.ndarray) -> Result:
             whole = part_of is None  # a magnified view may be large
-            return self._predictor._predict(view) if whole else self._predictor._detect(view, part_of)
+            return self._predictor.predict(view) if whole else self._predictor._detect(view, part_of)
 
         found = [view.leave(find(view.enter(image)), height, width) for view in self._views]
         return merge(found, self.config.postprocess.nms_iou, self.per_class, self.config.data.max_instances)
