@@ -71,6 +71,7 @@ class Stack:
         um_per_px: side of a pixel in micrometres where the file says so, else None.
         axes: along what the pages lie.
         channels: where the pages lie along channels, too.
+        is_ome: whether the file is an OME-TIFF.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
@@ -88,13 +89,16 @@ class Stack:
         self.um_per_px: float | None = None
         self.axes = Axes()
         self.channels: list[Channel] = []
+        self.is_ome = False
         self._size, head = _head(self.path)
         self._places: list[tuple[Any, int]] = [(None, 0)]
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
                 self._file = tifffile.TiffFile(self.path)
-                self._places = tiff_places(self._file)
-                self.um_per_px, self.axes = um_per_px(self._file), stack_axes(self._file, len(self._places))
+                found = tiff_places(self._file)
+                self.um_per_px, self.is_ome = um_per_px(self._file), bool(self._file.is_ome)
+                self.axes, order = stack_axes(self._file, [page.index for page, _ in found])
+                self._places = [found[k] for k in order]
                 self.channels = read_channels(self._file, self.axes)
         self.pages = len(self._places)
 
@@ -113,8 +117,9 @@ class Stack:
         """A page, counted from 0, as `read_image` gives an image.
 
         Raises:
-            UserError: when the page is damaged.
+            UserError: when the page is damaged, or the file has no such page.
         """
+        self._check(page)
         if self._file is None:
             return read_image(self.path, self._max_pixels)
         return _channels(_native_dtype(self._pixels(page, False), self.path), self.path)
@@ -123,11 +128,16 @@ class Stack:
         """A page, counted from 0, as `read_labels` gives a label map.
 
         Raises:
-            UserError: when the page is damaged, or no label map.
+            UserError: when the page is damaged or no label map, or the file has no such page.
         """
+        self._check(page)
         if self._file is None:
             return read_labels(self.path, self._max_pixels)
         return _as_labels(self._pixels(page, True), self.path)
+
+    def _check(self, page: int) -> None:
+        if not 0 <= page < self.pages:
+            raise UserError(f"{self.path}: has no page {page + 1}; it has {self.pages}")
 
     def _pixels(self, page: int, labels: bool) -> np.ndarray:
         assert self._file is not None  # it is a tif

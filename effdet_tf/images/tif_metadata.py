@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +40,12 @@ def um_per_px(file: tifffile.TiffFile) -> float | None:
 
 
 class Axes(NamedTuple):
-    """Along what the pages of a file lie, the slowest first: "T" time or not told, "Z" depth, "C" channel."""
+    """Along what the pages of a file lie, the slowest first.
 
-    letters: str = ""  # some of T, Z and C; none of one page
+    "P" is the position on the stage, "T" time or not told, "Z" depth, "C" channel.
+    """
+
+    letters: str = ""  # some of P, T, Z and C; none of one page
     lengths: tuple[int, ...] = ()
 
     @property
@@ -55,17 +59,61 @@ class Axes(NamedTuple):
         return {axis.lower(): int(index) + first for axis, index in zip(self.letters, found, strict=True)}
 
 
-def stack_axes(file: tifffile.TiffFile, pages: int) -> Axes:
-    """The axes of the `pages` that a file has, as ImageJ, OME or tifffile wrote them down; else time."""
-    if pages == 1:
-        return Axes()
+def stack_axes(file: tifffile.TiffFile, numbers: Sequence[int]) -> tuple[Axes, list[int]]:
+    """The axes of the pages of a file as OME, ImageJ or tifffile wrote them down, else time; and their order.
+
+    Args:
+        file: the open file.
+        numbers: which of its directories the pages are, in the order in which they lie there.
+
+    Returns:
+        The axes, and the indices of `numbers` in the order of the axes: OME says of each page what it is.
+    """
+    as_they_lie = list(range(len(numbers)))
+    if len(numbers) == 1:
+        return Axes(), as_they_lie
+    if file.is_ome and (found := _ome_axes(file, numbers)) is not None:
+        return found
     series = file.series[0] if file.series else None
-    sizes = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True)] if series else []
-    sizes = [(axis, size) for axis, size in sizes if axis not in "YXS" and size > 1]
-    letters, lengths = "".join(axis for axis, _ in sizes), tuple(int(size) for _, size in sizes)
-    if math.prod(lengths) != pages or not set(letters) <= set("TZC"):
-        return Axes("T", (pages,))
-    return Axes(letters, lengths)
+    sizes = [(axis, size) for axis, size in _beyond_page(series) if size > 1] if series else []
+    letters, lengths = "".join(axis for axis, _ in sizes), tuple(size for _, size in sizes)
+    if math.prod(lengths) != len(numbers) or not set(letters) <= set("TZC"):
+        return Axes("T", (len(numbers),)), as_they_lie
+    return Axes(letters, lengths), as_they_lie
+
+
+def _ome_axes(file: tifffile.TiffFile, numbers: Sequence[int]) -> tuple[Axes, list[int]] | None:
+    """As `stack_axes`, by what OME says of each page; None where it does not tell them apart.
+
+    A set of several files names the pages of all; those of this file count.
+    """
+    every = [one for one in file.series if one.kind == "ome"]
+    if not every or any(_beyond_page(one) != _beyond_page(every[0]) for one in every):
+        return None
+    letters = "P" + "".join(axis for axis, _ in _beyond_page(every[0]))
+    lengths = tuple(size for _, size in _beyond_page(every[0]))
+    if not set(letters) <= set("PTZC") or any(len(one) != math.prod(lengths) for one in every):
+        return None
+    places = {
+        page.index: (position, *(int(index) for index in np.unravel_index(k, lengths)))
+        for position, one in enumerate(every)
+        for k, page in enumerate(one)
+        if page is not None and page.parent is file
+    }
+    if places.keys() != set(numbers):
+        return None
+    steps = [sorted(set(along)) for along in zip(*places.values(), strict=True)]
+    if math.prod(map(len, steps)) != len(set(places.values())) or len(places) != len(set(places.values())):
+        return None
+    kept = [(letter, len(along)) for letter, along in zip(letters, steps, strict=True) if len(along) > 1]
+    order = sorted(range(len(numbers)), key=lambda k: places[numbers[k]])
+    return Axes("".join(letter for letter, _ in kept), tuple(size for _, size in kept)), order
+
+
+def _beyond_page(series: tifffile.TiffPageSeries) -> list[tuple[str, int]]:
+    """The axes of a series beyond those of a page, and their lengths."""
+    pairs = zip(series.axes, series.shape, strict=True)
+    return [(str(axis), int(size)) for axis, size in pairs if axis not in "YXS"]
 
 
 def _ome(file: tifffile.TiffFile) -> tuple[float, float] | None:

@@ -169,7 +169,7 @@ class _Batch:
             self._tell(job, left)
             classes = self.predictor.category_ids, self.predictor.class_names
             scale = self.um_per_px or file.um_per_px
-            info = outputs.ImageInfo(printable(job.path.name), *classes, file.axes, scale)
+            info = outputs.ImageInfo(printable(job.path.name), *classes, file.axes, scale, file.is_ome)
             files = opened.enter_context(ExitStack())
             add = files.enter_context(outputs.open_image_files(str(out / job.name), info, self.formats))
             for number in chosen:

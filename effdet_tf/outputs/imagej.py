@@ -40,7 +40,8 @@ def roi_zip(base: str, info: ImageInfo) -> Iterator[AddPage]:
                 roi.props = f"class: {label}\nscore: {result.scores[number - 1]:.4f}\n"
                 if stacked:
                     roi.position = page.number + 1
-                    for axis, position in info.axes.place(page.number, first=1).items():
+                    place = info.axes.place(page.number, first=1)
+                    for axis, position in () if "p" in place else place.items():  # has no stage positions
                         setattr(roi, f"{axis}_position", position)
                 archive.writestr(f"{roi.name}.roi", roi.tobytes())
 

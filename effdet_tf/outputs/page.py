@@ -23,6 +23,7 @@ class ImageInfo:
     class_names: Sequence[str]
     axes: Axes = Axes()  # along what its pages lie
     um_per_px: float | None = None  # side of a pixel in micrometres
+    ome: bool = False  # whether the file describes itself as OME does
 
     @property
     def pages(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,16 @@ from roifile import ImagejRoi, roiread, roiwrite
 
 from effdet_tf.data.build import build_image
 from effdet_tf.data.sources.base import Source
+from effdet_tf.data.sources.coco import open_coco
 from effdet_tf.data.sources.labelmaps import open_labelmaps
 from effdet_tf.data.sources.outlines import open_outlines
+from effdet_tf.images.read import Stack
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from tests.outputs.test_batch import Thresholder
 
 H, W = 48, 80
-LENGTHS = {"T": 3, "Z": 4, "C": 2}
+LENGTHS = {"P": 2, "T": 3, "Z": 4, "C": 2}
 KINDS = {
     "imagej": {"imagej": True},
     "ome": {"ome": True},
@@ -46,9 +49,13 @@ def write(path: Path, axes: str, options: dict) -> np.ndarray:
         y, x = blob(number)
         page[y : y + 6, x : x + 5] = 200
     metadata = {"axes": f"{axes}YX"}
-    tifffile.imwrite(
-        path, pages.reshape(*lengths, H, W), photometric="minisblack", metadata=metadata, **options
-    )
+    stack = pages.reshape(*lengths, H, W)
+    if not axes.startswith("P"):
+        tifffile.imwrite(path, stack, photometric="minisblack", metadata=metadata, **options)
+        return pages
+    with tifffile.TiffWriter(path, ome=True) as writer:  # an image for each position
+        for position in stack:
+            writer.write(position, photometric="minisblack", metadata={"axes": f"{axes[1:]}YX"})
     return pages
 
 
@@ -60,35 +67,41 @@ def places(axes: str) -> Iterator[dict[str, int]]:
 def converted(folder: Path, name: str) -> Iterator[tuple[str, Source]]:
     """What `predict` wrote to out/ of in/`name`, opened again by each importer."""
     source, out = folder / "in", folder / "out"
-    for kind in ("imagej", "geojson"):
+    for kind in ("imagej", "geojson", "yolo"):
         yield kind, open_outlines(kind, folder, source, out)
+    yield "coco", open_coco(next(out.glob("*.coco.json")), source, folder)
     (folder / "masks").mkdir()
     (out / f"{name.removesuffix('.tif')}.labels.tif").rename(folder / "masks" / name)
     yield "labelmaps", open_labelmaps(folder, source, folder / "masks")
 
 
-@pytest.mark.parametrize("axes", ORDERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "axes"), [*itertools.product(KINDS, ORDERS), *(("ome", axes) for axes in ("P", "PC", "PTZC"))]
+)
 def test_pages_keep_their_places(tmp_path: Path, kind: str, axes: str) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     name = "s.ome.tif" if KINDS[kind].get("ome") else "s.tif"
     pages = write(source / name, axes, KINDS[kind])
-    formats = ("labels", "table", "coco", "imagej", "geojson")
+    formats = ("labels", "table", "coco", "imagej", "geojson", "yolo")
     report = predict_files(Thresholder(), find_images([source]), out, formats=formats, channel="all")
     assert (report.done, report.cells, report.failed) == (len(pages), len(pages), [])
     stem, expected = name.removesuffix(".tif"), list(places(axes))
 
     with tifffile.TiffFile(out / f"{stem}.labels.tif") as file:
-        assert file.series[0].axes == f"{axes}YX" and file.series[0].shape[:-2] == tuple(
-            LENGTHS[a] for a in axes
-        )
-        np.testing.assert_array_equal(file.asarray().reshape(-1, H, W) > 0, pages > 0)
-    rois = [
-        {a: getattr(roi, f"{a.lower()}_position") - 1 for a in axes}
-        for roi in roiread(out / f"{stem}.rois.zip")
-    ]
-    assert rois == expected
+        assert file.is_ome == name.endswith(".ome.tif")
+        inner = axes.removeprefix("P")
+        assert [one.axes for one in file.series] == [f"{inner}YX"] * (2 if inner != axes else 1)
+        assert file.series[0].shape[:-2] == tuple(LENGTHS[axis] for axis in inner)
+    with Stack(out / f"{stem}.labels.tif") as labels:
+        assert labels.axes == (axes, tuple(LENGTHS[axis] for axis in axes))
+        read = np.stack([labels.read_labels(page) for page in range(labels.pages)])
+    np.testing.assert_array_equal(read > 0, pages > 0)
+    regions = roiread(out / f"{stem}.rois.zip")
+    assert [roi.position for roi in regions] == list(range(1, len(pages) + 1))
+    if "P" not in axes:  # which ImageJ does not know
+        rois = [{a: getattr(roi, f"{a.lower()}_position") - 1 for a in axes} for roi in regions]
+        assert rois == expected
     planes = [f["geometry"]["plane"] for f in json.loads((out / f"{stem}.geojson").read_text())["features"]]
     assert planes == [
         {"c": -1, "z": 0, "t": 0} | {a.lower(): k for a, k in place.items()} for place in expected
@@ -117,13 +130,67 @@ def test_pages_in_another_order_than_imagejs_keep_it(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "in" / "s.tif", pages, photometric="minisblack", metadata={"axes": "CTYX"})
     options = {"formats": ("labels", "geojson"), "channel": "all"}
     predict_files(Thresholder(), find_images([tmp_path / "in"]), tmp_path / "out", **options)
-    with tifffile.TiffFile(tmp_path / "out" / "s.labels.tif") as file:
-        assert (file.series[0].axes, file.series[0].shape) == ("CTYX", (2, 3, H, W))
+    with tifffile.TiffFile(tmp_path / "out" / "s.labels.tif") as file:  # ImageJ has no such order
+        assert (file.is_ome, file.series[0].axes, file.series[0].shape) == (True, "CTYX", (2, 3, H, W))
     planes = [
         (f["geometry"]["plane"]["c"], f["geometry"]["plane"]["t"])
         for f in json.loads((tmp_path / "out" / "s.geojson").read_text())["features"]
     ]
     assert planes == [(c, t) for c in range(2) for t in range(3)]
+
+
+def ome(pixels: str) -> str:
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" Type="uint8" SizeX="{W}" SizeY="{H}" {pixels}</Pixels></Image></OME>'
+    )
+
+
+def save(path: Path, said: str, values: list[int]) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for value in values:
+            described = {"description": said} if value == values[0] else {}
+            page = np.full((H, W), value, np.uint8)
+            writer.write(page, photometric="minisblack", metadata=None, **described)
+
+
+def test_ome_says_which_page_comes_first(tmp_path: Path) -> None:
+    order = [4, 0, 5, 2, 1, 3]  # of what lies in the file, as microscopes write while they go on
+    planes = "".join(
+        f'<TiffData IFD="{ifd}" FirstT="{k // 2}" FirstC="{k % 2}" FirstZ="0" PlaneCount="1"/>'
+        for ifd, k in enumerate(order)
+    )
+    said = ome(f'DimensionOrder="XYCZT" SizeZ="1" SizeC="2" SizeT="3">{planes}')
+    save(tmp_path / "s.ome.tif", said, [10 + k for k in order])
+    with Stack(tmp_path / "s.ome.tif") as stack:
+        assert stack.axes == ("TC", (3, 2))
+        assert [int(stack.read(page)[0, 0, 0]) for page in range(6)] == [10, 11, 12, 13, 14, 15]
+
+
+def test_a_file_of_an_ome_set_has_its_own_pages(tmp_path: Path) -> None:
+    planes = "".join(
+        f'<TiffData IFD="{k % 4}" FirstT="{k // 2}" FirstC="{k % 2}" FirstZ="0" PlaneCount="1">'
+        f'<UUID FileName="s{k // 4}.ome.tif">urn:uuid:{k // 4 + 1}</UUID></TiffData>'
+        for k in range(8)
+    )
+    said = ome(f'DimensionOrder="XYCZT" SizeZ="1" SizeC="2" SizeT="4">{planes}')
+    save(tmp_path / "s0.ome.tif", said, [10, 11, 12, 13])
+    save(tmp_path / "s1.ome.tif", said.replace('UUID="urn:uuid:1"', 'UUID="urn:uuid:2"'), [14, 15, 16, 17])
+    for first, name in ((10, "s0.ome.tif"), (14, "s1.ome.tif")):
+        with Stack(tmp_path / name) as stack:
+            assert stack.axes == ("TC", (2, 2))
+            assert [int(stack.read(page)[0, 0, 0]) for page in range(4)] == [first + k for k in range(4)]
+
+
+def test_positions_of_other_lengths_are_pages_of_one_file(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "p.ome.tif", ome=True) as writer:
+        for count, value in ((3, 10), (2, 20)):
+            frames = np.stack([np.full((H, W), value + k, np.uint8) for k in range(count)])
+            writer.write(frames, photometric="minisblack", metadata={"axes": "TYX"})
+    with Stack(tmp_path / "p.ome.tif") as stack:
+        assert stack.axes == ("T", (5,))
+        assert [int(stack.read(page)[0, 0, 0]) for page in range(5)] == [10, 11, 12, 20, 21]
 
 
 @pytest.mark.parametrize("axes", ["C", "TC", "ZC", "TZC"])
@@ -134,7 +201,7 @@ def test_one_channel_alone_comes_back_on_its_own_pages(tmp_path: Path, kind: str
     name = "s.ome.tif" if kind == "ome" else "s.tif"
     pages = write(source / name, axes, KINDS[kind])
     own = [k for k, place in enumerate(places(axes)) if place["C"] == 1]
-    formats = ("labels", "table", "coco", "imagej", "geojson", "overlay")
+    formats = ("labels", "table", "coco", "imagej", "geojson", "yolo", "overlay")
     report = predict_files(Thresholder(), find_images([source]), out, formats=formats, channel=2)
     assert (report.done, report.failed) == (len(own), [])
     stem = name.removesuffix(".tif")
@@ -145,7 +212,8 @@ def test_one_channel_alone_comes_back_on_its_own_pages(tmp_path: Path, kind: str
     for convert, opened in converted(tmp_path, name):
         # The other channel has no annotation, which does not say that it has no cells.
         assert [task.page for task in opened.tasks] == own, convert
-        assert "channel 2 has some" in " ".join(opened.faults.lines())
+        if convert not in ("coco", "yolo"):  # which name the pages that were looked at
+            assert "channel 2 has some" in " ".join(opened.faults.lines())
         for task in opened.tasks:
             y, x = blob(task.page)
             assert build_image(task, 28).fields["boxes"].tolist() == [[y, x, y + 6, x + 5]]

@@ -157,7 +157,12 @@ def axes_of(path: Path) -> Axes:
 
 def page_names(name: str, pages: int) -> list[tuple[int | None, str]]:
     """The pages of an image file and their names in the data set: one without a number for one image."""
-    return [(page, f"{name}#{page + 1:04d}") for page in range(pages)] if pages > 1 else [(None, name)]
+    return [(page, page_name(name, page)) for page in range(pages)] if pages > 1 else [(None, name)]
+
+
+def page_name(name: str, page: int) -> str:
+    """The name in the data set of a page, from 0, of an image file."""
+    return f"{name}#{page + 1:04d}"
 
 
 def annotated_pages(name: str, axes: Axes, marked: set[int], faults: Faults) -> list[tuple[int | None, str]]:

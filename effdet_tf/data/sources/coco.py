@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.data.faults import Faults
-from effdet_tf.data.sources.base import Cell, ImageFinder, ImageTask, Source, encode_patch, require_folder
+from effdet_tf.data.sources.base import (
+    Cell,
+    ImageFinder,
+    ImageTask,
+    Source,
+    encode_patch,
+    page_name,
+    require_folder,
+)
 from effdet_tf.data.sources.coco_index import CocoIndex, by_value, index_coco
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.polygons import polygons_to_rle
@@ -154,7 +162,7 @@ def coco_tasks(
             faults.drop("image id occurs twice: the first entry is used", name, cells=0)
         else:
             entries[identity] = {**entry, "id": identity}
-    ordered = sorted(entries.values(), key=lambda entry: (entry["file_name"], str(entry["id"])))
+    ordered = sorted(entries.values(), key=lambda e: (e["file_name"], _page(e) or 0, str(e["id"])))
     places = _places_by_image(index, {entry["id"]: number for number, entry in enumerate(ordered)}, faults)
     whole = all(isinstance(e["id"], int) and -_INT64 <= e["id"] < _INT64 for e in ordered)
     if not whole:
@@ -162,6 +170,7 @@ def coco_tasks(
     tasks = []
     for number, entry, path, own in _one_for_a_file(ordered, places, finder, faults):
         name, height, width = entry["file_name"], by_value(entry.get("height")), by_value(entry.get("width"))
+        page = _page(entry)
         kind = classify(name)
         if kind is None:
             if len(own):
@@ -171,26 +180,33 @@ def coco_tasks(
         reader = partial(_read_cells, index.scratch, own, class_ids, index.boxes_only)
         size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         image_id = entry["id"] if whole else number
-        tasks.append(ImageTask(path, name, image_id, reader, None, size, cell_type, len(own)))
+        shown = name if page is None else page_name(name, page)
+        tasks.append(ImageTask(path, shown, image_id, reader, page, size, cell_type, len(own)))
     return tasks
+
+
+def _page(entry: dict[str, Any]) -> int | None:
+    """The page of a stack that an entry says it is, from 0; our own files count from 1."""
+    page = by_value(entry.get("page"))
+    return page - 1 if isinstance(page, int) and page > 0 else None
 
 
 def _one_for_a_file(
     ordered: list[dict[str, Any]], places: list[np.ndarray], finder: ImageFinder, faults: Faults
 ) -> list[tuple[int, dict[str, Any], Path, np.ndarray]]:
-    """Number, entry, file and places of each image; entries of the same file are merged.
+    """Number, entry, file and places of each image; entries of the same file and page are merged.
 
     Of entries with different names whose files cannot be told apart none is taken.
     """
-    by_path: dict[Path, list[tuple[int, dict[str, Any], np.ndarray]]] = {}
+    by_page: dict[tuple[Path, int | None], list[tuple[int, dict[str, Any], np.ndarray]]] = {}
     for number, (entry, own) in enumerate(zip(ordered, places, strict=True), start=1):
         path = finder.find(entry["file_name"], faults)
         if path is not None:
-            by_path.setdefault(path, []).append((number, entry, own))
+            by_page.setdefault((path, _page(entry)), []).append((number, entry, own))
         elif len(own):
             faults.drop("cells of a dropped image", entry["file_name"], len(own))
     merged = []
-    for path, found in by_path.items():
+    for (path, _), found in by_page.items():
         fits = [finder.fit(path, entry["file_name"]) for _, entry, _ in found]
         best = [one for one, fit in zip(found, fits, strict=True) if fit == max(fits)]
         names = {entry["file_name"] for _, entry, _ in best}

@@ -135,7 +135,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
             label = _qupath_class(properties.get("classification"))
             plane = geometry.get("plane") or {}
             # Channel -1 is all of them.
-            place = {axis: int(plane[axis]) for axis in "tzc" if int(plane.get(axis, -1)) >= 0}
+            place = {axis: int(plane[axis]) for axis in "ptzc" if int(plane.get(axis, -1)) >= 0}
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue

@@ -18,6 +18,7 @@ from effdet_tf.data.sources.base import (
     encode_patch,
     is_hidden,
     number_categories,
+    page_name,
     require_folder,
 )
 from effdet_tf.data.sources.outline_files import (
@@ -68,14 +69,16 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     faults = Faults()
     suffixes = KINDS[kind][0]
     files = _by_name(outlines, suffixes)
-    pairs: list[tuple[Path, str, Path]] = []
+    pairs: list[tuple[Path, str, Path | dict[int, Path]]] = []
     for path in sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
         relative = path.relative_to(images)
         if path.stem.endswith(_OWN_PICTURES) or is_hidden(relative):
             continue
         name = relative.as_posix()
-        file = files.pop(relative.with_suffix("").as_posix(), None) or files.pop(name, None)
-        if file is None:
+        stem = relative.with_suffix("").as_posix()
+        file = files.pop(stem, None) or files.pop(name, None)
+        file = file or (_page_files(path, stem, files) if kind == "yolo" else None)
+        if not file:
             faults.drop("image without outlines", name, cells=0)
         else:
             pairs.append((path, name, file))
@@ -87,9 +90,15 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
             f"{outlines}: no {' or '.join(suffixes)} file is named as an image of {images}; "
             "name the folders by --images and --outlines"
         )
-    names, class_ids = _classes(kind, outlines, root, [file for _, _, file in pairs])
+    every = [one for *_, file in pairs for one in (file.values() if isinstance(file, dict) else [file])]
+    names, class_ids = _classes(kind, outlines, root, every)
     tasks: list[ImageTask] = []
     for path, name, file in pairs:
+        if isinstance(file, dict):
+            for page, own in file.items():
+                reader = partial(_read_cells, own, kind, class_ids, Axes(), None)
+                tasks.append(ImageTask(path, page_name(name, page), len(tasks) + 1, reader, page))
+            continue
         axes = Axes()
         with contextlib.suppress(UserError):  # said when the image is converted
             axes = axes_of(path)
@@ -97,6 +106,17 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
             reader = partial(_read_cells, file, kind, class_ids, axes, page)
             tasks.append(ImageTask(path, shown, len(tasks) + 1, reader, page))
     return Source(kind, number_categories(names), tasks, faults)
+
+
+def _page_files(image: Path, stem: str, files: dict[str, Path]) -> dict[int, Path]:
+    """The files of the pages of a stack, `stem_0001` and so on, which are taken from `files`."""
+    names = [name for name in files if name.startswith(f"{stem}_")]
+    if not names:
+        return {}
+    with contextlib.suppress(UserError):  # said when the image is converted
+        own = [(page, f"{stem}_{page + 1:04d}") for page in range(axes_of(image).pages)]
+        return {page: files.pop(name) for page, name in own if name in files} if len(own) > 1 else {}
+    return {}
 
 
 def _marked(file: Path, kind: str, axes: Axes) -> set[int]:
