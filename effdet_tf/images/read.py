@@ -21,12 +21,15 @@ from PIL import UnidentifiedImageError
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import MAX_PIXELS
+from effdet_tf.images.bioio_file import SUFFIXES as BIOIO_SUFFIXES
+from effdet_tf.images.bioio_file import BioioFile, is_bioio
 from effdet_tf.images.channels import Channel, channel_pages, read_channels
 from effdet_tf.images.raster import read_picture
 from effdet_tf.images.tif_metadata import Axes, stack_axes, um_per_px
 from effdet_tf.images.tif_pages import read_tiff, tiff_places
 
 IMAGE_SUFFIXES = (
+    *BIOIO_SUFFIXES,
     *(".tif", ".tiff", ".lsm", ".stk", ".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp", ".gif"),
     *(".pgm", ".ppm"),
 )
@@ -90,8 +93,15 @@ class Stack:
         self.axes = Axes()
         self.channels: list[Channel] = []
         self.is_ome = False
-        self._size, head = _head(self.path)
+        self._bioio: BioioFile | None = None
         self._places: list[tuple[Any, int]] = [(None, 0)]
+        if is_bioio(self.path) and self.path.exists():
+            with _decoding(self.path):
+                self._bioio = BioioFile(self.path)
+            self.um_per_px, self.axes = self._bioio.um_per_px, self._bioio.axes
+            self.channels, self.pages = self._bioio.channels, self.axes.pages
+            return
+        self._size, head = _head(self.path)
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
                 self._file = tifffile.TiffFile(self.path)
@@ -120,7 +130,7 @@ class Stack:
             UserError: when the page is damaged, or the file has no such page.
         """
         self._check(page)
-        if self._file is None:
+        if self._file is None and self._bioio is None:
             return read_image(self.path, self._max_pixels)
         return _channels(_native_dtype(self._pixels(page, False), self.path), self.path)
 
@@ -131,7 +141,7 @@ class Stack:
             UserError: when the page is damaged or no label map, or the file has no such page.
         """
         self._check(page)
-        if self._file is None:
+        if self._file is None and self._bioio is None:
             return read_labels(self.path, self._max_pixels)
         return _as_labels(self._pixels(page, True), self.path)
 
@@ -140,8 +150,10 @@ class Stack:
             raise UserError(f"{self.path}: has no page {page + 1}; it has {self.pages}")
 
     def _pixels(self, page: int, labels: bool) -> np.ndarray:
-        assert self._file is not None  # it is a tif
         with _decoding(self.path):
+            if self._bioio is not None:
+                return self._bioio.read(page, self._max_pixels)
+            assert self._file is not None  # it is a tif
             return read_tiff(self._file, self.path, self._size, self._max_pixels, labels, self._places, page)
 
 
@@ -196,17 +208,23 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     """Pixels [H, W] or [H, W, C] in the file's own type; palettes stay indices when `labels`."""
+    if is_bioio(path) and path.exists():
+        with Stack(path, max_pixels) as stack:
+            _refuse_stack(path, stack.pages)
+            return stack._pixels(0, labels)
     size, head = _head(path)
     with _decoding(path):
         if head[:4] in _TIFF_MAGICS:
             with tifffile.TiffFile(path) as file:
                 places = tiff_places(file)
-                if len(places) > 1:
-                    raise UserError(
-                        f"{path}: is a stack of {len(places)} pages; save the page to be used as an image"
-                    )
+                _refuse_stack(path, len(places))
                 return read_tiff(file, path, size, max_pixels, labels, places, 0)
         return read_picture(path, head, max_pixels, labels)
+
+
+def _refuse_stack(path: Path, pages: int) -> None:
+    if pages > 1:
+        raise UserError(f"{path}: is a stack of {pages} pages; save the page to be used as an image")
 
 
 def _head(path: Path) -> tuple[int, bytes]:

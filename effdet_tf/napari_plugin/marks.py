@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from effdet_tf import outputs
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import labels_to_patches
 from effdet_tf.geometry.polygons import patch_to_polygons
+from effdet_tf.napari_plugin.pages import place_of
 from effdet_tf.prediction.results import Result
 
 _CORNERS = ("y0", "x0", "y1", "x1")
@@ -29,14 +31,14 @@ class PageMarks(NamedTuple):
 class Marks:
     """The cells of all pages that were searched."""
 
-    # int32 `[H, W]`, or `[n, H, W]` for pages of a stack; None for a network without mask head. No number is
-    # used twice
+    # int32 `[H, W]`, or `[*lead, H, W]` for pages of a stack; None for a network without mask head. No number
+    # is used twice
     labels: np.ndarray | None
     # one row per cell, in the order of their numbers: `index`, the number; `frame`, for a stack, as the
-    # viewer counts it; then the columns of `outputs.cell_table` but `cell`
+    # viewer counts it, or `axis_0`, `axis_1`, ... for several axes of pages; then the columns of
+    # `outputs.cell_table` but `cell`
     features: pd.DataFrame
-    first: int  # page of the first label image; 0 for an image
-    stack: bool  # whether labels and shapes have the axis of pages
+    origin: tuple[int, ...]  # where the first of them lies along the axes of pages; none of an image
 
     def counts(self) -> str:
         """How many cells, of which class where there are several."""
@@ -61,7 +63,7 @@ class Marks:
         if self.labels is None:
             return self.boxes()
         lines, rows = [], []
-        for plane in self.labels if self.stack else self.labels[None]:
+        for plane in self.labels.reshape(-1, *self.labels.shape[-2:]):
             for label, patch in labels_to_patches(plane):
                 for polygon in patch_to_polygons(patch):
                     lines.append(np.reshape([*polygon, *polygon[:2]], (-1, 2))[:, ::-1])
@@ -71,9 +73,13 @@ class Marks:
     def _shapes(self, kind: str, corners: list[np.ndarray], rows: np.ndarray) -> Shapes:
         """From (y, x) counted from the corner of the first pixel to napari's, from its centre."""
         vertices = [points - 0.5 for points in corners]
-        if self.stack:
-            planes = self.features["frame"].to_numpy()[rows] - self.first
-            vertices = [np.insert(points, 0, t, axis=1) for points, t in zip(vertices, planes, strict=True)]
+        if self.origin:
+            axes = _axes(self.origin)
+            places = self.features[axes].to_numpy()[rows] - self.origin
+            vertices = [
+                np.concatenate([np.broadcast_to(place, (len(points), len(place))), points], axis=1)
+                for points, place in zip(vertices, places, strict=True)
+            ]
         return Shapes(kind, vertices, self.features.iloc[rows].reset_index(drop=True))
 
 
@@ -81,7 +87,7 @@ class Shapes(NamedTuple):
     """Shapes as napari takes them."""
 
     kind: str  # "rectangle" or "path"
-    # float `[K, 2]` or `[K, 3]` per shape: (page of the labels,) y, x of pixel centres
+    # float `[K, 2 + axes of pages]` per shape: place in the labels, y, x of pixel centres
     vertices: list[np.ndarray]
     features: pd.DataFrame  # one row per shape, that of its cell
 
@@ -97,28 +103,31 @@ def mark_page(result: Result, image: np.ndarray) -> PageMarks:
     return PageMarks(cells.labels, outputs.cell_table(cells, image))
 
 
-def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
+def join(parts: Sequence[PageMarks], first: int, lead: tuple[int, ...] = ()) -> Marks:
     """Put pages together; the numbers of a page go on from those of the page before.
 
     Args:
-        parts: of consecutive pages.
+        parts: of consecutive pages: all, one, or some along a single axis.
         first: number of the first page.
-        stack: whether they are pages of a stack; an image has one part.
+        lead: lengths of the axes along which the pages lie; none of an image, which has one part.
 
     Raises:
         UserError: when the labels do not fit into memory.
     """
+    axes = _axes(lead)
     tables, before = [], 0
     for number, part in enumerate(parts, start=first):
-        place = {"index": part.table["cell"] + before} | ({"frame": number} if stack else {})
         rest = part.table.drop(columns="cell")
         rest = rest[[name for name in rest if name not in _CORNERS] + list(_CORNERS)]
+        place = dict(
+            zip(["index", *axes], [part.table["cell"] + before, *place_of(number, lead)], strict=True)
+        )
         tables.append(pd.concat([pd.DataFrame(place, index=rest.index), rest], axis=1))
         before += len(rest)
     features = pd.concat(tables, ignore_index=True)
     planes = [part.labels for part in parts if part.labels is not None]
-    if not planes or not stack:
-        return Marks(planes[0] if planes else None, features, first, stack)
+    if not planes or not lead:
+        return Marks(planes[0] if planes else None, features, place_of(first, lead))
     try:
         labels = np.stack(planes)
     except MemoryError as error:
@@ -126,4 +135,10 @@ def join(parts: Sequence[PageMarks], first: int, stack: bool) -> Marks:
     offsets = np.cumsum([0, *(len(part.table) for part in parts)])
     for plane, offset in zip(labels, offsets, strict=False):
         plane[plane > 0] += offset
-    return Marks(labels, features, first, stack)
+    shape = lead if len(parts) == math.prod(lead) else (*[1] * (len(lead) - 1), len(parts))
+    return Marks(labels.reshape(*shape, *labels.shape[1:]), features, place_of(first, lead))
+
+
+def _axes(lead: Sequence[int]) -> list[str]:
+    """Columns that say on which page a cell lies."""
+    return ["frame"] if len(lead) == 1 else [f"axis_{number}" for number in range(len(lead))]

@@ -83,4 +83,4 @@ def mark(found: Search, score: float) -> Generator[int, None, Marks]:
     for number, result in enumerate(found.results, start=found.first):
         parts.append(mark_page(result.filter(score), found.pages.read(number)))
         yield len(parts)
-    return join(parts, found.first, found.pages.stack)
+    return join(parts, found.first, found.pages.lead)

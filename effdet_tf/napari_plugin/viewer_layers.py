@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from effdet_tf.napari_plugin.marks import Marks, Shapes
@@ -15,22 +16,22 @@ SHAPES = ("none", "boxes", "outlines")
 _COLOUR = "#ffd54a"
 
 
-def placement(layer: Image, first: int) -> dict[str, Any]:
+def placement(layer: Image, origin: Sequence[int]) -> dict[str, Any]:
     """Where the result of an image layer lies.
 
     Args:
         layer: the image layer.
-        first: the page of the stack with which the result begins; 0 for an image.
+        origin: the page of a stack with which the result begins, along its axes of pages.
 
     Returns:
         Keyword arguments of a napari layer: scale, translate, rotate, shear, affine, units, axis labels.
     """
     from napari.utils.transforms import Affine
 
-    origin = [first, *[0] * (layer.ndim - 1)]
+    corner = [*origin, *[0] * (layer.ndim - len(origin))]
     moved = Affine(scale=layer.scale, translate=layer.translate, rotate=layer.rotate, shear=layer.shear)
     same = ("scale", "rotate", "shear", "affine", "units", "axis_labels")
-    return {name: getattr(layer, name) for name in same} | {"translate": moved(origin)}
+    return {name: getattr(layer, name) for name in same} | {"translate": moved(corner)}
 
 
 def show(viewer: Viewer, image: str, marks: Marks, shapes: str, place: dict[str, Any]) -> list[Layer]:

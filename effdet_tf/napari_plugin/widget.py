@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Image
 from napari.qt.threading import GeneratorWorker, create_worker
 from napari.utils.notifications import notification_manager, show_error, show_warning
@@ -19,7 +20,7 @@ from effdet_tf.napari_plugin import viewer_layers as layers
 from effdet_tf.napari_plugin.form import ALL_PAGES, Form
 from effdet_tf.napari_plugin.marks import Marks
 from effdet_tf.napari_plugin.network_process import NetworkProcess
-from effdet_tf.napari_plugin.pages import LayerPages, pages_of
+from effdet_tf.napari_plugin.pages import LayerPages, pages_of, place_of
 from effdet_tf.napari_plugin.search import Search, mark, search
 from effdet_tf.prediction.load import report_score
 from effdet_tf.runs import model_names
@@ -107,10 +108,11 @@ class FindCells(QWidget):
 
     def _chosen_pages(self, layer: Image, pages: LayerPages) -> range:
         """All pages, or the one that the viewer shows."""
-        if not pages.stack or self.form.pages.currentText() == ALL_PAGES:
+        if not pages.lead or self.form.pages.currentText() == ALL_PAGES:
             return range(len(pages))
-        shown = round(float(layer.world_to_data(self._viewer.dims.point)[0]))
-        shown = min(max(shown, 0), len(pages) - 1)
+        at = layer.world_to_data(self._viewer.dims.point)
+        within = [min(max(round(float(x)), 0), size - 1) for x, size in zip(at, pages.lead, strict=False)]
+        shown = int(np.ravel_multi_index(within, pages.lead))
         return range(shown, shown + 1)
 
     def _list_images(self, event: Any = None) -> None:
@@ -124,7 +126,7 @@ class FindCells(QWidget):
 
     def _take_image(self) -> None:
         layer = self.form.image()
-        self.form.pages.setEnabled(layer is not None and layer.ndim == 3)
+        self.form.pages.setEnabled(layer is not None and layer.ndim > 2)
 
     def _take_network(self) -> None:
         """Check the network as far as that is quick; before the first search, show its own score."""
@@ -185,13 +187,14 @@ class FindCells(QWidget):
         """Show the result and its number of cells."""
         found = self._found
         assert found is not None
-        place = layers.placement(self._image, found.first)
+        place = layers.placement(self._image, marks.origin)
         layers.show(self._viewer, found.pages.name, marks, self.form.shapes.currentText(), place)
         self._shown = True
         count = marks.counts()
-        if found.pages.stack:
-            last = found.first + len(found.results) - 1
-            count += f" in page {last}" if last == found.first else f" in pages {found.first} to {last}"
+        if found.pages.lead:
+            ends = [found.first, found.first + len(found.results) - 1]
+            shown = [" ".join(map(str, place_of(page, found.pages.lead))) for page in ends]
+            count += f" in page {shown[0]}" if ends[0] == ends[1] else f" in pages {' to '.join(shown)}"
         if marks.labels is None:
             count += " (boxes alone: this network has no mask head)"
         self.form.say(count)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError, near_files
+from effdet_tf.images.bioio_file import ZARR, how_to_read, is_one_image
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.outputs.page import OVERLAY_STACK, SUFFIXES
 
@@ -74,7 +75,7 @@ def _expand(text: str, other: list[Path]) -> Iterator[tuple[Path, Path]]:
     Images in folders, of formats that are not read, are added to `other`.
     """
     path = Path(text)
-    if path.is_dir():
+    if path.is_dir() and path.suffix.lower() != ZARR:
         yield from _walk(path, path, other)
     elif path.exists():
         yield path, Path(path.name)
@@ -84,7 +85,7 @@ def _expand(text: str, other: list[Path]) -> Iterator[tuple[Path, Path]]:
         fixed = next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
         root = Path(*parts[:fixed])  # the folders before the first wildcard
         for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-            if path.is_file() and not path.name.lower().endswith(OWN_PICTURES):
+            if is_one_image(path) and not path.name.lower().endswith(OWN_PICTURES):
                 if not deep or is_image(path.name):  # "**" takes all: other files are no fault
                     yield path, path.relative_to(root)
             elif path.is_dir() and not deep:
@@ -93,9 +94,12 @@ def _expand(text: str, other: list[Path]) -> Iterator[tuple[Path, Path]]:
 
 def _walk(folder: Path, root: Path, other: list[Path]) -> Iterator[tuple[Path, Path]]:
     for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
             continue
-        if is_image(path.name) and path.is_file():
+        if any(parent.suffix.lower() == ZARR for parent in relative.parents):
+            continue  # an image is a folder of many files
+        if is_image(path.name) and is_one_image(path):
             yield path, path.relative_to(root)
         elif path.suffix.lower() in _OTHER_IMAGES:
             other.append(path)
@@ -104,7 +108,8 @@ def _walk(folder: Path, root: Path, other: list[Path]) -> Iterator[tuple[Path, P
 def _listed(other: list[Path]) -> str:
     kinds = Counter(path.suffix.lower() for path in other)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.items())
-    return f"{listed} ({other[0]}); save them as tif"
+    advice = sorted({how_to_read(suffix) for suffix in kinds}, key=len)[-1]
+    return f"{listed} ({other[0]}); {advice}"
 
 
 def is_image(name: str) -> bool:

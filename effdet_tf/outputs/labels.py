@@ -122,7 +122,6 @@ class LabelPages:
             options |= {"shape": labels.shape, "dtype": self._dtype, "tile": (_TILE, _TILE)}
             writer.write(_tiles(labels, self._dtype), **options)
 
-
     def _imagej(self) -> str:
         """How ImageJ describes a stack and its calibration; empty where there is neither."""
         sizes = [f"{_AXES[axis]}={n}" for axis, n in zip(self._axes.letters, self._axes.lengths, strict=True)]

@@ -16,7 +16,7 @@ def layer(data, rgb=False, multiscale=False):
 def test_an_image_is_read_as_it_is():
     pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     pages = pages_of(layer(pixels))
-    assert (len(pages), pages.stack, pages.size) == (1, False, (3, 4))
+    assert (len(pages), pages.lead, pages.size) == (1, (), (3, 4))
     assert pages.read(0).dtype == np.uint16 and (pages.read(0) == pixels).all()
 
 
@@ -37,7 +37,7 @@ def test_a_stack_is_read_page_by_page():
             return np.full((3, 4), number, np.uint8)
 
     pages = pages_of(layer(Lazy()))
-    assert (len(pages), pages.stack, pages.size) == (7, True, (3, 4))
+    assert (len(pages), pages.lead, pages.size) == (7, (7,), (3, 4))
     assert (pages.read(5) == 5).all() and Lazy.asked == [5]
 
 
@@ -46,9 +46,23 @@ def test_the_full_resolution_of_a_pyramid_is_taken():
     assert pages.size == (8, 8)
 
 
-@pytest.mark.parametrize(("shape", "rgb"), [((2, 2, 5, 5), False), ((2, 2, 5, 5, 3), True), ((5,), False)])
+@pytest.mark.parametrize("rgb", [False, True])
+def test_pages_along_several_axes_are_counted_through(rgb):
+    lead = (2, 3, 4)
+    values = np.arange(24, dtype=np.uint8).reshape(lead)
+    data = np.broadcast_to(values.reshape(*lead, 1, 1, *[1] * rgb), (*lead, 5, 6, *[3] * rgb))
+    pages = pages_of(layer(data, rgb))
+    assert (len(pages), pages.lead, pages.size) == (24, lead, (5, 6))
+    assert [int(pages.read(k).max()) for k in range(24)] == list(range(24))
+    broken = data.astype(np.float32)
+    broken[1, 0, 2] = np.inf
+    with pytest.raises(UserError, match="^a, page 1, 0, 2: .*not finite"):
+        pages_of(layer(broken, rgb)).read(14)
+
+
+@pytest.mark.parametrize(("shape", "rgb"), [((5,), False), ((5, 3), True), ((0, 5, 5), False)])
 def test_what_is_no_image_is_one_clear_line(shape, rgb):
-    with pytest.raises(UserError, match=r"^a: has \d axes .*split the others into layers first$"):
+    with pytest.raises(UserError, match=r"^a: has the shape .*, an image has at least two axes"):
         pages_of(layer(np.zeros(shape), rgb))
 
 

@@ -8,7 +8,7 @@ from effdet_tf.napari_plugin.pages import LayerPages
 from effdet_tf.napari_plugin.search import mark, search
 from tests.napari_plugin.stubs import HEIGHT, OWN_SCORE, WIDTH, StubNetwork, found
 
-STACK = LayerPages("a", np.full((4, HEIGHT, WIDTH), [[[1]], [[2]], [[3]], [[0]]], np.uint8), True)
+STACK = LayerPages("a", np.full((4, HEIGHT, WIDTH), [[[1]], [[2]], [[3]], [[0]]], np.uint8), (4,))
 
 
 def run(work):

@@ -397,16 +397,16 @@ def test_no_row_without_its_files_and_nothing_half_begun(images, tmp_path, monke
 
 
 def test_formats_that_are_not_read_are_counted_and_named(tmp_path, caplog):
-    for name in ("a.czi", "sub/b.CZI", "c.nd2", ".hidden/d.nd2", "notes.txt"):
+    for name in ("a.vsi", "sub/b.VSI", "c.oib", ".hidden/d.oib", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"no image in this folder .*not read there are 2 \.czi, 1 \.nd2"):
+    with pytest.raises(UserError, match=r"no image in this folder .*not read there are 2 \.vsi, 1 \.oib"):
         find_images([tmp_path])
     assert not caplog.records
     cv2.imwrite(str(tmp_path / "e.png"), _blobs())
     assert [job.name for job in find_images([tmp_path])] == ["e"]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.endswith(f"not read: 2 .czi, 1 .nd2 ({tmp_path / 'a.czi'}); save them as tif")
+    assert line.endswith(f"not read: 2 .vsi, 1 .oib ({tmp_path / 'a.vsi'}); save as tif")
 
 
 def test_text_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):

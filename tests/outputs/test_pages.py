@@ -142,8 +142,9 @@ def test_pages_in_another_order_than_imagejs_keep_it(tmp_path: Path) -> None:
 def ome(pixels: str) -> str:
     return (
         '<?xml version="1.0" encoding="UTF-8"?>'
-        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0">'
-        f'<Pixels ID="Pixels:0" Type="uint8" SizeX="{W}" SizeY="{H}" {pixels}</Pixels></Image></OME>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" Type="uint8" SizeX="{W}" SizeY="{H}" '
+        f"{pixels}</Pixels></Image></OME>"
     )
 
 
@@ -251,3 +252,29 @@ def test_regions_on_pages_that_the_image_lacks_are_lost_loudly(tmp_path: Path) -
     built = [build_image(task, 28) for task in open_outlines("imagej", tmp_path).tasks]
     assert [len(one.fields["rles"]) for one in built if one.fields] == [1, 0, 0]
     assert [one.faults.lost for one in built] == [{"outline on a page that the image lacks": 2}, {}, {}]
+
+
+def test_a_file_that_is_named_as_an_image_is_not_a_page_of_another(tmp_path: Path) -> None:
+    write(tmp_path / "s.tif", "T", {})
+    tifffile.imwrite(tmp_path / "s_0002.tif", np.zeros((H, W), np.uint8))
+    for number, x in ((1, 0.25), (2, 0.5), (3, 0.75)):
+        line = f"0 {x} 0.5 {x + 0.1} 0.5 {x + 0.1} 0.75\n"
+        (tmp_path / f"s_{number:04d}.txt").write_text(line)
+    opened = open_outlines("yolo", tmp_path)
+    assert [(task.file_name, task.page) for task in opened.tasks] == [
+        *(("s.tif#0001", 0), ("s.tif#0003", 2)),
+        ("s_0002.tif", None),
+    ]
+    boxes = [build_image(task, 28).fields["boxes"][0] for task in opened.tasks]
+    assert [int(box[1]) for box in boxes] == [20, 60, 40]
+
+
+def test_an_entry_of_a_page_that_the_stack_lacks_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "s.tif", "T", {})
+    images = [{"id": page, "file_name": "s.tif", "width": W, "height": H, "page": page} for page in (1, 4)]
+    cells = [{"id": k, "image_id": k, "category_id": 1, "bbox": [2, 2, 9, 9]} for k in (1, 4)]
+    content = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    built = [build_image(task, 28) for task in open_coco(tmp_path / "c.json", tmp_path, tmp_path).tasks]
+    assert [bool(one.fields) for one in built] == [True, False]
+    assert "has no page 4; it has 3" in " ".join(built[1].faults.lines())

@@ -15,6 +15,7 @@ import numpy as np
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError, near_files
 from effdet_tf.geometry.rle import Patch, patch_to_rle
+from effdet_tf.images.bioio_file import is_one_image
 from effdet_tf.images.read import IMAGE_SUFFIXES, Stack
 from effdet_tf.images.tif_metadata import Axes
 
@@ -141,7 +142,7 @@ def is_hidden(path: Path) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """The image files directly in `folder`, by name; UserError when it is no folder."""
     require_folder(folder)
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and is_one_image(p))
     return sorted(p for p in files if not is_hidden(Path(p.name)))
 
 

@@ -33,6 +33,7 @@ from effdet_tf.data.sources.outline_files import (
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import largest_component
 from effdet_tf.geometry.polygons import rings_to_patch
+from effdet_tf.images.bioio_file import is_one_image
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.images.tif_metadata import Axes
 
@@ -67,37 +68,18 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     for folder in (images, outlines):
         require_folder(folder)
     faults = Faults()
-    suffixes = KINDS[kind][0]
-    files = _by_name(outlines, suffixes)
-    pairs: list[tuple[Path, str, Path | dict[int, Path]]] = []
-    for path in sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
-        relative = path.relative_to(images)
-        if path.stem.endswith(_OWN_PICTURES) or is_hidden(relative):
-            continue
-        name = relative.as_posix()
-        stem = relative.with_suffix("").as_posix()
-        file = files.pop(stem, None) or files.pop(name, None)
-        file = file or (_page_files(path, stem, files) if kind == "yolo" else None)
-        if not file:
-            faults.drop("image without outlines", name, cells=0)
-        else:
-            pairs.append((path, name, file))
-    for name in sorted(files):
-        if files[name].name not in ("classes.txt", "summary.json"):
-            faults.drop("outlines without an image", name, cells=0)
+    pairs = _pairs(kind, images, outlines, faults)
     if not pairs:
         raise UserError(
-            f"{outlines}: no {' or '.join(suffixes)} file is named as an image of {images}; "
+            f"{outlines}: no {' or '.join(KINDS[kind][0])} file is named as an image of {images}; "
             "name the folders by --images and --outlines"
         )
-    every = [one for *_, file in pairs for one in (file.values() if isinstance(file, dict) else [file])]
-    names, class_ids = _classes(kind, outlines, root, every)
+    names, class_ids = _classes(kind, outlines, root, [file for _, _, file, _ in pairs])
     tasks: list[ImageTask] = []
-    for path, name, file in pairs:
-        if isinstance(file, dict):
-            for page, own in file.items():
-                reader = partial(_read_cells, own, kind, class_ids, Axes(), None)
-                tasks.append(ImageTask(path, page_name(name, page), len(tasks) + 1, reader, page))
+    for path, name, file, number in pairs:
+        if number is not None:
+            reader = partial(_read_cells, file, kind, class_ids, Axes(), None)
+            tasks.append(ImageTask(path, name, len(tasks) + 1, reader, number))
             continue
         axes = Axes()
         with contextlib.suppress(UserError):  # said when the image is converted
@@ -108,14 +90,46 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     return Source(kind, number_categories(names), tasks, faults)
 
 
-def _page_files(image: Path, stem: str, files: dict[str, Path]) -> dict[int, Path]:
-    """The files of the pages of a stack, `stem_0001` and so on, which are taken from `files`."""
-    names = [name for name in files if name.startswith(f"{stem}_")]
-    if not names:
+def _pairs(
+    kind: str, images: Path, outlines: Path, faults: Faults
+) -> list[tuple[Path, str, Path, int | None]]:
+    """Image files, their names, their outlines, and the page of which alone these are, where they are."""
+    files = _by_name(outlines, KINDS[kind][0])
+    pairs: list[tuple[Path, str, Path, int | None]] = []
+    found = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and is_one_image(p))
+    stems = {path.relative_to(images).with_suffix("").as_posix() for path in found}
+    for path in found:
+        relative = path.relative_to(images)
+        if path.stem.endswith(_OWN_PICTURES) or is_hidden(relative):
+            continue
+        name = relative.as_posix()
+        stem = relative.with_suffix("").as_posix()
+        file = files.pop(stem, None) or files.pop(name, None)
+        paged = _page_files(path, stem, files, stems) if kind == "yolo" and file is None else {}
+        if file is not None:
+            pairs.append((path, name, file, None))
+        elif paged:
+            pairs += [(path, page_name(name, page), own, page) for page, own in paged.items()]
+        else:
+            faults.drop("image without outlines", name, cells=0)
+    for name in sorted(files):
+        if files[name].name not in ("classes.txt", "summary.json"):
+            faults.drop("outlines without an image", name, cells=0)
+    return pairs
+
+
+def _page_files(image: Path, stem: str, files: dict[str, Path], others: set[str]) -> dict[int, Path]:
+    """The files of the pages of a stack, `stem_0001` and so on, which are taken from `files`.
+
+    `others` are the stems of all images: a file that is named as one of them is that image's.
+    """
+    if not any(name.startswith(f"{stem}_") and name not in others for name in files):
         return {}
     with contextlib.suppress(UserError):  # said when the image is converted
-        own = [(page, f"{stem}_{page + 1:04d}") for page in range(axes_of(image).pages)]
-        return {page: files.pop(name) for page, name in own if name in files} if len(own) > 1 else {}
+        names = [f"{stem}_{page + 1:04d}" for page in range(axes_of(image).pages)]
+        if len(names) > 1:
+            own = [(page, name) for page, name in enumerate(names) if name in files and name not in others]
+            return {page: files.pop(name) for page, name in own}
     return {}
 
 
