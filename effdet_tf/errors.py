@@ -84,4 +84,6 @@ def near_files(path: str | os.PathLike[str]) -> str:
     folder, name = os.path.split(os.path.normpath(path))
     if not os.path.isdir(folder or ".") or not os.access(folder or ".", os.R_OK | os.X_OK):
         return ""
-    return did_you_mean(name, os.listdir(folder or "."), folder)
+    return did_you_mean(
+        name, sorted(set(os.listdir(folder or ".")) - {name}), folder
+    )  # a broken link is there

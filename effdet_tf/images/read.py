@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -230,7 +231,11 @@ def _refuse_stack(path: Path, pages: int) -> None:
 def _head(path: Path) -> tuple[int, bytes]:
     """Size and first bytes of a file."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe waits for its other end
+            what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file"
+            raise UserError(f"{path}: {what}; name an image file")
+        size = found.st_size
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:

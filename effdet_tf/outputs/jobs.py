@@ -62,7 +62,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Job]:
         if not matches:
             raise UserError(_no_match(text, other))
         for path, relative in matches:
-            found.setdefault(path.resolve(), (path, relative))
+            found.setdefault(Path(os.path.realpath(path)), (path, relative))
     if other:
         logging.getLogger("effdet_tf").warning("left out, of formats that are not read: %s", _listed(other))
     names = output_names([(resolved.parent.name, relative) for resolved, (_, relative) in found.items()])
@@ -99,7 +99,7 @@ def _walk(folder: Path, root: Path, other: list[Path]) -> Iterator[tuple[Path, P
             continue
         if any(parent.suffix.lower() == ZARR for parent in relative.parents):
             continue  # an image is a folder of many files
-        if is_image(path.name) and is_one_image(path):
+        if is_image(path.name) and (is_one_image(path) or not path.exists()):  # a broken link gets its row
             yield path, path.relative_to(root)
         elif path.suffix.lower() in _OTHER_IMAGES:
             other.append(path)

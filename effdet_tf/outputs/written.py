@@ -44,7 +44,7 @@ class Record:
         Raises:
             OSError: when one cannot be removed, or the record not be written.
         """
-        key, root = os.fspath(image.resolve()), self._out.resolve()
+        key, root = os.path.realpath(image), self._out.resolve()
         for name in set(self._files.get(key, ())) - set(files):
             path = root / name
             # Another image may have the name now, and a record says nothing outside its folder.

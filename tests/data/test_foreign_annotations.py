@@ -186,6 +186,47 @@ def test_coordinates_that_are_no_pixels_are_told(tmp_path: Path) -> None:
     assert coco(tmp_path, [entry(1)], [annotation(1, segmentation=[], bbox=[30, 20, 30, 20])] * 8).tasks
 
 
+def test_blanks_that_label_studio_writes_as_signs(tmp_path: Path) -> None:
+    put(tmp_path / "images" / "a b.tif", GRAY)
+    document = {
+        "images": [{"id": 1, "file_name": "images/a%20b.tif"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "segmentation": [SQUARE]}],
+        "categories": [{"id": 0, "name": "cell"}],
+    }
+    put(tmp_path / "c.json", json.dumps(document))
+    assert cells(open_coco(tmp_path / "c.json", tmp_path / "images", tmp_path)) == {
+        "images/a%20b.tif": [(0, [10, 10, 18, 20])]
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"images": [], "annotations": [{"bbox": [NaN, 1]}]}', "is no JSON .*neither NaN nor Infinity"),
+        ('{"images": [],}', r"is no JSON \(.*object key.*\)$"),
+        ('{"images": []}\n{"images": []}', r"is no JSON \(.*trailing garbage"),
+        ('{"images": [', "is no complete JSON file .*; copy it again$"),
+    ],
+)
+def test_bytes_are_missing_only_where_a_file_ends_too_early(tmp_path: Path, text: str, told: str) -> None:
+    put(tmp_path / "images" / "a.tif", GRAY)
+    put(tmp_path / "c.json", text)
+    with pytest.raises(UserError, match=told):
+        open_coco(tmp_path / "c.json", tmp_path / "images", tmp_path)
+
+
+def test_what_a_brush_of_cvat_painted_is_a_crowd_and_said(tmp_path: Path) -> None:
+    counts = [10 * H + 10, *([8, H - 8] * 9), 8, H * W - 19 * H - 18]
+    annotation = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 1}
+    annotation |= {"segmentation": {"size": [H, W], "counts": counts}, "bbox": [10, 10, 10, 8]}
+    source = coco(tmp_path, [{"id": 1, "file_name": "a.tif"}], [annotation])
+    (task,) = source.tasks
+    built = build_image(task, 28)
+    assert built.fields is not None, built.faults.lines()
+    assert built.fields["boxes"].tolist() == [[10, 10, 18, 20]] and built.fields["iscrowd"].tolist() == [1]
+    assert "CVAT marks what its brush painted so" in " ".join(built.faults.lines())
+
+
 # YOLO
 
 
@@ -209,6 +250,8 @@ BOX = [10, 15, 20, 30]
         f"0 {SHARE} 0.87",
         "0 0.375 0.375 0.25 0.25",
         "0 0.375 0.375 0.25 0.25 0.91",
+        "0 0.375 0.375 0.25 0.25 0.91 12",  # and the number of a track
+        f"# by hand\n0 {SHARE}",
         "0 15 10 30 10 30 20 15 20",
         "0 22.5 15 15 10",
         codecs.BOM_UTF8 + f"0 {SHARE}\r\n".encode(),
@@ -248,6 +291,12 @@ def test_names_lie_where_the_tools_put_them(tmp_path: Path, place: str) -> None:
     put(tmp_path / place, "names: [live, dead]" if place.endswith("yaml") else "\ufefflive\r\ndead\r\n")
     source = yolo(tmp_path / "train", f"1 {SHARE}")
     assert [category["name"] for category in source.categories] == ["live", "dead"]
+
+
+def test_keypoints_are_refused_by_name(tmp_path: Path) -> None:
+    line = "0 0.375 0.375 0.25 0.25 0.3 0.3 2 0.4 0.4 2"
+    with pytest.raises(UserError, match=r"data\.yaml: kpt_shape says that the labels hold keypoints"):
+        yolo(tmp_path, line, data_yaml="names: [cell]\nkpt_shape: [2, 3]\n")
 
 
 def test_classes_shifted_by_one_are_refused(tmp_path: Path) -> None:
@@ -311,6 +360,38 @@ def roi_zip(**members: bytes) -> bytes:
     return file.getvalue()
 
 
+def test_an_annotation_around_detections_is_a_region(tmp_path: Path) -> None:
+    def feature(x: int, y: int, side: int, **properties: Any) -> dict:
+        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+    features = [
+        feature(2, 2, 30, objectType="annotation"),  # holds two cells
+        feature(5, 5, 6, objectType="detection"),
+        feature(20, 5, 6, objectType="detection"),
+        feature(40, 20, 10, objectType="annotation"),  # drawn by hand, with one speck in it
+        feature(44, 24, 2, objectType="detection"),
+        feature(34, 2, 5, objectType="tmaCore"),
+        feature(2, 2, 31, objectType="annotation", classification={"name": "Syncytium"}),
+    ]
+    put(tmp_path / "a.tif", GRAY)
+    put(tmp_path / "a.geojson", json.dumps({"type": "FeatureCollection", "features": features}))
+    source = open_outlines("geojson", tmp_path)
+    assert [box for _, box in cells(source)["a.tif"]] == [
+        *([5, 5, 11, 11], [5, 20, 11, 26], [20, 40, 30, 50], [24, 44, 26, 46]),
+        [2, 2, 33, 33],
+    ]
+    assert "annotation around other outlines" in " ".join(source.faults.lines())
+
+
+def test_outlines_beside_the_images_of_a_set_and_fijis_own_name(tmp_path: Path) -> None:
+    put(tmp_path / "images" / "a.tif", GRAY)
+    with zipfile.ZipFile(tmp_path / "images" / "a_RoiSet.zip", "w") as archive:
+        archive.writestr("x.roi", ImagejRoi.frompoints(np.reshape(SQUARE, (-1, 2))).tobytes())
+    assert cells(open_outlines("imagej", tmp_path)) == {"a.tif": [(0, [10, 10, 18, 20])]}
+
+
 def test_what_macos_adds_to_a_zip_is_no_region_and_one_bad_file_costs_its_own_image(tmp_path: Path) -> None:
     roi = ImagejRoi.frompoints([[10, 10], [20, 10], [20, 18], [10, 18]]).tobytes()
     mac = {
@@ -357,6 +438,17 @@ def test_labelme(tmp_path: Path) -> None:
 # Label maps
 
 
+def test_labelme_of_another_size_is_not_stretched_over_the_image(tmp_path: Path) -> None:
+    square = {"label": "cell", "points": [[10, 10], [20, 10], [20, 18], [10, 18]]}
+    for name, kind, size in (("a", "polygon", (2 * H, 2 * W)), ("b", "oriented_rectangle", (H, W))):
+        put(tmp_path / f"{name}.tif", GRAY)
+        sides = dict(zip(("imageHeight", "imageWidth"), size, strict=True))
+        put(tmp_path / f"{name}.json", json.dumps({"shapes": [{**square, "shape_type": kind}], **sides}))
+    source = open_outlines("labelme", tmp_path)
+    assert cells(source) == {"b.tif": [(0, [10, 10, 18, 20])]}
+    assert "was drawn on an image of 80x120 px, this one is 40x60" in " ".join(source.faults.lines())
+
+
 def test_labels_that_began_again_at_0_are_refused(tmp_path: Path) -> None:
     tall = np.zeros((200, 200), np.uint16)
     for number in range(300):  # 300 cells of 4 x 4 px
@@ -383,6 +475,21 @@ def test_a_background_that_is_not_0_is_no_cell(tmp_path: Path) -> None:
     assert cells(source) == {"x.tif": [(0, [5, 5, 10, 10]), (0, [20, 20, 30, 30])]}
     (note,) = source.faults.notes
     assert "label 1, on all four sides" in note
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_mask_of_all_cells_is_no_label_map(tmp_path: Path, value: int) -> None:
+    labels = np.zeros((H, W), np.uint8)
+    labels[5:15, 5:15] = labels[20:29, 30:41] = value
+    put(tmp_path / "images" / "a.tif", GRAY)
+    put(tmp_path / "masks" / "a.tif", labels)
+    source = open_labelmaps(tmp_path)
+    assert cells(source) == {}
+    assert "one label in several pieces, as a mask of all cells has" in " ".join(source.faults.lines())
+    labels[20:29, 30:41] = 0
+    labels[25, 30] = value  # a speck beside one cell
+    put(tmp_path / "masks" / "a.tif", labels)
+    assert cells(open_labelmaps(tmp_path)) == {"a.tif": [(0, [5, 5, 15, 15])]}
 
 
 def test_cellpose_pickles_are_refused_by_name(tmp_path: Path) -> None:

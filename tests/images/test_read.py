@@ -165,8 +165,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: st
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
+    for path, told in ((tmp_path / "none.png", "cannot be read"), (tmp_path, "is a folder; name an image")):
+        with pytest.raises(UserError, match=told):
             image_io.read_image(path)
 
 

@@ -292,7 +292,7 @@ CONVERT = [
         "outlines of other names",
         f"effdet_tf convert imagej cells/images out {SMALL}",
         1,
-        ("no .rois.zip or .zip or .roi file is named as an image", "--outlines"),
+        ("no .rois.zip or _RoiSet.zip or .zip or .roi file is named as an image", "--outlines"),
     ),
     Mistake(
         "text in place of regions",
@@ -332,8 +332,8 @@ CONVERT = [
     Mistake(
         "masks of 0 and 255 in place of labels",
         f"effdet_tf convert labelmaps cells out {SMALL}",
-        0,
-        ("all have one label: is this a mask and no label map?: a.tif (label 255)",),
+        1,
+        ("a.tif: cells/masks/a.tif: has one label in several pieces, as a mask of all cells has",),
         masks(lambda: ((places.labels() > 0) * 255).astype(np.uint8)),
     ),
     Mistake(
@@ -347,7 +347,7 @@ CONVERT = [
         "annotations that are no JSON",
         f"effdet_tf convert coco images out --annotations train.json {SMALL}",
         1,
-        ("train.json: is no complete JSON file",),
+        ("train.json: is no JSON",),
         write("train.json", "<html>404</html>"),
     ),
     Mistake(

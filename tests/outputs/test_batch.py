@@ -427,3 +427,32 @@ def test_text_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):
     assert cells["orientation"].dtype == float
     assert set(pd.read_csv(out / "s.csv")["id"]) == {"-1_A7_1_00d00h00m", "=HYPERLINK(1)"}
     assert json.loads((out / "=HYPERLINK(1).coco.json").read_text())["categories"][0]["name"] == "=1+1"
+
+
+def test_links_that_lead_nowhere_and_pipes_are_rows_of_their_own(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), _blobs())
+    (folder / "gone.png").symlink_to("missing.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    jobs = find_images([folder, folder / "pipe.png"])  # a folder's pipes are passed over
+    report = predict_files(Thresholder(), jobs, tmp_path / "out")
+    assert report.done == 1
+    told = {Path(path).name: reason for path, reason, *_ in report.failed}
+    assert told.keys() == {"gone.png", "loop.png", "pipe.png"}
+    assert "is no regular file" in told["pipe.png"] and "cannot be read" in told["loop.png"]
+    with pytest.raises(UserError, match=r"gone\.png: does not exist; check the name"):
+        find_images([folder / "gone.png"])
+
+
+@pytest.mark.parametrize("name", ["new\nline.png", "tab\t.png", "a\x1b[31m.png", ' lead".png', "=1+1.png"])
+def test_odd_names_keep_their_rows_and_files(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    cv2.imencode(".png", _blobs())[1].tofile(str(tmp_path / "in" / name))
+    report = predict_files(Thresholder(), find_images([tmp_path / "in"]), tmp_path / "out")
+    assert (report.done, report.failed) == (1, [])
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 2 and rows[1][0].lstrip("'") == name.removesuffix(".png")
+    assert (tmp_path / "out" / f"{name.removesuffix('.png')}.labels.tif").is_file()

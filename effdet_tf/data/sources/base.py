@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -88,6 +89,9 @@ class ImageFinder:
         None, dropped, when no file has that name, or several fit alike.
         """
         candidates = self._by_name.get(_folded(file_name)[-1], [])
+        if not candidates and "%" in file_name:  # as Label Studio writes blanks
+            file_name = unquote(file_name)
+            candidates = self._by_name.get(_folded(file_name)[-1], [])
         if not candidates:
             faults.drop("image file missing", file_name, cells=0)
             return None

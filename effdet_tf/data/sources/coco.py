@@ -274,6 +274,8 @@ def _read_cells(
             faults.merge(notes)
             if box is None:
                 faults.note("no valid annotated box: the mask's box is used", name)
+            if iscrowd:
+                faults.note("crowd: no cell (CVAT marks what its brush painted so: set iscrowd to 0)", name)
             cells.append(Cell(name, patch, counts, class_id, box, bool(iscrowd)))
     return cells
 

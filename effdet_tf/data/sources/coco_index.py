@@ -85,7 +85,13 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
                     others.append(str(identity))
     except ijson.JSONError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{annotations}: is no complete JSON file ({reason}); download it again") from error
+        if "EOF" in reason or "ncomplete" in reason:  # in the words of both of ijson's readers
+            raise UserError(f"{annotations}: is no complete JSON file ({reason}); copy it again") from error
+        found = str(error).partition("\n")[2].split("(right here)")[0].strip()
+        advice = (
+            "; JSON has neither NaN nor Infinity, write null" if re.search("NaN|Infinity", str(error)) else ""
+        )
+        raise UserError(f"{annotations}: is no JSON ({reason} {found[:60]}){advice}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{annotations}: cannot be read ({error})") from error
     for key in ("images", "categories"):

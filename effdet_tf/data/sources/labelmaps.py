@@ -29,6 +29,8 @@ _MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
 _IMAGE_ENDINGS = ("_img", "_image")
 # How many labels fill 8 bits, and the share of them in several pieces that tells of two rounds of numbers.
 _ALL_BYTES, _MANY_SPLIT = 250, 0.1
+# Share of the largest piece that the others of an only label reach where it stands for several cells.
+_ALL_CELLS = 0.5
 _PICTURE_ENDING = ".overlay"  # what `predict` writes for people, beside its label maps
 
 
@@ -113,11 +115,14 @@ def _read_cells(
             f"{path}: has 8 bits and all labels up to 255, {split} of them in several pieces: there were "
             "more cells, whose numbers began again at 0 when it was saved; save it with 16 bits"
         )
+    if len(pieces) == 1 and pieces[0][2] > _ALL_CELLS * pieces[0][1].mask.sum():
+        raise UserError(
+            f"{path}: has one label in several pieces, as a mask of all cells has; give each its own"
+        )
     for label, patch, stray in pieces:
         name = f"{file_name} (label {label})"
         if stray:
-            one = "; all have one label: is this a mask and no label map?" if len(patches) == 1 else ""
-            faults.note(f"label in several pieces: the largest is kept{one}", name)
+            faults.note("label in several pieces: the largest is kept", name)
         cells.append(Cell(name, patch, encode_patch(patch, height, width), 0))
     return cells
 

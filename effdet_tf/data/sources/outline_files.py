@@ -24,7 +24,8 @@ from effdet_tf.geometry.rle import Patch
 UNNAMED = "cell"  # class of what has none
 _AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL)
 _OVAL_POINTS = 72
-_LABELME = ("polygon", "rectangle", "circle", "mask")
+_FRAMED = 2  # outlines in an annotation from which it is no cell
+_LABELME = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _SHARES_UP_TO = 2.0  # boxes at the edge reach a little beyond 1; pixels are more
 
@@ -38,6 +39,7 @@ class Outline(NamedTuple):
     # The page, {"page": 0}, or its place along some axes, {"t": 0, "c": 1}, from 0; {}: of every page.
     where: dict[str, int]
     shares: bool = False  # whether the rings are in shares of the image
+    size: tuple[int, int] | None = None  # height and width of the image that it was drawn on, where known
 
 
 def read_rois(path: Path, faults: Faults) -> list[Outline]:
@@ -120,6 +122,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
         raise UserError(f"{path}: is no GeoJSON ({error}); export it again") from error
     features = document.get("features", [document]) if isinstance(document, dict) else document
     outlines: list[Outline] = []
+    frames: list[int] = []  # which of them may frame what was looked at
     for number, feature in enumerate(features if isinstance(features, list) else [], start=1):
         name = f"feature {number}"
         try:
@@ -139,8 +142,26 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
         except (TypeError, KeyError, AttributeError, ValueError, IndexError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
+        if properties.get("objectType") == "annotation" and not properties.get("classification"):
+            frames.append(len(outlines))
         outlines.append(Outline(name, rings, label, place))
-    return outlines
+    return _without_frames(path, outlines, frames, faults)
+
+
+def _without_frames(path: Path, outlines: list[Outline], frames: list[int], faults: Faults) -> list[Outline]:
+    """Leave out annotations without a class that hold several other outlines: they frame these."""
+    starts = np.array([one.rings[0].mean(0) for one in outlines]).reshape(-1, 2)
+    left_out = set()
+    for index in frames:
+        low, high = outlines[index].rings[0].min(0), outlines[index].rings[0].max(0)
+        near = np.flatnonzero(((starts > low) & (starts < high)).all(1))
+        ring = outlines[index].rings[0].astype(np.float32)[:, None]
+        inside = sum(cv2.pointPolygonTest(ring, starts[k].tolist(), False) > 0 for k in near if k != index)
+        if inside >= _FRAMED:
+            text = f"{path.name}: {outlines[index].name}"
+            faults.note("annotation around other outlines: a region and no cell, left out", text)
+            left_out.add(index)
+    return [one for k, one in enumerate(outlines) if k not in left_out]
 
 
 def _qupath_class(classification: Any) -> str:
@@ -152,8 +173,10 @@ def _qupath_class(classification: Any) -> str:
 
 
 def _is_region(feature: dict[str, Any], properties: dict[str, Any]) -> bool:
-    """Whether an object frames what was looked at: locked without a class, or with one that ends in *."""
+    """Whether an object frames what was looked at: locked without a class, or one that ends in *."""
     classification = properties.get("classification")
+    if properties.get("objectType") in ("root", "tmaCore"):
+        return True
     ignored = classification and _qupath_class(classification).endswith("*")  # as QuPath itself does
     return bool(ignored or (properties.get("isLocked", feature.get("isLocked")) and not classification))
 
@@ -173,6 +196,8 @@ def read_labelme(path: Path, faults: Faults) -> list[Outline]:
     try:
         document = json.loads(read_text(path))
         shapes = document["shapes"]
+        sides = document.get("imageHeight"), document.get("imageWidth")
+        size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is no LabelMe file ({error}); save it again") from error
     outlines: dict[Any, Outline] = {}
@@ -189,7 +214,7 @@ def read_labelme(path: Path, faults: Faults) -> list[Outline]:
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
         key = number if group is None else (label, str(group))
-        before = outlines.get(key, Outline(name, [], label, {}))
+        before = outlines.get(key, Outline(name, [], label, {}, size=size))
         outlines[key] = before._replace(rings=[*before.rings, *rings])
     return list(outlines.values())
 
@@ -229,7 +254,7 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
     read: list[tuple[int, int, np.ndarray]] = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
-        if not words:
+        if not words or words[0].startswith("#"):
             continue
         try:
             label, values = float(words[0]), np.array(words[1:], np.float64)
@@ -238,7 +263,7 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
         except ValueError:
             faults.drop("degenerate or unreadable outline", f"{path.name}: line {number}")
             continue
-        read.append((number, int(label), values[:-1] if len(values) % 2 else values))
+        read.append((number, int(label), _coordinates(values)))
     pixels = any(values.max() > _SHARES_UP_TO for _, _, values in read)
     if pixels:
         faults.note("YOLO coordinates in pixels, not in shares of the image: read as such", path.name)
@@ -247,6 +272,14 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
             (x, y), (w, h) = values[:2], values[2:] / 2
             values = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
         yield Outline(f"line {number}", [values.reshape(-1, 2)], label, {}, not pixels)
+
+
+def _coordinates(values: np.ndarray) -> np.ndarray:
+    """The box or the polygon of a line, without a confidence, or both it and the number of a track."""
+    tracked = len(values) == 6 and values[5] > _SHARES_UP_TO >= values[:5].max() and values[5] % 1 == 0
+    if tracked:
+        return values[:4]
+    return values[:-1] if len(values) % 2 else values
 
 
 def yolo_classes(*folders: Path) -> dict[int, str]:
@@ -265,7 +298,10 @@ def yolo_classes(*folders: Path) -> dict[int, str]:
                 return dict(enumerate(line for line in lines if line))
         for path in [folder / name for name in _YAML_NAMES if (folder / name).is_file()]:
             try:
-                names = yaml.safe_load(read_text(path))["names"]
+                said = yaml.safe_load(read_text(path))
+                names = said["names"]
+                if "kpt_shape" in said:
+                    raise UserError(f"{path}: kpt_shape says that the labels hold keypoints, no outlines")
                 pairs = names.items() if isinstance(names, dict) else enumerate(names)
                 return {int(number): str(name) for number, name in sorted(pairs)}
             except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:

@@ -40,7 +40,7 @@ from effdet_tf.images.tif_metadata import Axes
 _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes beside its outlines
 # kind -> endings of its annotation files, and their reader
 KINDS = {
-    "imagej": ((".rois.zip", ".zip", ".roi"), read_rois),
+    "imagej": ((".rois.zip", "_RoiSet.zip", ".zip", ".roi"), read_rois),
     "geojson": ((".geojson", ".json"), read_geojson),
     "labelme": ((".json",), read_labelme),
     "yolo": ((".txt",), read_yolo),
@@ -54,7 +54,7 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
         kind: one of `KINDS`.
         root: folder of the data set.
         images: folder of the images (`root/images` or `root`).
-        outlines: folder of the annotation files (`root/labels` or `root`).
+        outlines: folder of the annotation files (`root/labels`, or that of the images, or `root`).
 
     Returns:
         The source; its classes are those that the files name, by name, or YOLO's in their own order.
@@ -64,7 +64,9 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     """
     require_folder(root)
     images = images or (root / "images" if (root / "images").is_dir() else root)
-    outlines = outlines or (root / "labels" if (root / "labels").is_dir() else root)
+    if outlines is None:
+        beside = any(path.name.lower().endswith(KINDS[kind][0]) for path in images.rglob("*"))
+        outlines = root / "labels" if (root / "labels").is_dir() else images if beside else root
     for folder in (images, outlines):
         require_folder(folder)
     faults = Faults()
@@ -172,6 +174,9 @@ def _read_cells(
             faults.drop("outline on a page that the image lacks", name)
         if not _lies_on(outline, place):
             continue
+        if outline.size not in (None, (height, width)):
+            own = "{}x{}".format(*outline.size)
+            raise UserError(f"{path}: was drawn on an image of {own} px, this one is {height}x{width}")
         if outline.label not in class_ids:
             faults.drop("outline of an unknown class", name)
             continue
