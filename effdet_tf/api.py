@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -91,13 +91,23 @@ class Cells:
         """How many cells."""
         return len(self.result)
 
-    def __getitem__(self, index: int) -> DetectedCell:
-        """A cell, counted from 0 or from the end.
+    @overload
+    def __getitem__(self, index: int) -> DetectedCell: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[DetectedCell]: ...
+
+    def __getitem__(self, index: int | slice) -> DetectedCell | list[DetectedCell]:
+        """A cell, counted from 0 or from the end; or, by a slice, some of them.
 
         Raises:
             IndexError: when there are not so many.
         """
-        k = range(len(self))[index]
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} cells, numbered from 0, not {index}")
+        k = index % len(self)
         result = self.result.take([k])
         patch = None if result.masks is None else result.patches()[0]
         mask = None if result.masks is None else np.zeros((result.height, result.width), bool)

@@ -64,8 +64,11 @@ def test_cells_one_by_one(model, image):
     third = cells[3]
     assert third.number == 4 and third.class_name == "cell" and third.score == cells.result.scores[3]
     assert cells[-1].number == len(cells)
-    with pytest.raises(IndexError):
-        cells[len(cells)]
+    assert [cell.number for cell in cells[1:4]] == [2, 3, 4] and cells[:0] == []
+    assert [cell.number for cell in cells[-2:]] == [len(cells) - 1, len(cells)]
+    for index in (len(cells), -len(cells) - 1):
+        with pytest.raises(IndexError, match=f"there are {len(cells)} cells, numbered from 0, not {index}"):
+            cells[index]
     labels = cells.label_image()
     assert third.mask.shape == image.shape[:2] and third.mask[labels == 4].all()
     y0, x0, y1, x1 = third.box

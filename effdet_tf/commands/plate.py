@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     network = "trained run or export, under a path that every worker can read (default: %(default)s)"
     add("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=network)
     add("--score", type=share, metavar="X", help="as for `predict`")
+    add("--channel", metavar="N", help="as for `predict`")
     add("--no-labels", dest="labels", action="store_false", help="write no label tifs")
     add("--shard-images", type=positive(int), default=64, metavar="N", help="files in a shard (%(default)s)")
     add("--shard-mb", type=positive(float), default=256, metavar="MB", help="its size at most (%(default)s)")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         args.run_folder,
         score=args.score,
         labels=args.labels,
+        channel=args.channel,
         shard_files=args.shard_images,
         shard_bytes=int(args.shard_mb * 2**20),
         retry_failed=args.retry_failed,

@@ -44,6 +44,7 @@ def run_plate(
     *,
     score: float | None = None,
     labels: bool = True,
+    channel: str | None = None,
     shard_files: int = 64,
     shard_bytes: int = 256 << 20,
     retry_failed: bool = False,
@@ -57,6 +58,7 @@ def run_plate(
         run: a network, as `effdet_tf.load` takes it; every worker must reach it under this path.
         score: keep cells with this score or more; None: the network's own.
         labels: write label tifs.
+        channel: of files with several: its number from 1, its name, "all", or None as `effdet_tf predict`.
         shard_files: files in a shard at most.
         shard_bytes: their size at most.
         retry_failed: work through shards again in which an image failed.
@@ -67,8 +69,9 @@ def run_plate(
             process works there, or the engine cannot do what was asked.
         OSError: when results cannot be written.
     """
-    task = Task(source, out, run, score, labels)
-    settings = {"model": model_digest(run), "score": score, "labels": labels}
+    task = Task(source, out, run, score, labels, channel)
+    settings: dict[str, Any] = {"model": model_digest(run), "score": score, "labels": labels}
+    settings |= {"channel": channel} if channel else {}
     found = find_sources(source, out)
     alone = locked(Path(out), "works on this plate") if storage.is_local(out) else contextlib.nullcontext()
     with alone:

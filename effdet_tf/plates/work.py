@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class Task:
     run: str  # the network: a path that every worker can read, or the name of one of the package
     score: float | None  # cells with this score or more are kept; None: the network's own
     labels: bool  # whether label tifs are written
+    channel: str | None = None  # of files with several, see `images.channels`
 
 
 def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, int]:
@@ -105,13 +107,13 @@ def _work_on_file(
         try:
             path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
             stack = opened.enter_context(Stack(path))
-            chosen, left = stack.chosen(None)
+            chosen, left = stack.chosen(task.channel)
         except (UserError, OSError) as error:
             fail(0, error)
             storage.remove(target)
             return
         if left:
-            logging.getLogger("effdet_tf").warning("%s: %s", file.path, left)
+            _tell(left, file.path)
         for page in chosen:
             try:
                 image = stack.read(page)
@@ -132,10 +134,24 @@ def _work_on_file(
                 local = opened.enter_context(storage.writing(target))
                 many = predictor.config.data.max_instances > np.iinfo(np.uint16).max
                 wide = many or cells.labels.size > LARGE
-                pages = opened.enter_context(outputs.LabelPages(local, stack.axes, wide))
+                pages = opened.enter_context(_label_pages(local, stack, wide))
             pages.add(cells.labels, page)
         if pages is None:
             storage.remove(target)  # of an earlier time, when it could be read
+
+
+def _label_pages(path: Path, stack: Stack, wide: bool) -> outputs.LabelPages:
+    return outputs.LabelPages(path, stack.axes, wide, stack.um_per_px, stack.is_ome)
+
+
+_told: set[str] = set()  # by this worker
+
+
+def _tell(left: str, path: str) -> None:
+    """Say what is left out, once for all files like this one."""
+    if left not in _told:
+        _told.add(left)
+        logging.getLogger("effdet_tf").warning("%s: %s (told once for files like this one)", path, left)
 
 
 def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import effdet_tf
 from effdet_tf import cli
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked
+from effdet_tf.images.read import Stack
 from effdet_tf.outputs.wells import count_cells
 from effdet_tf.plates import work
 from effdet_tf.plates.plate import model_digest, run_plate
@@ -211,6 +212,24 @@ def test_counts_of_stacks_are_by_page_and_of_names_without_time_have_no_hour(ope
         ["B2", k, n] for k, n in enumerate((3, 1, 2, 0))
     ]
     assert counts["hours"].isna().all() and np.isnan(counts["mean_area"][3])
+
+
+def test_one_channel_of_a_plate(opened, tmp_path, squares, caplog):
+    (tmp_path / "plate").mkdir()
+    pages = np.stack([[squares(k), squares(k + 1)] for k in (1, 3)])
+    for name in ("B2_1.ome.tif", "B3_1.ome.tif"):
+        metadata = {"axes": "TCYX", "Channel": {"Name": ["GFP", "Phase"]}}
+        tifffile.imwrite(
+            tmp_path / "plate" / name, pages, photometric="minisblack", metadata=metadata, ome=True
+        )
+    for channel, expected in ((None, [2, 4]), ("gfp", [1, 3]), ("all", [1, 2, 3, 4])):
+        out = tmp_path / f"out-{channel}"
+        counts = run_plate(str(tmp_path / "plate"), str(out), "cells", channel=channel).counts
+        assert counts["cells"].tolist() == expected * 2
+        with Stack(out / "labels" / "B2_1.ome.tif.labels.tif") as labels:
+            assert labels.axes == ("TC", (2, 2)) and labels.is_ome
+    with pytest.raises(UserError, match="other settings .channel None there, all now"):
+        run_plate(str(tmp_path / "plate"), str(tmp_path / "out-None"), "cells", channel="all")
 
 
 def test_nothing_was_found_in_no_images():
