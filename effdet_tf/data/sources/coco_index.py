@@ -84,14 +84,7 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
                 elif identity is not None:
                     others.append(str(identity))
     except ijson.JSONError as error:
-        reason = str(error).splitlines()[0]
-        if "EOF" in reason or "ncomplete" in reason:  # in the words of both of ijson's readers
-            raise UserError(f"{annotations}: is no complete JSON file ({reason}); copy it again") from error
-        found = str(error).partition("\n")[2].split("(right here)")[0].strip()
-        advice = (
-            "; JSON has neither NaN nor Infinity, write null" if re.search("NaN|Infinity", str(error)) else ""
-        )
-        raise UserError(f"{annotations}: is no JSON ({reason} {found[:60]}){advice}") from error
+        raise UserError(f"{annotations}: {_what_is_wrong(str(error))}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{annotations}: cannot be read ({error})") from error
     for key in ("images", "categories"):
@@ -108,6 +101,16 @@ def index_coco(annotations: Path, scratch: Path, faults: Faults) -> CocoIndex:
         for identity in np.repeat(unique, counts - 1).tolist():
             faults.note("annotation id occurs twice: both cells are kept", f"annotation {identity}")
     return index
+
+
+def _what_is_wrong(said: str) -> str:
+    """What ijson said of a file that is no JSON, and what to do."""
+    reason = said.splitlines()[0]
+    if "EOF" in reason or "ncomplete" in reason:  # in the words of both of its readers
+        return f"is no complete JSON file ({reason}); copy it again"
+    found = said.partition("\n")[2].split("(right here)")[0].strip()
+    advice = "; JSON has neither NaN nor Infinity, write null" if re.search("NaN|Infinity", said) else ""
+    return f"is no JSON ({reason} {found[:60]}){advice}"
 
 
 def by_value(identity: Any) -> Any:
