@@ -20,6 +20,7 @@ import yaml
 from effdet_tf._version import __version__
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.files.untrusted import parse_yaml
 from effdet_tf.geometry import MASK_SIZE
 
 
@@ -220,8 +221,8 @@ class Config:
             if not separator:
                 raise UserError(f"--set {setting!r}: write it as section.key=value")
             try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError:
+                value = parse_yaml(text)
+            except ValueError:
                 raise UserError(f"--set {setting!r}: the value is not readable YAML") from None
             result = _set(result, key.strip().split("."), value, key.strip())
         return result
@@ -239,10 +240,10 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         UserError: when the file is missing, is not YAML, or holds an unknown key or a wrong value.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # UnicodeDecodeError is one, too
         raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no configuration (a mapping of sections was expected)")

@@ -19,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import parse_json
 from export.servable import RequestError, Servable, to_json
 from export.serving_api import serving_api
 
@@ -127,8 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _predict(self, action: str | None, body: bytes) -> dict[str, Any]:
         try:
-            question = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            question = parse_json(body)
+        except ValueError as error:
             raise RequestError("INVALID_ARGUMENT", f"JSON Parse error: {error}") from None
         signature, inputs, rows = self.server.servable.from_json(question)
         return to_json(self.server.servable.run(signature, inputs), rows)

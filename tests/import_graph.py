@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("effdet_tf", "training", "export")
 PAGE = ROOT / "docs" / "architecture.md"
 # Folders that nearly all others import: no arrows are drawn to them.
-EVERYWHERE = ("base", "geometry")
+EVERYWHERE = ("base", "files", "geometry")
 
 Sources = dict[str, tuple[str, bool]]  # module -> its text, and whether it is a package's __init__
 
@@ -61,8 +61,8 @@ def folder(module: str, sources: Sources) -> str | None:
     package, *inner = module.split(".")
     if package != "effdet_tf":
         return package if package in PACKAGES else None
-    if not inner or inner[0] in ("api", "cli", "__main__"):
-        return None  # the public names and the door of the command line: above all folders
+    if not inner or inner[0] in ("api", "cli", "__main__", "errors", "_version"):
+        return None  # the public names and the door of the command line above, the error below all folders
     return inner[0] if sources.get(f"effdet_tf.{inner[0]}", ("", False))[1] else "base"
 
 

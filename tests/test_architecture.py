@@ -11,7 +11,8 @@ from tests.import_graph import PACKAGES, Sources, imports, modules, read_sources
 # From the lowest to the highest: a module imports from its own folder and from the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("files", "geometry"),
+    ("files",),
+    ("geometry",),
     ("config", "runs"),
     ("presets", "images"),
     ("model",),

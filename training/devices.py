@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
 import tensorflow as tf
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import parse_json
 
 CLUSTER = "TF_CONFIG"  # where TensorFlow looks for the workers of a cluster and this process's place
 
@@ -24,7 +24,7 @@ def cluster_task() -> tuple[int, int] | None:
         return None
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         workers = list(value["cluster"]["worker"])
         kind, index = value["task"]["type"], int(value["task"]["index"])
     except (ValueError, KeyError, TypeError):

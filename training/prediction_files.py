@@ -15,7 +15,8 @@ import ijson
 
 from effdet_tf.data.sources.coco_index import by_value
 from effdet_tf.errors import UserError
-from effdet_tf.files import atomic_write, utf8_file
+from effdet_tf.files import atomic_write
+from effdet_tf.files.untrusted import json_file
 
 Entries = list[dict[str, Any]]
 
@@ -84,16 +85,16 @@ def _key(image_id: Any) -> Any:
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with utf8_file(path) as file:
+        with json_file(path) as file:
             first = file.read(4096).lstrip()[:1]
         found = False
-        with utf8_file(path) as file:
+        with json_file(path) as file:
             for entry in ijson.items(file, "item" if first == b"[" else "annotations.item", use_float=True):
                 if not isinstance(entry, dict):
                     raise _not_results(path)
                 found = True
                 yield entry
-        with utf8_file(path) as file:
+        with json_file(path) as file:
             begin = ("annotations", "start_array")
             if first != b"[" and not found and begin not in (event[:2] for event in ijson.parse(file)):
                 raise _not_results(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from effdet_tf.errors import UserError, near_files
 from effdet_tf.files import write_json
+from effdet_tf.files.untrusted import read_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -128,7 +128,7 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(directory) / MANIFEST_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not Path(directory).exists():
             advice = near_files(directory) or "; name a converted data set"

@@ -9,11 +9,16 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from effdet_tf.files.limits import limit
 from effdet_tf.geometry.masks import mask_to_patch
 from effdet_tf.geometry.rle import Patch, rle_to_patch
 
-# A coordinate beyond this many image sizes is a fault: the rasteriser would walk all the way to it.
-_FAR = 16
+_FAR = 16  # a coordinate beyond this many image sizes is a fault
+# pycocotools walks along all edges in fifths of a pixel, and keeps every step: 100 MB for this length.
+_WALKED = 2**20  # pixels
+_CROSSED = 2**24  # columns that the edges of a polygon cross at most
+_AT_ONCE = 2**20  # crossings
+_SCALE, _HALF = 5, 2  # steps of a pixel, and those before its middle
 # Directions of a boundary step (dy, dx), clockwise in the image: right, down, left, up.
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
@@ -46,8 +51,84 @@ def polygons_to_rle(
             raise ValueError(f"a polygon needs 3 or more x, y pairs in one list, got {points.size} numbers")
         if not np.abs(points).max() <= _FAR * max(height, width):  # also false for NaN
             raise ValueError("a polygon coordinate is not finite or lies far outside the image")
-    rle = coco_mask.merge(coco_mask.frPyObjects([points.tolist() for points in arrays], height, width))
+        if points.size > 2 * limit("points"):
+            raise ValueError(f"a polygon of {points.size // 2:,} corners")
+    rles = [_drawn(points.reshape(-1, 2), height, width) for points in arrays]
+    rle = coco_mask.merge(rles) if len(rles) > 1 else rles[0]
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def _drawn(points: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """The pixels of a polygon, float64 `[K, 2]` x, y, as COCO's rule has them, as RLE with bytes."""
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    if steps.sum() <= _WALKED:
+        return dict(coco_mask.frPyObjects([points.ravel().tolist()], height, width)[0])
+    return dict(coco_mask.encode(_crossings_filled(points, height, width)))
+
+
+def _crossings_filled(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As pycocotools draws a polygon on a canvas without end: uint8 `[H, W]`, column by column in memory.
+
+    That goes along the edges in steps of 1 / 5 px and turns the pixels below each point at which they pass
+    the middle of a column. Here the steps between two columns are left out.
+
+    Raises:
+        ValueError: when the edges cross far too many columns.
+    """
+    x, y = (points * _SCALE + 0.5).astype(np.int64).T  # towards 0, as in C
+    x0, y0, x1, y1 = x, y, np.roll(x, -1), np.roll(y, -1)
+    flat = np.abs(x1 - x0) >= np.abs(y1 - y0)
+    turned = np.where(flat, x0 > x1, y0 > y1)  # each edge is walked in the direction of its longer side
+    x0, x1 = np.where(turned, x1, x0), np.where(turned, x0, x1)
+    y0, y1 = np.where(turned, y1, y0), np.where(turned, y0, y1)
+    low, high = np.minimum(x0, x1), np.maximum(x0, x1)
+    first = np.clip(-((_HALF - low) // _SCALE), 0, width)  # columns whose middle lies in low..high - 1
+    last = np.clip((high - 1 - _HALF) // _SCALE + 1, 0, width)
+    counts = np.maximum(last - first, 0)
+    if (total := int(counts.sum())) > _CROSSED:
+        raise ValueError(f"the edges of a polygon cross {total:,} columns of pixels")
+    turns = np.zeros(width * (height + 1), np.uint8)  # how often, up to a multiple of 256
+    at_once = max(_AT_ONCE // width, 1)
+    for begin in range(0, len(points), at_once):
+        part = slice(begin, begin + at_once)
+        edge = np.repeat(np.arange(len(points))[part], counts[part])
+        before = np.cumsum(counts[part]) - counts[part]
+        column = np.arange(len(edge)) - np.repeat(before, counts[part]) + first[edge]
+        rows = np.where(
+            flat[edge],
+            _lower_of_flat(column, x0[edge], y0[edge], x1[edge], y1[edge]),
+            _lower_of_steep(column, x0[edge], y0[edge], x1[edge], y1[edge]),
+        )
+        row = np.ceil(np.clip((rows + 0.5) / _SCALE - 0.5, 0, height)).astype(np.int64)
+        np.add.at(turns, column * (height + 1) + row, np.uint8(1))
+    odd = (turns & 1).reshape(width, height + 1)
+    filled: np.ndarray = np.bitwise_xor.accumulate(odd, axis=1)[:, :height]
+    return np.ascontiguousarray(filled).T
+
+
+def _lower_of_flat(
+    column: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray
+) -> np.ndarray:
+    """The lower of the two rows, in steps, between which edges wider than high pass a column's middle."""
+    slope = (y1 - y0) / np.maximum(x1 - x0, 1)
+    t = column * _SCALE + _HALF - x0
+    return np.minimum(*((y0 + slope * at + 0.5).astype(np.int64) for at in (t, t + 1)))
+
+
+def _lower_of_steep(
+    column: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray
+) -> np.ndarray:
+    """As `_lower_of_flat` for edges higher than wide."""
+    slope = (x1 - x0) / np.maximum(y1 - y0, 1)
+    middle = column * _SCALE + _HALF
+    rising = slope > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        guess = np.nan_to_num((middle + 0.5 - x0) / slope).astype(np.int64)
+    found = np.zeros_like(guess)
+    for at in range(2, -3, -1):  # the first step on the other side of the middle, in spite of rounding
+        there = (x0 + slope * (guess + at) + 0.5).astype(np.int64)
+        found = np.where(np.where(rising, there > middle, there <= middle), guess + at, found)
+    return y0 + found - 1
 
 
 def patch_to_polygons(patch: Patch) -> list[list[float]]:

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from effdet_tf.files.limits import limit
+
 # A 16-bit gray image of this size takes one GiB; a larger one is a whole slide or a decompression bomb.
-MAX_PIXELS = 2**29
+MAX_PIXELS = limit("pixels")
 
 # A byte of compressed COCO counts less 48 is: 5 bits of a number, and 32 when more of it follow.
 _COUNTS_BYTES = bytes(range(48, 112))
 _MORE = 48 + 32
+_LONGEST = 60  # bits of a number
 _LAST_GROUP = {byte: byte - 48 - (32 if byte - 48 & 16 else 0) for byte in range(48, _MORE)}  # with its sign
 
 
@@ -166,6 +169,8 @@ def _uncompress(counts: bytes) -> list[int]:
         else:
             value += (byte - _MORE) << shift
             shift += 5
+            if shift > _LONGEST:  # without this, bytes that all go on take time that grows with their square
+                raise ValueError("RLE counts are not compressed as COCO's: a number is far too long")
     runs[1::2] = accumulate(runs[1::2])
     runs[2::2] = accumulate(runs[2::2])  # not from the first: the format adds from the fourth run on
     return runs

@@ -27,7 +27,7 @@ from effdet_tf.images.bioio_file import BioioFile, is_bioio
 from effdet_tf.images.channels import Channel, channel_pages, read_channels
 from effdet_tf.images.raster import read_picture
 from effdet_tf.images.tif_metadata import Axes, stack_axes, um_per_px
-from effdet_tf.images.tif_pages import read_tiff, tiff_places
+from effdet_tf.images.tif_pages import check_chain, read_tiff, tiff_places
 
 IMAGE_SUFFIXES = (
     *BIOIO_SUFFIXES,
@@ -105,6 +105,7 @@ class Stack:
         self._size, head = _head(self.path)
         if head[:4] in _TIFF_MAGICS:
             with _decoding(self.path):
+                check_chain(self.path)
                 self._file = tifffile.TiffFile(self.path)
                 found = tiff_places(self._file)
                 self.um_per_px, self.is_ome = um_per_px(self._file), bool(self._file.is_ome)
@@ -216,6 +217,7 @@ def _read(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     size, head = _head(path)
     with _decoding(path):
         if head[:4] in _TIFF_MAGICS:
+            check_chain(path)
             with tifffile.TiffFile(path) as file:
                 places = tiff_places(file)
                 _refuse_stack(path, len(places))

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.limits import allow
 from effdet_tf.images.raster import check_pixels
 
 _LARGE = 2**26  # values of a page from which it goes to a file
 _GRAY = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
 _LIGHTNESS = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
+
+
+def check_chain(path: Path) -> None:
+    """Follow the directories of a tif, of which each names the next, before they are read.
+
+    Raises:
+        UserError: when they lead in a circle, or are more than the limit of pages.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+        order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+        big = int.from_bytes(head[2:4], order) == 43
+        counted, sized, entry = (8, 8, 20) if big else (2, 4, 12)
+        offset = int.from_bytes(head[8:16] if big else head[4:8], order)
+        seen: set[int] = set()
+        while offset:
+            if offset in seen:
+                raise UserError(f"{path}: is damaged (its pages lead back to each other); copy it again")
+            seen.add(offset)
+            allow("pages", len(seen), path)
+            file.seek(offset)
+            count = file.read(counted)
+            if len(count) < counted:
+                return  # cut short, which is told where its pages are read
+            file.seek(int.from_bytes(count, order) * entry, 1)
+            offset = int.from_bytes(file.read(sized), order)
 
 
 def tiff_places(file: tifffile.TiffFile) -> list[tuple[Any, int]]:
@@ -84,6 +111,10 @@ def read_tiff(
             "their own"
         )
     check_pixels(path, keyframe.imagelength, keyframe.imagewidth, max_pixels)
+    allow("values", page.imagedepth * page.imagelength * page.imagewidth * page.samplesperpixel, path)
+    if page.is_tiled:  # a tile is decoded whole, also where the image is smaller
+        inks = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.CONTIG else 1
+        allow("values", page.tiledepth * page.tilelength * page.tilewidth * inks, path)
     if keyframe.imagedepth > 1:
         raise UserError(f"{path}: is a volume of {keyframe.imagedepth} slices; save one slice as an image")
     start = behind * sum(page.databytecounts)

@@ -17,6 +17,7 @@ from keras import ops
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
+from effdet_tf.files.untrusted import read_npz
 from effdet_tf.model.network import Network
 
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
@@ -46,15 +47,19 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) 
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(path: str | os.PathLike[str], kind: str = "weights file") -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | os.PathLike[str], kind: str = "weights file", network: Network | None = None
+) -> dict[str, np.ndarray]:
     """Read what `save_arrays` wrote; `kind` says what it should be, for messages.
+
+    Arrays that do not fit into a `network` are not read: they are zeros of their shape that take no memory.
 
     Raises:
         UserError: when the file is missing, truncated or not of this kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        shapes = None if network is None else {p: v.shape for p, v in named_variables(network).items()}
+        return read_npz(path, shapes)
     except FileNotFoundError:
         raise UserError(f"{path}: no such {kind}") from None
     except _UNREADABLE as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import parse_json
 from effdet_tf.images.read import IMAGE_SUFFIXES
 from effdet_tf.outputs.jobs import is_image
 from effdet_tf.plates import storage
@@ -123,7 +124,7 @@ def _read_plan(path: str, settings: dict[str, Any]) -> list[Shard]:
     if not storage.exists(path):
         return []
     try:
-        document = json.loads(storage.read(path))
+        document = parse_json(storage.read(path))
         past, version = document["settings"], document["format"]
         shards = [Shard(s["name"], tuple(PlateFile(*f) for f in s["files"])) for s in document["shards"]]
     except (ValueError, KeyError, TypeError):
@@ -148,7 +149,7 @@ def missing(out: str, shards: Sequence[Shard], retry_failed: bool) -> list[Shard
     left = []
     for shard in shards:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged mark, or none
-            mark = json.loads(storage.read(done_file(out, shard))) if f"{shard.name}.json" in marks else {}
+            mark = parse_json(storage.read(done_file(out, shard))) if f"{shard.name}.json" in marks else {}
             if mark["digest"] == shard.digest() and not (mark["failed"] and retry_failed):
                 continue
         left.append(shard)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from effdet_tf._version import __version__
 from effdet_tf.config import Config, build
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import parse_json
 
 METADATA_FILE = "effdet_tf.json"
 FORMAT = 1
@@ -73,9 +73,9 @@ def read_metadata(text: str | bytes, where: str) -> tuple[dict[str, Any], Config
         UserError: when it is damaged or of a later version.
     """
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         version, config = found["format"], dict(found["config"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{where}: holds no description by effdet_tf; export it with `python -m export.main`"
         ) from error

@@ -129,5 +129,5 @@ def load_run(
     config = load_config(config_file(folder)).override(settings)
     weights = weights_file(folder)
     network = build_network(config, backbone=backbone)
-    assign_arrays(network, read_arrays(weights), str(weights))
+    assign_arrays(network, read_arrays(weights, network=network), str(weights))
     return RunPredictor(network, config)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import read_json
 from effdet_tf.model.weights import read_arrays
 from effdet_tf.pretrained.automl_names import from_automl
 from effdet_tf.pretrained.effdet_names import from_effdet
@@ -63,7 +63,7 @@ def _run_weights(folder: Path) -> Pretrained | None:
     about = folder / IMPORT_FILE
     if (folder / PARTIAL_FILE).exists():
         try:
-            known = json.loads(about.read_text(encoding="utf-8"))
+            known = read_json(about)
             mean, std = (tuple(map(float, known[name])) for name in ("mean", "std"))
             return Pretrained(read_arrays(folder / PARTIAL_FILE), str(known["origin"]), "backbone", mean, std)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ import collections
 import io
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.limits import allow
 
 # First number of a file in the old format.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -79,11 +81,31 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
+def _hold_to_size(stream: BinaryIO) -> None:
+    """Look at a pickle before it is read, from where a stream is, to which it is set back.
+
+    A number of the table of values that were seen makes it as long, and a length of bytes takes them at once.
+
+    Raises:
+        ValueError: when one of them is out of all proportion.
+    """
+    begin = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(begin)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError("a table of values that it has not got")
+        if opcode.name == "FRAME" and int(argument or 0) > end - begin:
+            raise ValueError("a frame that is larger than the file")
+    stream.seek(begin)
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, dicts and plain values; refuses every other name."""
 
     def __init__(self, stream: BinaryIO) -> None:
         """Read from a binary stream; `storages` collects what tensors refer to."""
+        _hold_to_size(stream)
         super().__init__(stream)
         self.storages: dict[str, _Storage] = {}
 
@@ -114,7 +136,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     file = Path(path)
     try:
         with open(file, "rb") as stream:
-            found = _read_zip(stream) if zipfile.is_zipfile(stream) else _read_legacy(stream)
+            found = _read_zip(stream, file) if zipfile.is_zipfile(stream) else _read_legacy(stream, file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except _Forbidden as error:
@@ -130,9 +152,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _read_zip(stream: BinaryIO) -> dict[str, np.ndarray]:
+def _read_zip(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     size = stream.seek(0, io.SEEK_END)
     with zipfile.ZipFile(stream) as archive:
+        allow("names", len(archive.namelist()), path)
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(names) != 1:
             raise ValueError("a zip archive without data.pkl")
@@ -147,10 +170,10 @@ def _read_zip(stream: BinaryIO) -> dict[str, np.ndarray]:
         if root + "byteorder" in archive.namelist() and member(root + "byteorder") != b"little":
             raise ValueError("saved on a big-endian machine")
         tree = _Unpickler(io.BytesIO(member(names[0]))).load()
-        return _resolve(tree, lambda storage: member(f"{root}data/{storage.key}"))
+        return _resolve(tree, lambda storage: member(f"{root}data/{storage.key}"), path)
 
 
-def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
+def _read_legacy(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     if _Unpickler(stream).load() != _LEGACY_MAGIC:
@@ -171,25 +194,37 @@ def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
         if wanted > size - stream.tell():
             raise EOFError(f"storage {key} ends early")
         blocks[key] = stream.read(wanted)
-    return _resolve(tree, lambda storage: blocks[storage.key])
+    return _resolve(tree, lambda storage: blocks[storage.key], path)
 
 
-def _views(tree: Any, prefix: str = "") -> Iterator[tuple[str, _View]]:
-    if isinstance(tree, _View):
-        yield prefix, tree
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _views(value, f"{prefix}.{name}" if prefix else str(name))
+def _views(tree: Any, path: Path) -> Iterator[tuple[str, _View]]:
+    """Names and tensors; dicts that occur in each other many times over are counted each time."""
+    seen, left = 0, [("", tree, 0)]
+    while left:
+        prefix, value, depth = left.pop()
+        seen += 1
+        allow("names", seen, path)
+        allow("depth", depth, path)
+        if isinstance(value, _View):
+            yield prefix, value
+        elif isinstance(value, dict):
+            inner = [
+                (f"{prefix}.{name}" if prefix else str(name), one, depth + 1) for name, one in value.items()
+            ]
+            left += reversed(inner)
 
 
-def _resolve(tree: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
+def _resolve(tree: Any, read: Callable[[_Storage], bytes], path: Path) -> dict[str, np.ndarray]:
     storages: dict[str, np.ndarray] = {}
     arrays = {}
-    for name, view in _views(tree):
+    taken = 0
+    for name, view in _views(tree, path):
         key = view.storage.key
         if key not in storages:
             storages[key] = _decode(read(view.storage), view.storage)
         arrays[name] = _cut(storages[key], view, name)
+        taken += arrays[name].nbytes
+        allow("bytes", taken - path.stat().st_size, path)  # tensors may share what is stored
     return arrays
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import read_json
 from effdet_tf.model.weights import learned_parameters, read_arrays
 from effdet_tf.report.examples import read_examples
 from effdet_tf.report.validation import is_evaluation, is_work
@@ -121,10 +121,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({' '.join(str(error).split())})") from error
 
 

@@ -6,7 +6,6 @@ memory holds its places alone.
 
 from __future__ import annotations
 
-import json
 import marshal
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
+from effdet_tf.files.untrusted import read_json
 from effdet_tf.metrics.cell_metrics import SCORE_GRID
 from effdet_tf.report.validation import is_examples
 
@@ -114,10 +114,10 @@ def read_examples(path: Path) -> dict[str, Any] | None:
         UserError: when it is damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         value = None
     if not is_examples(value):
         raise UserError(f"{path}: is damaged; evaluate again, or remove it to have a report without pictures")

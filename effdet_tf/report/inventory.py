@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ from effdet_tf._version import __version__
 from effdet_tf.config import Config, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.files import usable_cores
+from effdet_tf.files.untrusted import read_json
 from effdet_tf.prediction.load import saved_model_version
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
 from effdet_tf.presets import PRESETS
@@ -159,7 +159,7 @@ def _figures(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
         figures = {name: value for name, value in headline(report).items() if value is not None}
         part = (report["cells"] or report["boxes"])["all"]
         return {"images": part["images"], "cells": part["true_cells"], **figures}

@@ -18,7 +18,7 @@ import numpy as np
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
-from effdet_tf.files import utf8_file
+from effdet_tf.files.untrusted import json_file
 
 # What is kept of an annotation, in this order.
 ANNOTATION_KEYS = ("id", "image_id", "category_id", "segmentation", "bbox", "iscrowd")
@@ -141,7 +141,7 @@ def _has_mask(annotation: dict[str, Any]) -> bool:
 
 def _annotations_are_keyed(path: Path) -> bool | None:
     """Whether "annotations" is a dict; None when there is none."""
-    with utf8_file(path) as file:
+    with json_file(path) as file:
         for prefix, event, _ in ijson.parse(file, use_float=True):
             if prefix == "annotations":
                 return event == "start_map"
@@ -162,7 +162,7 @@ def _stream(path: Path, keyed: bool | None, tops: dict[str, Any]) -> Iterator[An
         readers = {"annotations": ijson.items_coro(annotations, "annotations.item", use_float=True)}
     lists = {key: ijson.sendable_list() for key in ("images", "categories")}
     readers |= {key: ijson.items_coro(found, key, use_float=True) for key, found in lists.items()}
-    with utf8_file(path) as file:
+    with json_file(path) as file:
         while chunk := file.read(_CHUNK):
             for reader in readers.values():
                 reader.send(chunk)

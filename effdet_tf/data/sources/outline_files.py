@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,18 +11,20 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import yaml
 from roifile import ROI_TYPE, ImagejRoi
 
 from effdet_tf.data.faults import Faults
 from effdet_tf.errors import UserError
 from effdet_tf.files import read_text
+from effdet_tf.files.limits import allow
+from effdet_tf.files.untrusted import parse_yaml, read_json
 from effdet_tf.geometry.polygons import patch_to_pieces
 from effdet_tf.geometry.rle import Patch
 
 UNNAMED = "cell"  # class of what has none
 _AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL)
 _OVAL_POINTS = 72
+_IN_MEMORY = 8  # times its bytes, about, that a region takes once it is read
 _FRAMED = 2  # outlines in an annotation from which it is no cell
 _LABELME = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -85,7 +86,10 @@ def _roi_members(path: Path) -> Iterator[tuple[str, bytes]]:
         yield path.name, path.read_bytes()
         return
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        allow("names", len(entries), path)
+        allow("bytes", _IN_MEMORY * sum(entry.file_size for entry in entries), path)
+        for entry in entries:
             base = entry.filename.rsplit("/", 1)[-1]
             if base.lower().endswith(".roi") and not base.startswith("."):
                 yield entry.filename, archive.read(entry)
@@ -117,8 +121,8 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
         UserError: when the file is none.
     """
     try:
-        document = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        document = read_json(path)
+    except ValueError as error:
         raise UserError(f"{path}: is no GeoJSON ({error}); export it again") from error
     features = document.get("features", [document]) if isinstance(document, dict) else document
     outlines: list[Outline] = []
@@ -194,11 +198,11 @@ def read_labelme(path: Path, faults: Faults) -> list[Outline]:
         UserError: when the file is none.
     """
     try:
-        document = json.loads(read_text(path))
+        document = read_json(path)
         shapes = document["shapes"]
         sides = document.get("imageHeight"), document.get("imageWidth")
         size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is no LabelMe file ({error}); save it again") from error
     outlines: dict[Any, Outline] = {}
     for number, shape in enumerate(shapes if isinstance(shapes, list) else [], start=1):
@@ -298,12 +302,12 @@ def yolo_classes(*folders: Path) -> dict[int, str]:
                 return dict(enumerate(line for line in lines if line))
         for path in [folder / name for name in _YAML_NAMES if (folder / name).is_file()]:
             try:
-                said = yaml.safe_load(read_text(path))
+                said = parse_yaml(read_text(path))
                 names = said["names"]
                 if "kpt_shape" in said:
                     raise UserError(f"{path}: kpt_shape says that the labels hold keypoints, no outlines")
                 pairs = names.items() if isinstance(names, dict) else enumerate(names)
                 return {int(number): str(name) for number, name in sorted(pairs)}
-            except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+            except (TypeError, KeyError, ValueError) as error:
                 raise UserError(f"{path}: has no list of names; mend it") from error
     return {}

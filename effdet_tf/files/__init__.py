@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -81,16 +80,6 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """
     data = Path(path).read_bytes()
     return data.decode(encoding_of(data))
-
-
-@contextlib.contextmanager
-def utf8_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A text file to be read in parts: as UTF-8 without a byte order mark, whatever it is stored as."""
-    with open(path, "rb") as file:
-        encoding = encoding_of(file.read(4))
-        file.seek(3 if encoding == "utf-8-sig" else 0)
-        # Others are rare, and small: they are taken into memory.
-        yield file if encoding.startswith("utf-8") else io.BytesIO(read_text(path).encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:
