@@ -248,9 +248,52 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no configuration (a mapping of sections was expected)")
     try:
-        return build(Config, value, "")
+        return checked(build(Config, value, ""))
     except UserError as error:
         raise UserError(f"{path}: {error} (read by effdet_tf {__version__})") from None
+
+
+# What numbers may be, lowest and highest: beyond these a network is no network, or takes all memory.
+_RANGES: dict[str, tuple[float, float]] = {
+    name: bounds
+    for bounds, names in (
+        ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
+        ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score"),
+        ((0, 12), "model.backbone_levels model.min_level model.max_level"),
+        ((0, 64), "model.fpn_repeats model.head_repeats"),
+        ((1, 64), "anchors.octaves"),
+        (
+            (1, 4096),
+            "model.fpn_channels model.mask.channels model.mask.hidden model.mask.size model.mask.stride",
+        ),
+        ((0, 100), "model.mask.expand"),
+        ((1, 2**15), "data.crop_size"),
+        ((0.01, 100), "data.zoom"),
+        ((1, 10**6), "data.max_instances train.batch"),
+        ((1, 10**7), "postprocess.top_k"),
+        ((0, 10**7), "model.mask.samples data.crops_per_image train.epochs train.evaluate_every"),
+        ((1e-6, 1e6), "anchors.scale anchors.ratios anchors.sizes data.std postprocess.soft_nms_sigma"),
+        ((-(2**63), 2**63 - 1), "category_ids train.seed"),
+    )
+    for name in names.split()
+}
+_OTHERS = (-1e9, 1e9)
+_MANY = 10_000  # entries of a list
+
+
+def checked(config: Config) -> Config:
+    """The configuration, when its classes have a name and an id each; UserError otherwise."""
+    if not config.class_names or len(config.class_names) != len(set(config.category_ids)):
+        counts = f"{len(config.class_names)} class_names, {len(set(config.category_ids))} category_ids"
+        raise UserError(f"{counts}: each class needs one of both")
+    return config
+
+
+def _in_range(value: Any, name: str) -> Any:
+    low, high = _RANGES.get(name, _OTHERS)
+    if isinstance(value, (int, float)) and not low <= value <= high:  # nor NaN
+        raise UserError(f"{name}: {value!r} is not between {low:g} and {high:g}")
+    return value
 
 
 T = TypeVar("T")
@@ -315,16 +358,16 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
             return word
         raise UserError(f"{name}: {value!r} is not one of {', '.join(map(str, arguments))}")
     elif origin is tuple:
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)) and len(value) <= _MANY:
             if arguments[-1] is Ellipsis:
                 return tuple(_coerce(arguments[0], v, name) for v in value)
             if len(value) == len(arguments):
                 return tuple(_coerce(a, v, name) for a, v in zip(arguments, value, strict=True))
     elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
-            return float(value)  # YAML 1.1 reads 1e-3 as text
+            return _in_range(float(value), name)  # YAML 1.1 reads 1e-3 as text
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
+        return _in_range(value, name)
     raise UserError(f"{name}: {value!r} is not {_kind(hint)}")
 
 

@@ -16,6 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.load import saved_model_version
+from effdet_tf.prediction.model_check import check_saved_model
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -48,6 +49,7 @@ class Servable:
             raise UserError(f"{folder}: holds no SavedModel; make one with `python -m export.main`")
         self.name = name
         self.version = int(found.name) if found.name.isdecimal() else 1
+        check_saved_model(found)
         try:
             saved = saved_model_pb2.SavedModel.FromString((found / "saved_model.pb").read_bytes())
             self._model = tf.saved_model.load(str(found))

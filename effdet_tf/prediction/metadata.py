@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from effdet_tf._version import __version__
-from effdet_tf.config import Config, build
+from effdet_tf.config import Config, build, checked
 from effdet_tf.errors import UserError
 from effdet_tf.files.untrusted import parse_json
 
@@ -84,6 +84,6 @@ def read_metadata(text: str | bytes, where: str) -> tuple[dict[str, Any], Config
             f"{where}: its description has format {version!r}, this program reads {FORMAT}; update"
         )
     try:
-        return found, build(Config, config, "")
+        return found, checked(build(Config, config, ""))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -18,6 +18,7 @@ from effdet_tf.files import usable_cores
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.fixed_size import FixedSizePredictor
 from effdet_tf.prediction.metadata import METADATA_FILE, read_metadata
+from effdet_tf.prediction.model_check import check_tflite
 
 SIGNATURE = "serving_default"
 _IDENTIFIER = b"TFL3"  # at byte 4 of every TFLite file
@@ -54,7 +55,10 @@ class TFLitePredictor(FixedSizePredictor):
             try:
                 outputs = self._runner(**inputs)
             except RuntimeError:  # of an earlier export: its fast matrix product wants a candidate
-                outputs = self._careful()(**inputs)
+                try:
+                    outputs = self._careful()(**inputs)
+                except (RuntimeError, ValueError, MemoryError) as error:
+                    raise UserError(f"the network fails on this image ({_reason(error)})") from error
         return Detections.from_outputs(outputs)
 
 
@@ -96,11 +100,21 @@ def _open(path: Path, threads: int, fast: bool = True) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     kernels = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+        data = path.read_bytes()
+        check_tflite(path, data)  # and these bytes are run, not what the file holds by then
+        interpreter = Interpreter(
+            model_content=data, num_threads=threads, experimental_op_resolver_type=kernels
+        )
         return interpreter.get_signature_runner(SIGNATURE)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: is damaged ({reason}); copy it again or export it again") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the runtime makes of it
+        raise UserError(f"{path}: is damaged ({_reason(error)}); copy it again or export it again") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _input_size(runner: Any, config: Config, path: Path) -> tuple[int, int]:

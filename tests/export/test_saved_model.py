@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import brightness
 from effdet_tf.images.read import encode_png
 from effdet_tf.model.network import build_network
 from effdet_tf.prediction.load import load
+from effdet_tf.prediction.metadata import describe
 from effdet_tf.prediction.run import RunPredictor
 from export.saved_model import write_saved_model
 
@@ -289,7 +291,9 @@ def test_another_programs_model_is_told_apart(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "other"), {"serving_default": module.f})
     with pytest.raises(UserError, match="another program"):
         load(tmp_path / "other")
-    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "assets.extra").mkdir(parents=True)
+    about = json.dumps(describe(Config(), "float32"))
+    (tmp_path / "broken" / "assets.extra" / "effdet_tf.json").write_text(about)
     (tmp_path / "broken" / "saved_model.pb").write_bytes(b"x")
     with pytest.raises(UserError, match="not a readable SavedModel"):
         load(tmp_path / "broken")
