@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from effdet_tf.prediction.load import saved_model_version
 from effdet_tf.prediction.model_check import check_saved_model
 
 DEFAULT_SIGNATURE = "serving_default"
+_IMAGES_RANK = 4
+_MOST_TEXTS = 256  # encoded images of a request
+_MOST_NUMBERS = 65_536  # of an input that is no image
 
 
 class RequestError(Exception):
@@ -38,8 +42,14 @@ class Servable:
         signatures: SignatureDef by name.
     """
 
-    def __init__(self, folder: Path, name: str, concurrency: int) -> None:
-        """Load the highest version in a folder; `concurrency` requests are computed at a time, others wait.
+    def __init__(self, folder: Path, name: str, concurrency: int, max_pixels: int = 2048 * 2048) -> None:
+        """Load the highest version in a folder.
+
+        Args:
+            folder: of the versions.
+            name: that clients ask for.
+            concurrency: requests that are computed at a time; others wait.
+            max_pixels: of all images of a request that come as numbers.
 
         Raises:
             UserError: when the folder holds no SavedModel.
@@ -59,12 +69,36 @@ class Servable:
         definitions = saved.meta_graphs[0].signature_def
         self.signatures = {key: definitions[key] for key in self._model.signatures}
         self._turn = threading.BoundedSemaphore(concurrency)
+        self._max_pixels = max_pixels
 
     def check(self, name: str, version: int | None) -> None:
         """Refuse another model or version, with a RequestError."""
         if name != self.name or version not in (None, self.version):
             asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise RequestError("NOT_FOUND", f"Servable not found for request: {asked}")
+
+    def check_sizes(self, signature: str, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Refuse names and sizes, before anything is made of what a request declares.
+
+        Raises:
+            RequestError: when there is no such signature, or names or sizes do not fit it.
+        """
+        signature = signature or DEFAULT_SIGNATURE
+        if signature not in self.signatures:
+            raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature}" not found.')
+        known = self.signatures[signature].inputs
+        _check_names(set(shapes), set(known), set(), set())
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            if len(shape) == _IMAGES_RANK:  # [N, H, W, C]
+                count, most, what = math.prod(shape[:3]), self._max_pixels, "pixels"
+            elif known[name].dtype == tf.string.as_datatype_enum:
+                most, what = _MOST_TEXTS, "texts"
+            else:
+                most, what = _MOST_NUMBERS, "numbers"
+            if count > most or min(shape, default=0) < 0 or len(shape) > _IMAGES_RANK:
+                message = f"input {name} of shape {list(shape)} has {count} {what}, more than {most}"
+                raise RequestError("INVALID_ARGUMENT", message)
 
     def run(
         self, signature: str, inputs: Mapping[str, np.ndarray], wanted: Sequence[str] = ()
@@ -83,6 +117,7 @@ class Servable:
         if signature not in self.signatures:
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{signature}" not found.')
         definition = self.signatures[signature]
+        self.check_sizes(signature, {name: np.shape(array) for name, array in inputs.items()})
         _check_names(set(inputs), set(definition.inputs), set(wanted), set(definition.outputs))
         try:
             types = {name: tf.as_dtype(info.dtype) for name, info in definition.inputs.items()}

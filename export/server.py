@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from export.servable import Servable
 
-    servable = Servable(options.folder, options.name, options.concurrency)
+    servable = Servable(options.folder, options.name, options.concurrency, options.max_pixels)
     from export.serving_protocols import Server  # needs a package that may be missing
 
     server = Server(servable, options.host, options.rest_port, options.grpc_port, options.max_request * _MIB)
@@ -65,6 +65,8 @@ def build_parser() -> Parser:
     add("--name", default="cells", help="of the model (default: cells)")
     at_once = "requests that are computed at a time; others wait (default: 1)"
     add("--concurrency", type=whole, default=1, metavar="N", help=at_once)
+    pixels = "largest sum of height x width of a request's images (default: %(default)s)"
+    add("--max-pixels", type=whole, default=2048 * 2048, metavar="N", help=pixels)
     add("--max-request", type=whole, default=64, metavar="MIB", help="largest request, MiB (default: 64)")
     return parser
 

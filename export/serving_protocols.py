@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
+import socket
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +30,9 @@ from export.serving_api import serving_api
 _SERVICE = serving_api("prediction_service_pb2_grpc")
 _MIB = 2**20
 _OPEN_REQUESTS = 16  # whose bodies are in memory at a time
+_WORKED_AT = 2  # JSON takes many times its bytes
+_CONNECTIONS = 64
+_DEADLINE = 60  # seconds in which a request must have come
 _HTTP_CODES = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "NOT_FOUND": 404}
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(:predict|/metadata)?")
 
@@ -54,8 +61,11 @@ class Server:
             ("grpc.max_receive_message_length", max_request),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server must not share the port in silence
+            # A connection ends after some time, and with it a request that never comes.
+            ("grpc.max_connection_age_ms", _DEADLINE * 1000),
+            ("grpc.max_connection_age_grace_ms", _DEADLINE * 1000),
         ]
-        pool = ThreadPoolExecutor(8)
+        pool = ThreadPoolExecutor(_OPEN_REQUESTS)
         self._grpc = grpc.server(pool, options=options, maximum_concurrent_rpcs=_OPEN_REQUESTS)
         _SERVICE.add_PredictionServiceServicer_to_server(_Servicer(servable), self._grpc)
         try:
@@ -83,7 +93,31 @@ class _HttpServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], servable: Servable, max_request: int) -> None:
         super().__init__(address, _Handler)
         self.servable, self.max_request = servable, max_request
-        self.places = threading.BoundedSemaphore(_OPEN_REQUESTS)
+        self.places = threading.BoundedSemaphore(_WORKED_AT)
+        self.connections = threading.BoundedSemaphore(_CONNECTIONS)
+        self.reading: dict[_Handler, float] = {}  # since when each has waited for its client
+        self.unread = Unread(_OPEN_REQUESTS * max_request)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, where there are not too many."""
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for another connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
+    def service_actions(self) -> None:
+        """Twice a second: end the connections whose clients take too long over a request."""
+        for handler, since in list(self.reading.items()):
+            if time.monotonic() - since > _DEADLINE:
+                with contextlib.suppress(OSError):
+                    handler.connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that went away."""
@@ -91,28 +125,79 @@ class _HttpServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class Unread:
+    """Bytes of requests that are under way, together."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._lock = most, 0, threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many more."""
+        with self._lock:
+            if self._taken + size > self._most:
+                return False
+            self._taken += size
+            return True
+
+    def give(self, size: int) -> None:
+        """Make room again."""
+        with self._lock:
+            self._taken -= size
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _HttpServer
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that a client may stay silent in the middle of a request
 
+    def handle_one_request(self) -> None:
+        """As its base; from here on its client has a deadline."""
+        self.server.reading[self] = time.monotonic()
+        try:
+            super().handle_one_request()
+        finally:
+            self.server.reading.pop(self, None)
+
     def do_GET(self) -> None:
         """Status and metadata."""
+        self.server.reading.pop(self, None)
         self._answer(self._about)
 
     def do_POST(self) -> None:
         """Predict."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        lengths = self.headers.get_all("Content-Length") or [""]
+        length = lengths[0]
+        if len(lengths) != 1 or not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            return self._send(411, {"error": "Content-Length is needed"})
+            return self._send(411, {"error": "one Content-Length is needed"})
         if int(length) > self.server.max_request:
             self._drain(int(length))
             message = f"Request of {length} bytes is larger than {self.server.max_request}"
             return self._send(413, {"error": message})
-        with self.server.places:
-            body = self.rfile.read(int(length))
-            self._answer(lambda action: self._predict(action, body))
+        body = self._body(int(length))
+        self.server.reading.pop(self, None)
+        if body is None:
+            self.close_connection = True
+            return self._send(503, {"error": "too many requests are under way; try again"})
+        try:
+            if len(body) < int(length):  # it went away, or took too long
+                self.close_connection = True
+                return self._send(408, {"error": f"the request did not come within {_DEADLINE} s"})
+            with self.server.places:
+                self._answer(lambda action: self._predict(action, body))
+        finally:
+            self.server.unread.give(len(body))
+
+    def _body(self, length: int) -> bytes | None:
+        """The body, shorter where it does not come; None where too much is under way."""
+        parts, taken = [], 0
+        while taken < length and (part := self.rfile.read1(min(length - taken, _MIB))):
+            if not self.server.unread.take(len(part)):
+                self.server.unread.give(taken)
+                return None
+            parts.append(part)
+            taken += len(part)
+        return b"".join(parts)
 
     def _about(self, action: str | None) -> dict[str, Any]:
         servable = self.server.servable
@@ -190,8 +275,10 @@ class _Servicer(_SERVICE.PredictionServiceServicer):  # type: ignore[name-define
         """Run a signature."""
         try:
             self._check(request)
-            inputs = {name: self._array(name, proto) for name, proto in request.inputs.items()}
             signature = request.model_spec.signature_name
+            shapes = {name: [side.size for side in p.tensor_shape.dim] for name, p in request.inputs.items()}
+            self._servable.check_sizes(signature, shapes)  # a few bytes may declare a large tensor
+            inputs = {name: self._array(name, proto) for name, proto in request.inputs.items()}
             outputs = self._servable.run(signature, inputs, request.output_filter)
         except RequestError as error:
             context.abort(grpc.StatusCode[error.code], str(error))
@@ -219,6 +306,8 @@ class _Servicer(_SERVICE.PredictionServiceServicer):  # type: ignore[name-define
 
     def _array(self, name: str, proto: Any) -> np.ndarray:
         try:
+            if len(proto.string_val) > max(math.prod(side.size for side in proto.tensor_shape.dim), 1):
+                raise ValueError("it has more values than its shape")
             return tf.make_ndarray(proto)
         except (ValueError, TypeError) as error:
             raise RequestError("INVALID_ARGUMENT", f"input {name} is no tensor: {error}") from None

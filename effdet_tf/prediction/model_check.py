@@ -43,7 +43,7 @@ _SAVING_OPERATORS = _OPERATORS | set(
     AssignVariableOp MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch
     """.split()
 )
-_OBJECTS = {"user_object", "bare_concrete_function", "variable", "constant"}
+_OBJECTS = {"user_object", "function", "bare_concrete_function", "variable", "constant"}
 _LITE_OPERATORS = set(
     """
     ADD BATCH_MATMUL CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV EXP FILL FLOOR
@@ -95,7 +95,9 @@ def check_saved_model(folder: Path) -> None:
     objects = graph.object_graph_def
     kinds = {node.WhichOneof("kind") for node in objects.nodes}
     stored = any(node.saveable_objects for node in objects.nodes)
-    if kinds - _OBJECTS or stored or saving & set(objects.concrete_functions):
+    offered = {name for node in objects.nodes for name in node.function.concrete_functions}
+    offered |= {node.bare_concrete_function.concrete_function_name for node in objects.nodes}
+    if kinds - _OBJECTS or stored or saving & (offered | set(objects.concrete_functions)):
         raise UserError(f"{folder}: holds objects that no export of ours has; {_AGAIN}")
 
 
