@@ -59,7 +59,7 @@ def build_parser() -> Parser:
         type=whole,
         default=256,
         metavar="MIB",
-        help="largest gRPC message, MiB (default: 256)",
+        help="largest gRPC message and largest answer, MiB (default: 256)",
     )
     add_output_options(parser)
     return parser

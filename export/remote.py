@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import time
 import urllib.parse
 from typing import Any, Protocol
 
 import numpy as np
 
 from effdet_tf.errors import UserError
+from effdet_tf.files.untrusted import parse_json
 from effdet_tf.images.gray import stretch, to_gray
 from effdet_tf.images.read import encode_png
 from effdet_tf.prediction.exported import PART_SIGNATURE, ExportedPredictor
@@ -74,13 +77,16 @@ class RemotePredictor(ExportedPredictor):
 class RestConnection:
     """The HTTP interface, usually on port 8501."""
 
-    def __init__(self, url: str, model: str, version: int | None, timeout: float) -> None:
+    def __init__(
+        self, url: str, model: str, version: int | None, timeout: float, max_message: int = 256
+    ) -> None:
         """As `connect`, to nothing yet; in the address a path in front of `/v1` may follow."""
         import requests
 
         self._errors = requests.exceptions
         self._session = requests.Session()
         self._where, self._model, self._timeout = url, _named(model, version), timeout
+        self._max_message = max_message
         suffix = "" if version is None else f"/versions/{version}"
         self._target = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{suffix}:predict"
 
@@ -90,7 +96,15 @@ class RestConnection:
         question = json.dumps({"signature_name": signature, "inputs": values}).encode()
         headers = {"Content-Type": "application/json"}
         try:
-            answer = self._session.post(self._target, question, headers=headers, timeout=self._timeout)
+            with self._session.post(
+                self._target,
+                question,
+                headers=headers,
+                timeout=self._timeout,
+                stream=True,
+                allow_redirects=False,
+            ) as answer:
+                body = self._body(answer)
         except self._errors.Timeout:
             raise UserError(_late(self._where, self._timeout)) from None
         except self._errors.ConnectionError:
@@ -98,7 +112,7 @@ class RestConnection:
         except self._errors.RequestException as error:
             raise UserError(f"{self._where}: cannot be asked ({_first_line(error)}); check --url") from None
         try:
-            content = answer.json()
+            content = parse_json(body)
             reason = content.get("error")
         except (ValueError, AttributeError):
             content, reason = {}, f"HTTP {answer.status_code} without JSON: is this TensorFlow Serving?"
@@ -113,8 +127,22 @@ class RestConnection:
             outputs = {"metadata": outputs}
         try:
             return {key: np.array(part[0], _TYPES[key])[()] for key, part in outputs.items() if key in _TYPES}
-        except (TypeError, ValueError, IndexError, KeyError):
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             raise UserError(_refused(self._where, signature, "its answer has another form")) from None
+
+    def _body(self, answer: Any) -> bytes:
+        """What the server answers, within the time and the size that are allowed."""
+        end = time.monotonic() + self._timeout
+        parts, size = [], 0
+        for part in answer.iter_content(_MIB):
+            parts.append(part)
+            size += len(part)
+            if size > self._max_message * _MIB:
+                advice = f"more than --max-message, {self._max_message} MiB"
+                raise UserError(f"{self._where}: its answer is too large, {advice}")
+            if time.monotonic() > end:
+                raise UserError(_late(self._where, self._timeout))
+        return b"".join(parts)
 
 
 class GrpcConnection:
@@ -154,9 +182,18 @@ class GrpcConnection:
             answer = self._stub.Predict(question, timeout=self._timeout)
         except self._grpc.RpcError as error:
             raise UserError(self._explain(error, signature)) from None
-        found: dict[str, Any] = {key: self._tf.make_ndarray(part)[0] for key, part in answer.outputs.items()}
-        texts: dict[str, Any] = {key: part.decode() for key, part in found.items() if isinstance(part, bytes)}
-        return found | texts
+        found: dict[str, Any] = {}
+        try:
+            for key, part in answer.outputs.items():
+                values = math.prod(side.size for side in part.tensor_shape.dim)
+                if values > self._max_message * _MIB:  # a few bytes may declare a large tensor
+                    raise ValueError(f"{values} values")
+                found[key] = self._tf.make_ndarray(part)[0]
+                if isinstance(found[key], bytes):
+                    found[key] = found[key].decode()
+        except (ValueError, TypeError, IndexError):
+            raise UserError(_refused(self._where, signature, "its answer has another form")) from None
+        return found
 
     def _explain(self, error: Any, signature: str) -> str:
         code, codes, reason = error.code(), self._grpc.StatusCode, _first_line(error.details())
@@ -182,14 +219,14 @@ def connect(
         model: its name on the server.
         version: None for the latest.
         timeout: seconds to wait for each answer.
-        max_message: largest gRPC message, MiB.
+        max_message: largest message, MiB; of REST, the largest answer.
 
     Raises:
         UserError: for another kind of address, and when tensorflow-serving-api is not installed.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in ("http", "https") and parts.netloc:
-        return RestConnection(url, model, version, timeout)
+        return RestConnection(url, model, version, timeout, max_message)
     if parts.scheme == "grpc" and parts.netloc and parts.path in ("", "/"):
         return GrpcConnection(parts.netloc, model, version, timeout, max_message)
     raise UserError(f"{url}: is no address of a server; give http://host:8501 or grpc://host:8500")
