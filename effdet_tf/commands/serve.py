@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import sys
 
 from effdet_tf.commands.parser import between, positive
@@ -23,6 +24,9 @@ _HELP = {
     "run": "trained run or export to start with; the networks that come with the package can be chosen in "
     "the web app (default: %(default)s)",
     "host": "address to listen on; another than %(default)s lets other computers in, without a password",
+    "token": "let in only who has the link, which gets a secret of its own: on a machine with several users",
+    "timeout": "seconds that an image may take; then it is given up, and the network started again "
+    "(default: %(default)s)",
     "pixels": "largest height x width of an image (default: %(default)s); above it, outlines come slowly "
     "in a browser",
 }
@@ -46,6 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     add("--port", type=between(0, 65535, int), metavar="N", help=port)
     add("--host", default="127.0.0.1", metavar="ADDRESS", help=_HELP["host"])
     add("--max-pixels", type=positive(int), default=25_000_000, metavar="N", help=_HELP["pixels"])
+    add("--token", action="store_true", help=_HELP["token"])
+    add("--timeout", type=positive(float), default=600.0, metavar="S", help=_HELP["timeout"])
     add("--no-open", dest="open", action="store_false", help="open no browser")
     parser.set_defaults(run=run)
     return parser
@@ -61,13 +67,14 @@ def run(args: argparse.Namespace) -> int:
         from effdet_tf.webapp.networks import Networks
         from effdet_tf.webapp.session import Limits, Session
 
-        session = Session(Networks(args.run_folder), Limits(pixels=args.max_pixels))
+        session = Session(Networks(args.run_folder, args.timeout), Limits(pixels=args.max_pixels))
+        token = secrets.token_urlsafe(24) if args.token else ""
         # Without a display, Python would start a browser in the terminal.
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         screen = sys.platform in ("win32", "darwin") or bool(display)
         # A process that was started in the background ignores Ctrl-C: there it ends without an exception.
         with contextlib.suppress(KeyboardInterrupt):
-            serve(session, listening, args.host, args.open and screen)
+            serve(session, listening, args.host, args.open and screen, token)
         print("ended", flush=True)
         if session.at_work:
             # Python would wait for the network's thread; the session's files are gone already.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from effdet_tf.napari_plugin.marks import Marks, join, mark_page
-from effdet_tf.napari_plugin.network_process import NetworkProcess
 from effdet_tf.napari_plugin.pages import LayerPages
+from effdet_tf.prediction.network_process import NetworkProcess
 from effdet_tf.prediction.results import Result
 
 _POLL_SECONDS = 0.05

@@ -19,10 +19,10 @@ from effdet_tf.errors import UserError
 from effdet_tf.napari_plugin import viewer_layers as layers
 from effdet_tf.napari_plugin.form import ALL_PAGES, Form
 from effdet_tf.napari_plugin.marks import Marks
-from effdet_tf.napari_plugin.network_process import NetworkProcess
 from effdet_tf.napari_plugin.pages import LayerPages, pages_of, place_of
 from effdet_tf.napari_plugin.search import Search, mark, search
 from effdet_tf.prediction.load import report_score
+from effdet_tf.prediction.network_process import NetworkProcess
 from effdet_tf.runs import model_names
 
 if TYPE_CHECKING:

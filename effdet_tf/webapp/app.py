@@ -17,6 +17,7 @@ A refusal is `{"error": LINE}`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -41,6 +42,7 @@ from effdet_tf.webapp.names import clean_name
 from effdet_tf.webapp.session import Full, Gone, Session
 
 STATIC = Path(__file__).resolve().parent / "static"
+_UPLOAD, _SILENT = 600, 30  # seconds that an upload may take, and that it may stay silent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -49,11 +51,12 @@ def make_app(
     session: Session,
     hosts: Iterable[str] = LOOPBACK,
     any_address: bool = False,
+    token: str = "",
     on_start: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """The web application; when it ends, the session is closed.
 
-    `hosts` and `any_address` are for `Guard`; `on_start` is called when the app is about to answer.
+    `hosts`, `any_address` and `token` are for `Guard`; `on_start` is called when the app is about to answer.
     """
 
     @contextlib.asynccontextmanager
@@ -79,7 +82,7 @@ def make_app(
             *(Route(f"{DATA}images/{{key}}/files/{suffix[1:]}", _file) for suffix in FORMATS),
             Route(f"{DATA}all.zip", _all),
         ],
-        middleware=[Middleware(Guard, hosts=hosts, any_address=any_address)],
+        middleware=[Middleware(Guard, hosts=hosts, any_address=any_address, token=token)],
         exception_handlers={UserError: _refused, HTTPException: _refused},
         lifespan=lifespan,
     )
@@ -119,21 +122,24 @@ async def _add(request: Request) -> Response:
     if length.isdecimal() and int(length) > limit:
         raise too_large
     name = clean_name(request.query_params.get("name", ""))
-    path = session.incoming()
     try:
-        with path.open("xb") as file:
-            async for chunk in request.stream():
-                if file.tell() + len(chunk) > limit:
-                    raise too_large
-                file.write(chunk)
-        entry = session.add(path, name, request.query_params.get("rooted") == "1")
+        with session.uploading() as upload:
+            with upload.path.open("xb") as file:
+                async with asyncio.timeout(_UPLOAD), asyncio.timeout(_SILENT) as silent:
+                    async for chunk in request.stream():
+                        silent.reschedule(asyncio.get_running_loop().time() + _SILENT)
+                        session.receive(upload, len(chunk))
+                        if upload.size > limit:
+                            raise too_large
+                        file.write(chunk)
+            entry = session.add(upload.path, name, request.query_params.get("rooted") == "1")
     except ClientDisconnect:
         return Response(status_code=400)  # nobody is left to read it
+    except TimeoutError:
+        raise HTTPException(408, "did not come in time; add it again") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise HTTPException(507, f"cannot be kept ({reason}); remove images") from error
-    finally:
-        path.unlink(missing_ok=True)
     return JSONResponse({"id": entry.key, "name": str(entry.name)}, status_code=201)
 
 

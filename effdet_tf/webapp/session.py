@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,8 +20,8 @@ import numpy as np
 
 from effdet_tf.errors import UserError, reason_of
 from effdet_tf.files import atomic_write
-from effdet_tf.images.read import Stack
 from effdet_tf.outputs import ImageInfo, number_cells
+from effdet_tf.prediction.network_process import read_one
 from effdet_tf.prediction.results import Result
 from effdet_tf.webapp.drawing import outline_files, picture_files
 from effdet_tf.webapp.networks import Networks
@@ -29,6 +30,7 @@ TEMPORARY = "effdet_tf-webapp-"  # how names of temporary folders begin
 IMAGE = "image"  # the upload, in a folder of its own; its real name is only told
 _TOLD = 5  # names of dropped images that the browser is told
 Predicted = tuple[Result, ImageInfo]
+Reader = Callable[[Path, int], tuple[np.ndarray, float | None]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Limits:
     file_bytes: int = 256 * 2**20  # size of one file
     pixels: int = 25_000_000  # height x width of one image, for the browser: memory hardly grows with it
     images: int = 100  # kept at once
+    uploads: int = 16  # under way at once
+    unfinished_bytes: int = 2**29  # of these
     total_bytes: int = 2**31  # size of all files and results kept at once
 
 
@@ -79,6 +83,14 @@ class Entry:
         }
 
 
+@dataclass(eq=False)
+class Upload:
+    """A file that is coming in."""
+
+    path: Path
+    size: int = 0  # of what has come, bytes
+
+
 class Session:
     """All images, oldest first, and the one thread that asks the network.
 
@@ -87,6 +99,7 @@ class Session:
         limits: what is taken.
         network: the network that looks at all images.
         at_work: whether the network is asked right now.
+        folder: where all files are kept.
     """
 
     def __init__(self, networks: Networks, limits: Limits | None = None) -> None:
@@ -94,15 +107,44 @@ class Session:
         self.network = networks.names[0]
         self.at_work = False
         self._folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)  # for this user alone
+        self.folder = Path(self._folder.name)
         self._entries: dict[str, Entry] = {}
         self._dropped: list[str] = []
+        self._uploads: list[Upload] = []
         self._lock = threading.RLock()
         # One thread: a network asked twice at a time takes twice the memory and is no faster.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="network")
 
-    def incoming(self) -> Path:
-        """A path for an upload that is under way."""
-        return Path(self._folder.name) / f"incoming-{secrets.token_hex(8)}"
+    @contextlib.contextmanager
+    def uploading(self) -> Iterator[Upload]:
+        """An upload that is under way; what is left of it at the end is removed.
+
+        Raises:
+            Full: when too many are.
+        """
+        path = self.folder / f"incoming-{secrets.token_hex(8)}"
+        with self._lock:
+            if len(self._uploads) >= self.limits.uploads:
+                raise Full(f"{len(self._uploads)} uploads are under way already; add it when some are done")
+            upload = Upload(path)
+            self._uploads.append(upload)
+        try:
+            yield upload
+        finally:
+            with self._lock:
+                self._uploads.remove(upload)
+            path.unlink(missing_ok=True)
+
+    def receive(self, upload: Upload, size: int) -> None:
+        """Count bytes of an upload before they are kept.
+
+        Raises:
+            Full: when all uploads under way have too many.
+        """
+        with self._lock:
+            if sum(one.size for one in self._uploads) + size > self.limits.unfinished_bytes:
+                raise Full("the uploads under way are too large together; add it when some are done")
+            upload.size += size
 
     def add(self, path: Path, name: PurePosixPath, rooted: bool) -> Entry:
         """Take an upload, a file from `incoming`, by its cleaned name; the oldest done images make room.
@@ -115,7 +157,7 @@ class Session:
             if not self._make_room(1, size):
                 raise Full(f"{len(self._entries)} images are waiting already; add it when some are done")
             key = secrets.token_urlsafe(16)
-            folder = Path(self._folder.name) / key
+            folder = self.folder / key
             folder.mkdir()
             path.rename(folder / IMAGE)
             entry = self._entries[key] = Entry(key, name, rooted, folder, size, size)
@@ -182,19 +224,15 @@ class Session:
                 self.remove(key)
             self._dropped.clear()
 
-    def read(self, entry: Entry) -> tuple[np.ndarray, Stack]:
-        """Pixels `[H, W, C]` of an image, as `predict` reads them, and the file that they are from, closed.
+    def read(self, entry: Entry, read: Reader = read_one) -> tuple[np.ndarray, float | None]:
+        """Pixels `[H, W, C]` of an image, as `predict` reads them, and micrometres of one; by `read_one`.
 
         Raises:
             UserError: when it cannot be read; names the image by its own name.
         """
         path = entry.folder / IMAGE
         try:
-            with Stack(path, self.limits.pixels) as stack:
-                if stack.pages == 1:
-                    return stack.read(), stack
-                advice = "save the page to be used, or use `effdet_tf predict`"
-                raise UserError(f"{path}: is a stack of {stack.pages} pages; {advice}")
+            return read(path, self.limits.pixels)
         except UserError as error:
             raise UserError(str(error).replace(str(path), str(entry.name))) from error
 
@@ -213,6 +251,7 @@ class Session:
             for entry in self._entries.values():
                 entry.ticket = None
         self._worker.shutdown(wait=False, cancel_futures=True)
+        self.networks.close()
         self._folder.cleanup()
 
     def _submit(self, entry: Entry) -> None:
@@ -235,10 +274,10 @@ class Session:
             self.at_work = False
 
     def _find(self, entry: Entry, ticket: object) -> None:
-        image, file = self.read(entry)
+        predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
+        image, um_per_px = self.read(entry, predictor.read)
         pictures = picture_files(image)
         self._mark(entry, ticket, pictures, shown=True)
-        predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
         result = predictor.predict(image)
         outlines = outline_files(number_cells(result))
         arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
@@ -246,7 +285,7 @@ class Session:
         size += sum(map(len, [*pictures.values(), *outlines.values()]))
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
-        info = ImageInfo(entry.name.name, *classes, um_per_px=file.um_per_px)
+        info = ImageInfo(entry.name.name, *classes, um_per_px=um_per_px)
         with self._lock:
             self._make_room(0, size - entry.size)
             changes = {"state": "done", "predicted": (result, info), "size": size}

@@ -63,7 +63,7 @@ def test_labels_without_table_are_one_clear_line(tmp_path):
         write_cells(str(tmp_path / "cells.csv"), None, {"name": "painted"})
 
 
-@pytest.mark.parametrize("module", ["effdet_tf", "effdet_tf.cli", "effdet_tf.napari_plugin.network_process"])
+@pytest.mark.parametrize("module", ["effdet_tf", "effdet_tf.cli", "effdet_tf.prediction.network_process"])
 def test_napari_is_imported_by_nothing_else(module):
     code = f"""import sys, {module}
 if "{module}".endswith("cli"):

@@ -22,11 +22,11 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     loaded: dict[str, Discs] = {}
 
-    def load(path: Path) -> Discs:
+    def load(path: Path, seconds: float) -> Discs:
         loaded[path.name] = Discs(len(path.name), masks=path.name != "boxes")
         return loaded[path.name]
 
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(module, "ApartPredictor", load)
     found = module.Networks("cells")
     found.loaded = loaded
     return found

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from effdet_tf.errors import UserError
+from effdet_tf.prediction.network_process import read_one
 from effdet_tf.prediction.results import Result
 
 
@@ -44,6 +45,11 @@ class Discs:
         self.config = SimpleNamespace(postprocess=SimpleNamespace(report_score=0.5))
         self.gate = threading.Event()
         self.gate.set()
+
+    read = staticmethod(read_one)
+
+    def close(self) -> None:
+        """The network of the web app is a process of its own, which is ended; this one is not."""
 
     def predict(self, image: np.ndarray) -> Result:
         Discs.asked += 1

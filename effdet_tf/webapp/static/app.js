@@ -1,9 +1,9 @@
 // The web app: list of images, threshold, counts, downloads. The server is asked for images and results;
 // the threshold works here alone.
 
-import { ImageList } from "/list.js";
-import { Uploader, filesOfInput, listenForDrops, wanted } from "/uploads.js";
-import { Viewer } from "/viewer.js";
+import { ImageList } from "./list.js";
+import { Uploader, filesOfInput, listenForDrops, wanted } from "./uploads.js";
+import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const FILES = {
@@ -69,7 +69,7 @@ async function refresh() {
   clearTimeout(timer);
   let busy = true;
   try {
-    const state = await ask("/api/state");
+    const state = await ask("api/state");
     if ($("notice").dataset.kind === "gone") tell("", "");
     images = state.images;
     network = state.network;
@@ -95,7 +95,7 @@ async function fetchScores() {
   for (const id of scores.keys()) if (!kept.has(id)) scores.delete(id);
   for (const { id, state, revision } of images) {
     if (state !== "done" || scores.get(id)?.revision === revision) continue;
-    const values = await ask(`/api/images/${id}/scores.json`).catch(() => null); // removed meanwhile
+    const values = await ask(`api/images/${id}/scores.json`).catch(() => null); // removed meanwhile
     if (values) scores.set(id, { revision, values });
   }
 }
@@ -123,7 +123,7 @@ function renderTotals(all) {
   $("totals").textContent = parts.join("; ");
   $("progress").hidden = !open;
   $("progress").value = finished / Math.max(1, finished + open);
-  link($("all"), done.length ? `/api/all.zip?score=${score}` : "");
+  link($("all"), done.length ? `api/all.zip?score=${score}` : "");
 }
 
 function renderNetwork() {
@@ -144,7 +144,7 @@ function renderImage(image) {
   $("count").textContent = count === null ? "" : cellsText(count);
   for (const [id, file] of Object.entries(FILES)) {
     const boxes = id === "labels" && opened && !opened.masks;
-    link($(id), count === null || boxes ? "" : `/api/images/${image.id}/files/${file}?score=${score}`);
+    link($(id), count === null || boxes ? "" : `api/images/${image.id}/files/${file}?score=${score}`);
   }
   $("message").hidden = !image || image.state === "done";
   $("canvas").setAttribute("aria-label", image ? `${image.name}, ${$("count").textContent || image.state}` : "no image");
@@ -187,8 +187,8 @@ async function load(image) {
   if (other) viewer.clear();
   else viewer.setCells(null, 0);
   try {
-    const picture = image.shown ? await loadPicture(`/api/images/${image.id}/preview.png`) : null;
-    const cells = image.state === "done" ? await ask(`/api/images/${image.id}/outlines.json`) : null;
+    const picture = image.shown ? await loadPicture(`api/images/${image.id}/preview.png`) : null;
+    const cells = image.state === "done" ? await ask(`api/images/${image.id}/outlines.json`) : null;
     if (version !== drawn) return; // another image was opened meanwhile
     if (picture) viewer.setImage(picture, cells?.width ?? picture.naturalWidth, cells?.height ?? picture.naturalHeight);
     if (!cells) return;
@@ -249,7 +249,7 @@ function open(id) {
 
 async function remove(id) {
   if (uploader.forget(id)) render();
-  else await change(`/api/images/${id}`, { method: "DELETE" });
+  else await change(`api/images/${id}`, { method: "DELETE" });
 }
 
 async function change(path, options) {
@@ -292,7 +292,7 @@ function listen() {
   $("network").addEventListener("change", chooseNetwork);
   $("clear").addEventListener("click", () => {
     uploader.forgetAll();
-    change("/api/images", { method: "DELETE" });
+    change("api/images", { method: "DELETE" });
   });
   $("zoom-in").addEventListener("click", () => viewer.zoom(1.5));
   $("zoom-out").addEventListener("click", () => viewer.zoom(1 / 1.5));
@@ -333,16 +333,16 @@ async function chooseNetwork() {
   const before = network;
   network = $("network").value;
   if (score === tuned(before)) setScore(tuned(network));
-  await change(`/api/network?${new URLSearchParams({ name: network })}`, { method: "POST" });
+  await change(`api/network?${new URLSearchParams({ name: network })}`, { method: "POST" });
 }
 
 async function begin() {
-  start = await ask("/api/start");
+  start = await ask("api/start");
   $("version").textContent = start.version;
   $("limit").textContent = `${start.limits.file_bytes / 2 ** 20} MiB and ${Math.round(start.limits.pixels / 1e6)} million pixels each`;
   for (const { name } of start.networks) $("network").add(new Option(name, name));
   $("network").disabled = start.networks.length < 2;
-  network = (await ask("/api/state")).network;
+  network = (await ask("api/state")).network;
   score = start.networks.find(({ name }) => name === network).score;
   setScore(score);
   await refresh();

@@ -57,7 +57,7 @@ export class ImageList {
     if (image.shown && !row.hasPicture) {
       const picture = document.createElement("img");
       picture.alt = "";
-      picture.src = `/api/images/${image.id}/thumbnail.png`;
+      picture.src = `api/images/${image.id}/thumbnail.png`;
       row.picture.replaceWith(picture);
       row.picture = picture;
       row.hasPicture = true;

@@ -136,7 +136,7 @@ export class Uploader {
       do {
         if (answer) await new Promise((resolve) => setTimeout(resolve, FULL_WAIT));
         if (cleared !== this.cleared) return "";
-        answer = await fetch(`/api/images?${query}`, {
+        answer = await fetch(`api/images?${query}`, {
           method: "POST",
           body: file,
           headers: { "Content-Type": "application/octet-stream" },

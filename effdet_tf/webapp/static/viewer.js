@@ -1,6 +1,6 @@
 // The large picture: image and outlines on a canvas, zoom, pan, and the cell under the pointer.
 
-import { bounds, colour, simplify, toPath } from "/outlines.js";
+import { bounds, colour, simplify, toPath } from "./outlines.js";
 
 const LARGEST = 40; // screen pixels for a pixel of the image
 const EXACT = 4; // from this scale on outlines follow the edges of pixels exactly

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from effdet_tf.errors import UserError
-from effdet_tf.napari_plugin.network_process import NetworkProcess, last_change, serve
 from effdet_tf.prediction import load as predictors
+from effdet_tf.prediction.network_process import NetworkProcess, last_change, serve
 from tests.napari_plugin.stubs import StubNetwork
 
 

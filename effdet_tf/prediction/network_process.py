@@ -1,8 +1,8 @@
-"""Runs a network in a process of its own, apart from the viewer.
+"""Runs a network in a process of its own, apart from a viewer or a server.
 
 TensorFlow and those OpenGL drivers of Mesa that compile shaders (software rendering, AMD) bring an LLVM each
 and crash within one process. Apart from each other, the viewer also stays smooth while TensorFlow is
-imported, and work can be cancelled at any time.
+imported, and work can be cancelled at any time. A server outlives a crash, and an image without end.
 
 Both sides speak in pickles, through the standard input and output of the process: it belongs to the program
 that started it, and ends when its input does.
@@ -18,14 +18,21 @@ import subprocess
 import sys
 import threading
 import traceback
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from effdet_tf.errors import UserError
+from effdet_tf.images.read import Stack
 from effdet_tf.runs import find_run
 
+if TYPE_CHECKING:
+    from effdet_tf.config import Config
+    from effdet_tf.prediction.results import Result
+
 _DONE, _USER_ERROR, _FAILED = "done", "user error", "failed"
+_OPENING = 300  # seconds that a network may take to open
 
 
 def _questions(process: subprocess.Popen[bytes] | None) -> IO[bytes]:
@@ -116,6 +123,77 @@ class NetworkProcess:
             questions.flush()
 
 
+class ApartPredictor:
+    """A network in a process of its own, asked by one thread; what takes too long is ended.
+
+    Attributes:
+        config: of the network.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], seconds: float) -> None:
+        """Open it.
+
+        Args:
+            source: as `effdet_tf.load` takes it.
+            seconds: that reading or predicting one image may take.
+
+        Raises:
+            UserError: when it cannot be opened.
+        """
+        self._source, self._seconds, self._process = os.fspath(source), seconds, NetworkProcess()
+        self.config: Config = self._answer("config", None)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO's id of each class."""
+        return self.config.category_ids
+
+    def read(self, path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
+        """As `read_one`, in the other process."""
+        return self._answer("read", (path, max_pixels))
+
+    def predict(self, image: np.ndarray) -> Result:
+        """As `Predictor.predict`, of an array.
+
+        Raises:
+            UserError: when it is no image for this network, takes too long, or the network fails on it.
+        """
+        return self._answer("predict", image)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def _answer(self, question: str, value: Any) -> Any:
+        """What comes of a question, once the network is open, which it mostly is."""
+        found = None
+        try:
+            self._process.open(self._source)
+            if self._process.answer(max(self._seconds, _OPENING)) is not None:
+                self._process._send(question, value)
+                found = self._process.answer(self._seconds)
+        except RuntimeError as error:  # with the traceback of the other process
+            print(error, file=sys.stderr)
+            raise UserError(str(error).strip().splitlines()[-1]) from None
+        if found is None:
+            self._process.close()
+            raise UserError(f"took longer than {self._seconds:g} s and was given up")
+        return found
+
+
+def read_one(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
+    """The pixels `[H, W, C]` of a file of one image, and micrometres of a pixel where it says so.
+
+    Raises:
+        UserError: when it cannot be read, is larger, or has several pages.
+    """
+    with Stack(path, max_pixels) as stack:
+        if stack.pages > 1:
+            advice = "save the page to be used, or use `effdet_tf predict`"
+            raise UserError(f"{path}: is a stack of {stack.pages} pages; {advice}")
+        return stack.read(), stack.um_per_px
+
+
 def last_change(source: str) -> int:
     """When a file, or the newest file directly in a folder, was written, ns since 1970; 0 when missing."""
     path = find_run(source)
@@ -132,7 +210,7 @@ def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer questions, pickles `("open", source)` and `("predict", image)`, until there are no more.
+    """Answer questions, pickles `("open", source)`, `("predict", image)` and others, until there are no more.
 
     The answers are pickles of "done", "user error" or "failed", and a value or message.
     """
@@ -145,6 +223,10 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             try:
                 if question == "predict":
                     answer: Any = opened[1].predict(value)
+                elif question == "read":
+                    answer = read_one(*value)
+                elif question == "config":
+                    answer = opened[1].config
                 else:
                     if opened is None or opened[0] != value:
                         opened = value, load(value)
