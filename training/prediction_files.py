@@ -70,7 +70,7 @@ class PredictionFile:
         entries = []
         for offset in offsets:
             self._scratch.seek(offset)
-            entries.append(marshal.load(self._scratch))
+            entries.append(marshal.load(self._scratch))  # noqa: S302 (our scratch file)
         return entries, list(numbers)
 
     def left(self) -> tuple[int, Any] | None:

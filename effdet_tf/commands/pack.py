@@ -36,13 +36,21 @@ def add_pseudo_option(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the shards, write the file and say what is in it; returns the exit code."""
-    from effdet_tf.data.packed import SUFFIX, PackedSet, save_packed
+    from effdet_tf.data.packed import SUFFIX
     from effdet_tf.errors import UserError
 
     if args.out.suffix != SUFFIX:
         raise UserError(f"{args.out}: the last name is the file to write, and it must end in {SUFFIX}")
     if args.out.exists() and not args.overwrite:
         raise UserError(f"{args.out}: exists already; name another file, or add --overwrite")
+    from effdet_tf.files import locked
+
+    with locked(args.out.parent, "packs there", args.out.name):
+        return _write(args)
+
+
+def _write(args: argparse.Namespace) -> int:
+    from effdet_tf.data.packed import PackedSet, save_packed
     from effdet_tf.data.store import RecordStore
 
     store = RecordStore(args.data, sys.maxsize, args.pseudo)

@@ -53,6 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     add("--shard-images", type=positive(int), default=64, metavar="N", help="files in a shard (%(default)s)")
     add("--shard-mb", type=positive(float), default=256, metavar="MB", help="its size at most (%(default)s)")
     add("--retry-failed", action="store_true", help="try images again that failed before")
+    verify = (
+        "compare the contents of all files with those that were worked through, not sizes and dates alone"
+    )
+    add("--verify", action="store_true", help=verify)
     add("--runner", help="of Apache Beam: FlinkRunner, SparkRunner, DataflowRunner, ...")
     add("--beam", action="append", default=[], metavar="KEY=VALUE", help="an option of Apache Beam")
     parser.set_defaults(run=run)
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         shard_files=args.shard_images,
         shard_bytes=int(args.shard_mb * 2**20),
         retry_failed=args.retry_failed,
+        verify=args.verify,
         beam=options,
     )
     print(report.counts.to_string(index=False, na_rep=""))

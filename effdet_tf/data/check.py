@@ -13,7 +13,7 @@ import numpy as np
 from effdet_tf.config import Config
 from effdet_tf.data.faults import Faults
 from effdet_tf.data.ground_truth import decode_pixels
-from effdet_tf.data.manifest import Manifest, load_manifest
+from effdet_tf.data.manifest import Manifest, load_manifest, verify_shards
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
@@ -63,6 +63,7 @@ def read_report(directory: str | Path) -> DataReport:
     """
     counts, sizes, types = [], [np.zeros((0, 2), np.float32)], []
     image_sizes: list[tuple[int, int]] = []
+    verify_shards(directory, load_manifest(directory))
     for record in iterate_records(directory):
         boxes = record.boxes[record.iscrowd == 0]
         counts.append(len(record.rles))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from effdet_tf.files.untrusted import read_json
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+_VERIFIED = ".verified.json"  # shards that were compared with their sums
 MAX_MASK_SIZE = 1024  # px; no bitmap of a cell is larger
 
 
@@ -102,6 +105,18 @@ class Manifest:
                 raise ValueError(f"shard {str(file)[:60]!r} is not the name of a file")
             if type(images) is not int or images < 0:
                 raise ValueError(f"shard {file} has {images!r} images")
+        counts = [("images", self.images), ("cells", self.cells), ("max_cells", self.max_cells)]
+        counts += [(f"cells of shard {shard['file']}", shard.get("cells", 0)) for shard in self.shards]
+        for what, count in counts:
+            if type(count) is not int or not 0 <= count < 2**53:
+                raise ValueError(f"{what} is {count!r}")
+        for kind, total in (("images", self.images), ("cells", self.cells)):
+            parts = [shard[kind] for shard in self.shards if kind in shard]
+            if len(parts) == len(self.shards) and sum(parts) != total:
+                raise ValueError(f"its shards have {sum(parts)} {kind}, it says {total}")
+        ids = [category.get("id") for category in self.categories if isinstance(category, dict)]
+        if len(set(map(str, ids))) != len(ids):
+            raise ValueError("a category id occurs twice")
         for category in self.categories:
             named = isinstance(category, dict) and isinstance(category.get("name"), str)
             if not named or type(category.get("id")) is not int:
@@ -146,6 +161,44 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         return Manifest.from_dict(values)
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); convert the data again") from error
+
+
+def verify_shards(directory: str | os.PathLike[str], manifest: Manifest, remember: bool = False) -> None:
+    """Compare the shards with the sums that the manifest has of them.
+
+    Args:
+        directory: of the data set.
+        manifest: of it.
+        remember: whether a shard that has been compared before, with the size and the time that it has now,
+            is not read again; that is kept in a file beside the shards, where it can be.
+
+    Raises:
+        UserError: when a shard is missing or has other contents.
+    """
+    folder = Path(directory)
+    before: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        before = read_json(folder / _VERIFIED) if remember else None
+    known = before if isinstance(before, dict) else {}
+    seen = {}
+    for shard in manifest.shards:
+        path, expected = folder / shard["file"], shard.get("sha256")
+        if not expected:  # sets that others made have none
+            continue
+        try:
+            found = path.stat()
+            seen[shard["file"]] = [found.st_size, found.st_mtime_ns, expected]
+            if known.get(shard["file"]) == seen[shard["file"]]:
+                continue
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); convert the data again") from error
+        if digest != expected:
+            raise UserError(f"{path}: is not what `convert` wrote (another SHA-256); convert the data again")
+    if remember and seen != known:
+        with contextlib.suppress(OSError):  # a disk that cannot be written to
+            write_json(folder / _VERIFIED, seen)
 
 
 def refuse_pseudo(directory: str | os.PathLike[str], manifest: Manifest, advice: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from effdet_tf.data import record as record_lib
-from effdet_tf.data.manifest import Manifest, load_manifest, refuse_pseudo
+from effdet_tf.data.manifest import Manifest, load_manifest, refuse_pseudo, verify_shards
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import even_pixels
 
@@ -79,6 +79,8 @@ class RecordStore:
             raise UserError("no data set was named; give a folder that `convert` wrote")
         annotated, folders = len(named), [Path(folder) for folder in (*named, *pseudo)]
         manifests = _read_manifests(folders, annotated)
+        for folder, manifest in zip(folders, manifests, strict=True):
+            verify_shards(folder, manifest, remember=True)
         self.fingerprint = hashlib.sha256(
             repr([sorted(shard.items()) for manifest in manifests for shard in manifest.shards]).encode()
         ).hexdigest()

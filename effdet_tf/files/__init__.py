@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f"{TEMPORARY}{os.getpid()}-{final.name}")
+    # What cannot be guessed is no link that another user of the folder has laid there.
+    temporary = final.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{final.name}")
     try:
         yield temporary
         os.replace(temporary, final)
@@ -93,8 +95,8 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
-    """Hold a folder for the block, made when it is missing.
+def locked(folder: Path, work: str = "is training there", file: str = "") -> Iterator[None]:
+    """Hold a folder, made when it is missing, for the block.
 
     What an earlier holder left half written is removed. The lock is the system's: it goes with the process,
     however that ends.
@@ -102,36 +104,42 @@ def locked(folder: Path, work: str = "is training there") -> Iterator[None]:
     Args:
         folder: to hold.
         work: what its holder does, for the message to another one.
+        file: in the folder, to hold in its place.
 
     Raises:
         UserError: when the folder cannot be made, or another process holds it; says which.
     """
+    ending = f"-{file}" if file else ""
+    lock_file, holder = folder / f"{LOCK_FILE}{ending}", folder / f"{_HOLDER_FILE}{ending}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "is a file" if folder.is_file() else error.strerror
         raise UserError(f"--out {folder}: {reason}; name a folder that can be made") from error
-    lock, holder = FileLock(folder / LOCK_FILE, timeout=0), folder / _HOLDER_FILE
+    for path in (lock_file, holder):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, which no lock is; remove it")
+    lock = FileLock(lock_file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         who = "another process"
         with contextlib.suppress(OSError):  # it may end meanwhile
             who = holder.read_text(encoding="utf-8").strip() or who
-        raise UserError(f"{folder}: {who} {work}; stop it, or choose another --out") from None
+        raise UserError(f"{folder / file}: {who} {work}; stop it, or choose another --out") from None
     except (OSError, NotImplementedError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{folder / LOCK_FILE}: cannot be locked ({reason}); choose an --out on another disk"
+            f"{lock_file}: cannot be locked ({reason}); choose an --out on another disk"
         ) from None
     try:
         for left in folder.glob(f"{TEMPORARY}*"):  # by a process that was killed while it saved
-            if not left.is_dir():
+            if not left.is_dir() and (not file or left.name.split("-", 3)[-1] == file):
                 left.unlink(missing_ok=True)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+            lock_file.unlink(missing_ok=True)
         lock.release()

@@ -41,7 +41,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: when it is none, has aliases, or nests too deeply; its text is one line.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)
+        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: an impossible date

@@ -39,7 +39,7 @@ def read_channels(file: tifffile.TiffFile, axes: Axes) -> list[Channel]:
     for read in (_ome, _imagej, _lsm, _micromanager):
         try:
             found = read(file, axes)
-        except Exception:  # whatever is wrong with what it says of channels, its pixels are read
+        except Exception:  # noqa: S112 (whatever is wrong with what it says of channels, its pixels are read)
             continue
         if len(found) == count:
             return [Channel(name, kind if kind is not None else _by_name(name)) for name, kind in found]
@@ -110,7 +110,7 @@ def _ome(file: tifffile.TiffFile, axes: Axes) -> list[tuple[str, bool | None]]:
     if not file.is_ome:
         return []
     try:
-        root = ET.fromstring(file.ome_metadata or "")
+        root = ET.fromstring(file.ome_metadata or "")  # noqa: S314 (expat limits what grows)
     except ET.ParseError:
         return []
     pixels = next((one for one in root.iter() if one.tag.endswith("}Pixels")), root)

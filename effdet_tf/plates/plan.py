@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from effdet_tf.errors import UserError
@@ -138,19 +139,34 @@ def _read_plan(path: str, settings: dict[str, Any]) -> list[Shard]:
     return shards
 
 
+def content_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _same(source: str, file: PlateFile, contents: dict[str, str]) -> bool:
+    with storage.local_copy(storage.join(source, file.path)) as path:
+        return contents.get(file.path) == content_of(path)
+
+
 def done_file(out: str, shard: Shard) -> str:
     """Where a shard's mark is."""
     return storage.join(out, DONE, f"{shard.name}.json")
 
 
-def missing(out: str, shards: Sequence[Shard], retry_failed: bool) -> list[Shard]:
-    """The shards that are not done, or whose files have changed since, or, on request, with failed images."""
+def missing(out: str, shards: Sequence[Shard], retry_failed: bool, verify: str | None = None) -> list[Shard]:
+    """The shards that are not done, or whose files have changed since, or, on request, with failed images.
+
+    With the folder of the images, `verify`, a file whose content is not that of before has changed as well.
+    """
     marks = {path for path, _, _ in storage.walk(storage.join(out, DONE))}
     left = []
     for shard in shards:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged mark, or none
             mark = parse_json(storage.read(done_file(out, shard))) if f"{shard.name}.json" in marks else {}
             if mark["digest"] == shard.digest() and not (mark["failed"] and retry_failed):
-                continue
+                if verify is None or all(_same(verify, file, mark["contents"]) for file in shard.files):
+                    continue
         left.append(shard)
     return left

@@ -48,6 +48,7 @@ def run_plate(
     shard_files: int = 64,
     shard_bytes: int = 256 << 20,
     retry_failed: bool = False,
+    verify: bool = False,
     beam: dict[str, Any] | None = None,
 ) -> PlateReport:
     """Find the cells of all images below a folder or bucket; what was done before is left as it is.
@@ -62,6 +63,7 @@ def run_plate(
         shard_files: files in a shard at most.
         shard_bytes: their size at most.
         retry_failed: work through shards again in which an image failed.
+        verify: read all files again, and work through those whose content is another than it was.
         beam: options of Apache Beam, such as `{"runner": "FlinkRunner"}`.
 
     Raises:
@@ -81,7 +83,7 @@ def run_plate(
         shards = update_plan(
             out, found, settings, shard_files, shard_bytes, lambda f: storage.remove(labels_file(out, f))
         )
-        left = missing(out, shards, retry_failed)
+        left = missing(out, shards, retry_failed, source if verify else None)
         if left:
             run_pipeline(task, left, beam or {})
         counts, failed = write_tables(out, shards)

@@ -19,7 +19,7 @@ from effdet_tf.errors import UserError, reason_of
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
-from effdet_tf.plates.plan import PlateFile, Shard, done_file
+from effdet_tf.plates.plan import PlateFile, Shard, content_of, done_file
 from effdet_tf.prediction.predictor import LARGE, Predictor
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
@@ -72,8 +72,9 @@ def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, in
     storage.remove(done_file(task.out, shard))
     rows: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
+    contents: dict[str, str] = {}
     for file in shard.files:
-        _work_on_file(task, file, predictor, rows, tables)
+        _work_on_file(task, file, predictor, rows, tables, contents)
     images = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
     cells = pa.concat_tables([CELL_SCHEMA.empty_table(), *tables])
     for kind, table in ((CELLS, cells), (IMAGES, images)):
@@ -81,7 +82,10 @@ def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, in
             pq.write_table(table, local)
     failed = sum(row["error"] != "" for row in rows)
     done = {"images": len(rows) - failed, "cells": cells.num_rows, "failed": failed}
-    storage.write(done_file(task.out, shard), json.dumps({"digest": shard.digest(), **done}).encode())
+    storage.write(
+        done_file(task.out, shard),
+        json.dumps({"digest": shard.digest(), "contents": contents, **done}).encode(),
+    )
     return done
 
 
@@ -91,9 +95,17 @@ def labels_file(out: str, path: str) -> str:
 
 
 def _work_on_file(
-    task: Task, file: PlateFile, predictor: Predictor, rows: list[dict[str, Any]], tables: list[pa.Table]
+    task: Task,
+    file: PlateFile,
+    predictor: Predictor,
+    rows: list[dict[str, Any]],
+    tables: list[pa.Table],
+    contents: dict[str, str],
 ) -> None:
-    """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells."""
+    """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells.
+
+    The SHA-256 of the file goes to `contents`, by path.
+    """
     place = {"image": file.path, **parse_name(file.path)._asdict()}
     target = labels_file(task.out, file.path)
     score = predictor.config.postprocess.report_score if task.score is None else task.score
@@ -106,6 +118,7 @@ def _work_on_file(
     with contextlib.ExitStack() as opened:
         try:
             path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
+            contents[file.path] = content_of(path)
             stack = opened.enter_context(Stack(path))
             chosen, left = stack.chosen(task.channel)
         except (UserError, OSError) as error:

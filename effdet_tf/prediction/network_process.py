@@ -205,7 +205,7 @@ def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:
     """Take answers as they come, so that waiting for one can end; None when there will be no more."""
     with answers, contextlib.suppress(EOFError, pickle.UnpicklingError):  # cut short: it was killed
         while True:
-            into.put(pickle.load(answers))
+            into.put(pickle.load(answers))  # noqa: S301 (our own process)
     into.put(None)
 
 
@@ -219,7 +219,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     opened: Any = None  # source and predictor
     with contextlib.suppress(EOFError):
         while True:
-            question, value = pickle.load(questions)
+            question, value = pickle.load(questions)  # noqa: S301 (our own process)
             try:
                 if question == "predict":
                     answer: Any = opened[1].predict(value)

@@ -55,7 +55,7 @@ class FoundScratch:
         if image_id not in self._places:
             return []
         self._file.seek(self._places[image_id])
-        return marshal.load(self._file)
+        return marshal.load(self._file)  # noqa: S302 (our own file)
 
 
 def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data: str | Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ import tensorflow as tf
 from effdet_tf.data import check
 from effdet_tf.data.manifest import Manifest, load_manifest
 from effdet_tf.data.record import ImageRecord, serialize
+from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import encode_rle
 from effdet_tf.presets import preset
@@ -172,3 +176,47 @@ def test_command_line(data_dir, tmp_path):
     ]
     assert len(own) == 1 and re.fullmatch(r"error: .*nowhere: does not exist.*", own[0])
     assert command().returncode == 2
+
+
+def with_sums(data_dir, place):
+    """A copy of a data set whose manifest has the sums of its shards, as `convert` writes them."""
+    shutil.copytree(data_dir, place)
+    manifest = load_manifest(place)
+    shards = [
+        {**shard, "sha256": hashlib.sha256((place / shard["file"]).read_bytes()).hexdigest()}
+        for shard in manifest.shards
+    ]
+    dataclasses.replace(manifest, shards=shards).save(place)
+    return place
+
+
+def test_shards_are_compared_with_their_sums(data_dir, tmp_path):
+    """Records in another order: each is sound, and the set is another one."""
+    place = with_sums(data_dir, tmp_path / "data")
+    shard = load_manifest(place).shards[0]["file"]
+    records = list(tf.data.TFRecordDataset(str(place / shard)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(place / shard)) as writer:
+        for record in reversed(records):
+            writer.write(record)
+    with pytest.raises(UserError, match=r"is not what `convert` wrote \(another SHA-256\)"):
+        check.read_report(place)
+    with pytest.raises(UserError, match="another SHA-256"):
+        RecordStore(place)
+
+
+def test_training_compares_shards_once(data_dir, tmp_path, monkeypatch):
+    place = with_sums(data_dir, tmp_path / "data")
+    compared = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: compared.append(a) or digest(*a))
+    shards = len(load_manifest(place).shards)
+    RecordStore(place)
+    assert len(compared) == shards
+    RecordStore(place)
+    assert len(compared) == shards
+    path = place / load_manifest(place).shards[0]["file"]
+    os.utime(path, ns=(1, 1))
+    RecordStore(place)
+    assert len(compared) == shards + 1
+    check.read_report(place)
+    assert len(compared) == 2 * shards + 1

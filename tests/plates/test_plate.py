@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -333,3 +334,20 @@ def test_two_processes_with_the_network_of_the_package(tmp_path, write_image):
     assert done.stderr.rstrip().endswith("1 images failed, see " + str(tmp_path / "out/failed.csv"))
     counts = pd.read_csv(tmp_path / "out/counts.csv").dropna(subset=["well"])
     assert counts["well"].tolist() == ["A1", "A2", "A3", "A4"] and (counts["cells"] > 2).all()
+
+
+def test_another_content_of_the_same_size_and_time_is_seen_on_request(opened, plate, tmp_path, squares):
+    out = str(tmp_path / "out")
+    run_plate(str(plate), out, "cells")
+    path = sorted(plate.rglob("*.png"))[0]
+    before, data = path.stat(), path.read_bytes()
+    tifffile.imwrite(plate / "x.tif", squares(2))
+    run_plate(str(plate), out, "cells")
+    other = bytearray(data)
+    other[-5] ^= 1  # a sum in the file: it is damaged now
+    path.write_bytes(other)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run_plate(str(plate), out, "cells").shards_done == 0
+    report = run_plate(str(plate), out, "cells", verify=True)
+    assert report.shards_done == 1
+    assert run_plate(str(plate), out, "cells", verify=True).shards_done == 0

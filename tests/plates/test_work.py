@@ -57,6 +57,7 @@ def test_rows_of_all_images(worked):
     assert "cut.tif" in errors["cut.tif", 0] and errors["refused.png", 0] == "an image of 7 rows"
     assert (errors.drop(["cut.tif", "refused.png"]) == "").all()
     mark = json.loads((out / "done/00000.json").read_text())
+    assert len(set(mark.pop("contents").values())) == len(shard.files)
     assert mark == {"digest": shard.digest(), **done}
 
 

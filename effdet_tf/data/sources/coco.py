@@ -90,7 +90,7 @@ def _check_coordinates(index: CocoIndex, annotations: Path) -> None:
     with index.scratch.open("rb") as file:
         for offset, image_id in zip(index.offsets[:_SAMPLE], index.image_ids, strict=False):
             file.seek(offset)
-            *_, segmentation, bbox, _ = marshal.load(file)
+            *_, segmentation, bbox, _ = marshal.load(file)  # noqa: S302 (our scratch file)
             box = _box(bbox)
             if box is None or isinstance(segmentation, dict):
                 largest = math.inf if box is None or box.max() > 1 else largest
@@ -258,7 +258,7 @@ def _read_cells(
     with scratch.open("rb") as file:
         for offset, length in places.tolist():
             file.seek(offset)
-            identity, _, category, segmentation, bbox, iscrowd = marshal.loads(file.read(length))
+            identity, _, category, segmentation, bbox, iscrowd = marshal.loads(file.read(length))  # noqa: S302 (our scratch file)
             name = f"{file_name} (annotation {identity})"
             box = _box(bbox)
             notes = Faults()  # of a cell that is dropped in the end, only the drop is counted
