@@ -68,7 +68,8 @@ EXAMPLES = [
 ]
 _HELP = {
     "run": "trained run, or an export of one: the folder of a SavedModel or a .tflite file (default: the "
-    "network that comes with the package, %(default)s)",
+    "network that comes with the package, %(default)s). A stranger's is safe to open, as SECURITY.md tells; "
+    "how long it computes is not known",
     "tta": "look at every image in its eight mirrored and turned views and merge what they show: somewhat "
     "more accurate, eight times as slow",
     "scales": "look at every image at these magnifications, too, for example 0.8 1 1.25",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -153,9 +154,9 @@ def read_npz(
         allow("bytes", sum(entry.file_size for entry in entries) - os.path.getsize(path), path)
         found = {}
         for name in archive.files:
-            stated = None if shapes is None else _shape(archive.zip, name)
-            wanted = stated is None or (shapes is not None and stated == tuple(shapes.get(name, (-1,))))
-            found[name] = archive[name] if wanted else np.broadcast_to(np.float32(0), stated or ())
+            stated = _shape(archive.zip, name)
+            wanted = shapes is None or stated == tuple(shapes.get(name, (-1,)))
+            found[name] = archive[name] if wanted else np.broadcast_to(np.float32(0), stated)
         return found
 
 
@@ -165,5 +166,7 @@ def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     with archive.open(entry) as file:
         form = np.lib.format
         first = form.read_magic(file) == (1, 0)
-        header = form.read_array_header_1_0(file) if first else form.read_array_header_2_0(file)
-        return tuple(int(side) for side in header[0])
+        shape, _, dtype = form.read_array_header_1_0(file) if first else form.read_array_header_2_0(file)
+    if math.prod(shape) * dtype.itemsize > archive.getinfo(entry).file_size:
+        raise ValueError(f"{name} states more values than it has")
+    return tuple(int(side) for side in shape)

@@ -25,7 +25,7 @@ _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # packed in an unknown way, TypeError where a bare array lies in place of an archive.
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, TypeError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, MemoryError),
 )
 
 

@@ -50,6 +50,7 @@ def checked_cells(
         require(name in found, f"{name} is missing")
         array = np.asarray(found[name])
         require(array.dtype.kind in "iuf", f"{name} are no numbers")
+        require(name == "count" or array.ndim, f"{name} is a single number")
         if name != "count" and array.size:
             require(array.shape[1:] == shape, f"{name} have the shape {list(array.shape)}")
         # JSON keeps no shape of what is empty.
