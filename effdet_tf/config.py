@@ -260,15 +260,16 @@ _RANGES: dict[str, tuple[float, float]] = {
         ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
         ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score"),
         ((0, 12), "model.backbone_levels model.min_level model.max_level"),
+        ((0, 4096), "model.fpn_channels"),
         ((0, 64), "model.fpn_repeats model.head_repeats"),
         ((1, 64), "anchors.octaves"),
         (
             (1, 4096),
-            "model.fpn_channels model.mask.channels model.mask.hidden model.mask.size model.mask.stride",
+            "model.mask.channels model.mask.hidden model.mask.size model.mask.stride",
         ),
         ((0, 100), "model.mask.expand"),
         ((1, 2**15), "data.crop_size"),
-        ((0.01, 100), "data.zoom"),
+        ((0.1, 10), "data.zoom"),
         ((1, 10**6), "data.max_instances train.batch"),
         ((1, 10**7), "postprocess.top_k"),
         ((0, 10**7), "model.mask.samples data.crops_per_image train.epochs train.evaluate_every"),
@@ -292,7 +293,7 @@ def checked(config: Config) -> Config:
 def _in_range(value: Any, name: str) -> Any:
     low, high = _RANGES.get(name, _OTHERS)
     if isinstance(value, (int, float)) and not low <= value <= high:  # nor NaN
-        raise UserError(f"{name}: {value!r} is not between {low:g} and {high:g}")
+        raise UserError(f"{name} {value!r}: take {low:g} to {high:g}")
     return value
 
 

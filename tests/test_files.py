@@ -40,6 +40,20 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, name: str) -> Non
     assert target.read_text() == "precious"
 
 
+def test_what_killed_processes_left_below_is_cleared(tmp_path: Path) -> None:
+    for place in ("a/b", "held", "held/below"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / ".tmp-99-0123abcd-x.csv").touch()
+        (tmp_path / place / "x.csv").touch()
+    with locked(tmp_path / "held"), locked(tmp_path):
+        (tmp_path / "held" / ".tmp-99-0123abcd-y.csv").touch()
+        with locked(tmp_path, file="z"):
+            pass
+    assert not (tmp_path / "a/b/.tmp-99-0123abcd-x.csv").exists()
+    assert (tmp_path / "held/.tmp-99-0123abcd-y.csv").exists()  # of a process that goes on
+    assert all((tmp_path / place / "x.csv").exists() for place in ("a/b", "held", "held/below"))
+
+
 def test_two_files_of_a_folder_are_held_apart(tmp_path: Path) -> None:
     for name in ("a.npz", "b-a.npz"):
         (tmp_path / f".tmp-99-0123abcd-{name}").touch()

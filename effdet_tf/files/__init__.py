@@ -133,9 +133,7 @@ def locked(folder: Path, work: str = "is training there", file: str = "") -> Ite
             f"{lock_file}: cannot be locked ({reason}); choose an --out on another disk"
         ) from None
     try:
-        for left in folder.glob(f"{TEMPORARY}*"):  # by a process that was killed while it saved
-            if not left.is_dir() and (not file or left.name.split("-", 3)[-1] == file):
-                left.unlink(missing_ok=True)
+        _clear(folder, file)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
@@ -143,3 +141,18 @@ def locked(folder: Path, work: str = "is training there", file: str = "") -> Ite
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
             lock_file.unlink(missing_ok=True)
         lock.release()
+
+
+def _clear(folder: Path, file: str) -> None:
+    """Remove what killed processes left unfinished of a file, or of all in a folder and below it.
+
+    Folders below that are held by themselves are passed over.
+    """
+    for path, folders, names in os.walk(folder):
+        if file or (Path(path) != folder and LOCK_FILE in names):
+            folders.clear()
+        if Path(path) != folder and LOCK_FILE in names:
+            continue
+        for name in names:
+            if name.startswith(TEMPORARY) and (not file or name.split("-", 3)[-1] == file):
+                (Path(path) / name).unlink(missing_ok=True)
