@@ -7,6 +7,7 @@ run code.
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation
 # packed in an unknown way, TypeError where a bare array lies in place of an archive.
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, AttributeError, RuntimeError, TypeError),
-    *(zipfile.BadZipFile, zlib.error, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, MemoryError, tokenize.TokenError),
 )
 
 
