@@ -279,3 +279,9 @@ def test_tensors_that_share_a_storage_are_read(tmp_path: Path) -> None:
     path = torch(tmp_path / "x.pth", b"\x80\2}(" + tensor("a", 8) + tensor("b", 8) + b"u.", values.tobytes())
     found = read_state_dict(path)
     assert list(found) == ["a", "b"] and all((array == values).all() for array in found.values())
+
+
+def test_the_page_states_the_limits() -> None:
+    page = (Path(__file__).resolve().parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    for kind, (most, _) in limits._MEANING.items():
+        assert f"| `{kind}` | {most:,} |" in page

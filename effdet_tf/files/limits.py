@@ -59,8 +59,3 @@ def allow(kind: str, asked: int, what: object) -> None:
             f"{what}: {asked:,} {meaning}, more than {most:,}; {_VARIABLE}={kind}=N with a larger N takes "
             "it, where it is to be trusted"
         )
-
-
-def described() -> list[tuple[str, int, str]]:
-    """Kind, limit and meaning of all limits, for the documentation."""
-    return [(kind, most, meaning) for kind, (most, meaning) in _MEANING.items()]

@@ -229,7 +229,9 @@ def _labelme_rings(kind: str, points: np.ndarray, shape: dict[str, Any]) -> list
         return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
     if kind == "circle":  # its middle, and a point on it
         turn = np.linspace(0, 2 * np.pi, _OVAL_POINTS, endpoint=False)
-        return [points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(turn), np.sin(turn)], 1)]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too far is refused later
+            radius = np.hypot(*(points[1] - points[0]))
+            return [points[0] + radius * np.stack([np.cos(turn), np.sin(turn)], 1)]
     if kind == "mask":  # a picture of the box between the two points
         data = np.frombuffer(base64.b64decode(shape["mask"]), np.uint8)
         mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
