@@ -59,7 +59,9 @@ def tif(source: random.Random) -> bytes:
 
 def nested(source: random.Random) -> Any:
     """A COCO document of which parts are replaced by what nests, is long, or is of another kind."""
-    value: Any = source.choice((1, -1, 1e300, None, "x", [], {}, True, "0", 2**70, 0.5))
+    value: Any = source.choice(
+        (1, -1, 1e300, float("inf"), float("nan"), None, "x", [], {}, True, "0", 2**70, 0.5)
+    )
     for _ in range(source.choice((0, 1, 5, 90, 900))):
         value = [value] if source.random() < 0.7 else {source.choice("ab["): value}
     square = [5.0, 4.0, 12.0, 4.0, 12.0, 9.0, 5.0, 9.0]
@@ -74,6 +76,19 @@ def nested(source: random.Random) -> Any:
     document = {
         "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 30}],
         "categories": [{"id": 7, "name": "cell"}],
+        "features": [
+            {
+                "properties": {"objectType": source.choice(("annotation", value)), "classification": None},
+                "geometry": {
+                    "type": "Polygon",
+                    "coordinates": ring,
+                    "plane": {"t": source.choice((0, value))},
+                },
+            }
+            for ring in ([[[1, 1], [9, 1], [9, 9]]], value, [value], [[value, [1, 1], [2, 5]]])
+        ],
+        "imageHeight": source.choice((None, 20, value)),
+        "imageWidth": source.choice((None, 30, value)),
         "shapes": [
             {"label": "a", "points": [[1, 1], [9, 1], [9, 9]], "group_id": source.choice((None, value))}
         ],

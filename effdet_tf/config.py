@@ -263,10 +263,7 @@ _RANGES: dict[str, tuple[float, float]] = {
         ((0, 1024), "model.fpn_channels"),
         ((0, 16), "model.fpn_repeats model.head_repeats"),
         ((1, 64), "anchors.octaves"),
-        (
-            (1, 4096),
-            "model.mask.channels model.mask.hidden model.mask.size model.mask.stride",
-        ),
+        ((1, 1024), "model.mask.channels model.mask.hidden model.mask.size model.mask.stride"),
         ((0, 100), "model.mask.expand"),
         ((1, 2**15), "data.crop_size"),
         ((0.1, 10), "data.zoom"),

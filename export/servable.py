@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.load import saved_model_version
@@ -59,11 +57,10 @@ class Servable:
             raise UserError(f"{folder}: holds no SavedModel; make one with `python -m export.main`")
         self.name = name
         self.version = int(found.name) if found.name.isdecimal() else 1
-        check_saved_model(found)
+        saved = check_saved_model(found)
         try:
-            saved = saved_model_pb2.SavedModel.FromString((found / "saved_model.pb").read_bytes())
             self._model = tf.saved_model.load(str(found))
-        except (OSError, ValueError, DecodeError, tf.errors.OpError) as error:
+        except (OSError, ValueError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{found}: not a readable SavedModel ({reason}); export it again") from None
         definitions = saved.meta_graphs[0].signature_def

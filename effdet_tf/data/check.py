@@ -63,7 +63,8 @@ def read_report(directory: str | Path) -> DataReport:
     """
     counts, sizes, types = [], [np.zeros((0, 2), np.float32)], []
     image_sizes: list[tuple[int, int]] = []
-    verify_shards(directory, load_manifest(directory))
+    manifest = load_manifest(directory)
+    verify_shards(directory, manifest)
     for record in iterate_records(directory):
         boxes = record.boxes[record.iscrowd == 0]
         counts.append(len(record.rles))
@@ -71,7 +72,7 @@ def read_report(directory: str | Path) -> DataReport:
         types += [record.cell_type] * len(boxes)
         image_sizes += [(record.height, record.width)] * len(boxes)
     return DataReport(
-        load_manifest(directory),
+        manifest,
         np.array(counts, np.int64),
         np.concatenate(sizes),
         np.array(image_sizes, np.int64).reshape(-1, 2),

@@ -149,10 +149,9 @@ def _clear(folder: Path, file: str) -> None:
     Folders below that are held by themselves are passed over.
     """
     for path, folders, names in os.walk(folder):
-        if file or (Path(path) != folder and LOCK_FILE in names):
+        held = Path(path) != folder and LOCK_FILE in names
+        if file or held:
             folders.clear()
-        if Path(path) != folder and LOCK_FILE in names:
-            continue
-        for name in names:
+        for name in () if held else names:
             if name.startswith(TEMPORARY) and (not file or name.split("-", 3)[-1] == file):
                 (Path(path) / name).unlink(missing_ok=True)

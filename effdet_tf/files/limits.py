@@ -5,6 +5,7 @@ The environment variable `EFFDET_LIMITS` changes limits, also those of workers: 
 
 from __future__ import annotations
 
+import functools
 import os
 
 from effdet_tf.errors import UserError
@@ -21,14 +22,13 @@ _MEANING = {
 }
 
 
-def _limits() -> dict[str, int]:
+@functools.cache
+def _limits(settings: str) -> dict[str, int]:
     found = {kind: limit for kind, (limit, _) in _MEANING.items()}
-    for setting in filter(None, (part.strip() for part in os.environ.get(_VARIABLE, "").split(","))):
+    for setting in filter(None, (part.strip() for part in settings.split(","))):
         kind, _, value = setting.partition("=")
         if kind not in found or not value.isdecimal() or int(value) < 1:
-            raise UserError(
-                f"{_VARIABLE}={os.environ[_VARIABLE]!r}: write kind=number, with {', '.join(found)}"
-            )
+            raise UserError(f"{_VARIABLE}={settings!r}: write kind=number, with {', '.join(found)}")
         found[kind] = int(value)
     return found
 
@@ -39,7 +39,7 @@ def limit(kind: str) -> int:
     Raises:
         UserError: when `EFFDET_LIMITS` cannot be read.
     """
-    return _limits()[kind]
+    return _limits(os.environ.get(_VARIABLE, ""))[kind]
 
 
 def allow(kind: str, asked: int, what: object) -> None:

@@ -70,6 +70,7 @@ class BioioFile:
         if self.axes.pages != len(self._pages):
             self.axes = Axes("T", (len(self._pages),))
         self._image.set_scene(0)
+        self._size = self._image.dims.Y, self._image.dims.X
         names = [str(name) for name in self._image.channel_names or ()]
         count = sizes[0][2] if "C" in self.axes.letters else 0
         self.channels: list[Channel] = named_channels(names if len(names) == count else [""] * count)
@@ -81,13 +82,11 @@ class BioioFile:
         Raises:
             UserError: when it is too large, or of another size than the first.
         """
-        self._image.set_scene(0)
-        first = self._image.dims.Y, self._image.dims.X
         scene, (t, z, c) = self._pages[page]
         self._image.set_scene(scene)
         size = self._image.dims.Y, self._image.dims.X
-        if size != first:
-            own, begun = (f"{height}x{width}" for height, width in (size, first))
+        if size != self._size:
+            own, begun = (f"{height}x{width}" for height, width in (size, self._size))
             raise UserError(
                 f"{self._path}: page {page + 1} is {own}, page 1 {begun}; save it as a file of its own"
             )

@@ -61,8 +61,11 @@ _LITE_OPERATORS = set(
 _MANY = 2**24  # values of a constant above which they must be written out
 
 
-def check_saved_model(folder: Path) -> None:
+def check_saved_model(folder: Path) -> Any:
     """Hold a SavedModel to the operators of our exports, by its file alone: nothing of it is loaded.
+
+    Returns:
+        What is in the file, as `SavedModel` of TensorFlow's protobufs.
 
     Raises:
         UserError: when it is damaged, or holds anything else.
@@ -99,6 +102,7 @@ def check_saved_model(folder: Path) -> None:
     offered |= {node.bare_concrete_function.concrete_function_name for node in objects.nodes}
     if kinds - _OBJECTS or stored or saving & (offered | set(objects.concrete_functions)):
         raise UserError(f"{folder}: holds objects that no export of ours has; {_AGAIN}")
+    return model
 
 
 def _called(node: Any) -> Iterator[str]:

@@ -385,6 +385,33 @@ def test_an_annotation_around_detections_is_a_region(tmp_path: Path) -> None:
     assert "annotation around other outlines" in " ".join(source.faults.lines())
 
 
+@pytest.mark.parametrize("number", ["Infinity", "1e999", "NaN", "-1e30"])
+def test_numbers_without_end_and_outlines_without_points_cost_their_outline(
+    tmp_path: Path, number: str
+) -> None:
+    square = [[10, 10], [20, 10], [20, 18], [10, 18], [10, 10]]
+    parts = [
+        *("[]", "[[]]", "[[[1, 1]]]"),
+        f"[[[{number}, 0], [1, {number}], [2, 2]]]",
+        json.dumps([square]),
+    ]
+    features = [
+        '{"type": "Feature", "properties": {"objectType": "annotation"}, '
+        f'"geometry": {{"type": "Polygon", "coordinates": {part}, "plane": {{"t": {plane}}}}}}}'
+        for part in parts
+        for plane in ("0", number)
+    ]
+    put(tmp_path / "a.tif", GRAY)
+    put(tmp_path / "a.geojson", f'{{"type": "FeatureCollection", "features": [{", ".join(features)}]}}')
+    found = cells(open_outlines("geojson", tmp_path))
+    assert found == {"a.tif": [(0, [10, 10, 18, 20])]}
+    (tmp_path / "a.geojson").unlink()
+    put(tmp_path / "a.json", f'{{"shapes": [], "imageHeight": {number}, "imageWidth": 3}}')
+    source = open_outlines("labelme", tmp_path)
+    cells(source)
+    assert number == "-1e30" or "is no LabelMe file" in " ".join(source.faults.lines())
+
+
 def test_outlines_beside_the_images_of_a_set_and_fijis_own_name(tmp_path: Path) -> None:
     put(tmp_path / "images" / "a.tif", GRAY)
     with zipfile.ZipFile(tmp_path / "images" / "a_RoiSet.zip", "w") as archive:

@@ -136,6 +136,8 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
                 faults.drop("feature that is no area", f"{path.name}: {name}, {kind}")
                 continue
             rings = [_ring(r) for polygon in ([polygons] if kind == "Polygon" else polygons) for r in polygon]
+            if not rings:
+                raise ValueError("no ring")
             if _is_region(feature, properties):
                 faults.note("locked or ignored region: no cell, left out", f"{path.name}: {name}")
                 continue
@@ -143,7 +145,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
             plane = geometry.get("plane") or {}
             # Channel -1 is all of them.
             place = {axis: int(plane[axis]) for axis in "ptzc" if int(plane.get(axis, -1)) >= 0}
-        except (TypeError, KeyError, AttributeError, ValueError, IndexError):
+        except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError):
             faults.drop("degenerate or unreadable outline", f"{path.name}: {name}")
             continue
         if properties.get("objectType") == "annotation" and not properties.get("classification"):
@@ -186,8 +188,11 @@ def _is_region(feature: dict[str, Any], properties: dict[str, Any]) -> bool:
 
 
 def _ring(points: Any) -> np.ndarray:
-    """The ring without the first point again at its end."""
-    ring = np.asarray(points, np.float64)[:, :2]
+    """The ring `[K, 2]` without the first point again at its end; ValueError when it has no area."""
+    ring = np.asarray(points, np.float64)
+    if ring.ndim != 2 or len(ring) < 3 or ring.shape[1] < 2:
+        raise ValueError("no ring")
+    ring = ring[:, :2]
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 
@@ -202,7 +207,7 @@ def read_labelme(path: Path, faults: Faults) -> list[Outline]:
         shapes = document["shapes"]
         sides = document.get("imageHeight"), document.get("imageWidth")
         size = (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: is no LabelMe file ({error}); save it again") from error
     outlines: dict[Any, Outline] = {}
     for number, shape in enumerate(shapes if isinstance(shapes, list) else [], start=1):

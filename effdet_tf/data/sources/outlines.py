@@ -64,9 +64,11 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     """
     require_folder(root)
     images = images or (root / "images" if (root / "images").is_dir() else root)
-    if outlines is None:
-        beside = any(path.name.lower().endswith(KINDS[kind][0]) for path in images.rglob("*"))
-        outlines = root / "labels" if (root / "labels").is_dir() else images if beside else root
+    if outlines is None and (root / "labels").is_dir():
+        outlines = root / "labels"
+    elif outlines is None:
+        beside = (path for suffix in KINDS[kind][0] for path in images.rglob(f"*{suffix}"))
+        outlines = images if any(beside) else root
     for folder in (images, outlines):
         require_folder(folder)
     faults = Faults()
