@@ -338,13 +338,13 @@ class Model:
         return dataclasses.replace(cells, file_name=stack.path.name, um_per_px=stack.um_per_px)
 
     def _find(self, image: np.ndarray, score: float, name: str = "image") -> Cells:
-        result = self.predictor.predict(image)
-        if result.truncated and result.scores[-1:].min(initial=1.0) >= score:
+        result = self.predictor.predict(image, score)
+        if result.truncated:
             limit = "more cells than the network reports at once (data.max_instances)"
             warnings.warn(f"{name}: {limit}; weaker ones are missing", stacklevel=3)
         if result.disturbed:
             warnings.warn(f"{name}: {result.disturbed}", stacklevel=3)
-        numbered = outputs.number_cells(result.filter(score), min_visible=0.5 if score else 0.0)
+        numbered = outputs.number_cells(result, min_visible=0.5 if score else 0.0)
         return Cells(image, numbered, tuple(self.predictor.category_ids), name, name)
 
     def _checked(self, score: float | None) -> float:

@@ -171,7 +171,8 @@ class TrainConfig:
 class PostprocessConfig:
     """From raw outputs to cells."""
 
-    score_threshold: float = 0.05
+    score_threshold: float = 0.05  # class score from which a candidate counts: as a cell, and for its votes
+    min_score: float = 0.0  # class score that a cell needs: weaker ones vote alone, and cost no mask
     top_k: int = 5000  # candidates that reach NMS
     # hard: a cell goes when a better one overlaps it by nms_iou. soft: its score falls with the overlap
     # (Gaussian, Bodla et al., 2017), as the reference EfficientDet has it.
@@ -258,6 +259,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     name: bounds
     for bounds, names in (
         ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
+        ((0, 1), "postprocess.min_score"),
         ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score"),
         ((0, 12), "model.backbone_levels model.min_level model.max_level"),
         ((0, 1024), "model.fpn_channels"),

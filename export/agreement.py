@@ -18,7 +18,7 @@ class Agreement:
     """Compares the cells of two networks, image by image.
 
     A cell that one of them lacks counts against the agreement, unless its class score is within `NEAR` of the
-    minimum that is reported (`postprocess.score_threshold`, or the weakest cell of a network that found as
+    minimum that is reported (that of `postprocess`, or the weakest cell of a network that found as
     many as it may report): rounding decides on which side of it such a cell lies.
     """
 
@@ -66,7 +66,7 @@ class Agreement:
 
     def _minimum(self, result: Result) -> float:
         """The class score that a cell of this result had to reach."""
-        threshold = self._postprocess.score_threshold
+        threshold = max(self._postprocess.score_threshold, self._postprocess.min_score)
         return max(threshold, float(self._class_scores(result).min())) if result.truncated else threshold
 
     def _counted(self, result: Result, matched: np.ndarray, limit: float) -> int:

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from effdet_tf.commands.parser import Parser, positive
+from effdet_tf.commands.parser import Parser, between, positive
 from effdet_tf.runs import find_run
 
 FORMATS = {"saved_model": "saved_model", "tflite-fp32": "float32", "tflite-fp16": "float16"}
@@ -30,6 +30,8 @@ _HELP = {
     "size": "pixels of the images that a TFLite file takes in one piece, best those of your images: larger "
     "ones are predicted in tiles, near the padding of smaller ones cells may differ (default: the most "
     "frequent size of --data or --images, else 512x512)",
+    "min-score": "class score that a cell needs, fixed in the export: masks are made for no other (default: "
+    "the score from which the run reports cells; 0: all, as evaluation needs them)",
     "mask-size": "side of the predicted bitmaps; 14 in place of 28 takes a quarter of the time for masks and "
     "costs accuracy, much of it where the mask head is of convolutions and was trained at 28",
     "max-pixels": "largest height x width that the SavedModel decodes (default: %(default)s)",
@@ -49,6 +51,7 @@ def build_parser(description: str | None = None) -> Parser:
     add("--formats", type=_formats, metavar="NAMES", help=_HELP["formats"])
     add("--size", type=_height_width, metavar="HxW", help=_HELP["size"])
     add("--max-instances", type=whole, metavar="N", help="maximum number of cells in an image")
+    add("--min-score", type=between(0, 1), metavar="X", help=_HELP["min-score"])
     add("--mask-size", type=whole, metavar="M", help=_HELP["mask-size"])
     add("--max-pixels", type=whole, default=2048 * 2048, metavar="N", help=_HELP["max-pixels"])
     source = parser.add_mutually_exclusive_group()

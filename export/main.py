@@ -76,9 +76,12 @@ def export(**options: Any) -> dict[str, Path]:
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
     """Check everything that can be wrong, export, compare; what was made, and what is not as the run."""
+    config = load_config(config_file(options.run))
+    least = config.postprocess.report_score if options.min_score is None else options.min_score
     changes = {"data.max_instances": options.max_instances, "model.mask.size": options.mask_size}
+    changes["postprocess.min_score"] = least
     settings = [f"{key}={value}" for key, value in changes.items() if value is not None]
-    config = load_config(config_file(options.run)).override(settings)
+    config = config.override(settings)
     weights_file(options.run)  # missing weights must be told before images are read
     images = _images(options)
     options.size = _size(options, config, images)
@@ -88,6 +91,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         advice = 'needs ai-edge-litert: pip install "effdet_tf[tflite]", or give --no-parity'
         raise UserError(f"comparing TFLite files with the run {advice}")
     calibration, calibrated_on = _calibration(options, images)
+    print(f"cells of class score {least:g} and more (--min-score)")
     if tflite:
         height, width = options.size
         print(f"TFLite files for images of {height}x{width}; larger ones are predicted in tiles")

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from effdet_tf.config import Config
@@ -44,6 +45,7 @@ LABELS_FILE = "labels.txt"
 # Label images of one batch are padded to the largest height and width: together at most this many times
 # `max_pixels`, so that a column and a row of pixels cannot ask for a gigantic one.
 _CANVAS = 4
+_AT_ONCE = 4  # images of a batch that are worked on side by side: bounds the memory
 _OTHER_SIZE = "does not fit the canvas of its batch: send it on its own"
 _ABOUT = {name: tf.TensorSpec((), tf.int32) for name in ("height", "width")}
 _ABOUT |= {"ok": tf.TensorSpec((), tf.bool), "error": tf.TensorSpec((), tf.string)}
@@ -71,7 +73,6 @@ class ServedNetwork:
             return tf.function(method, input_signature=specs, autograph=False)
 
         self.network = function(self._dense, batch)
-        self.cells = function(self._cells, tf.TensorSpec(batch.shape[1:], tf.float32))
         self.functions = {
             "serving_default": function(self._serving_default, files),
             "tensor": function(self._tensor, batch),
@@ -89,7 +90,7 @@ class ServedNetwork:
 
     def _cells(self, image: tf.Tensor) -> Detections:
         placement = Placement.of(self._config, self._network.stride, tf.shape(image)[:2])
-        outputs = self.network(placement.enter(image)[None])
+        outputs = self._dense(placement.enter(image)[None])
         return find_cells(self._network, self._config, outputs, placement)
 
     def _of_file(self, data: tf.Tensor) -> tuple[Detections, dict[str, tf.Tensor]]:
@@ -106,9 +107,13 @@ class ServedNetwork:
         image, error = decode(data, header)
         ok = tf.equal(error, "")
         image = normalize(image, header.deep, self._config)
-        found = tf.cond(ok, lambda: self.cells(image), nothing)
+        found = tf.cond(ok, lambda: self._cells(image), nothing)
         height, width = (tf.where(ok, side, 0) for side in (header.height, header.width))
         return found, {"height": height, "width": width, "ok": ok, "error": error}
+
+    def _weights_read(self) -> keras.StatelessScope:
+        """For a loop over images: its turns run side by side only where none of them reads a variable."""
+        return keras.StatelessScope([(one, tf.identity(one.value)) for one in self._network.variables])
 
     def _rows_spec(self) -> dict[str, tf.TensorSpec]:
         limit, side = self._config.data.max_instances, self._config.model.mask.size
@@ -145,9 +150,10 @@ class ServedNetwork:
             found, about = self._of_file(data)
             return self._rows(found) | about
 
-        # One after the other: images differ in size, and so memory stays that of one image.
-        spec = self._rows_spec() | _ABOUT
-        return self._trim(tf.map_fn(one, image_bytes, fn_output_signature=spec, parallel_iterations=1))
+        spec = self._rows_spec() | _ABOUT  # one by one: images differ in size
+        with self._weights_read():
+            batch = tf.map_fn(one, image_bytes, fn_output_signature=spec, parallel_iterations=_AT_ONCE)
+        return self._trim(batch)
 
     def _tensor(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         filled = _not_empty(images)
@@ -169,7 +175,9 @@ class ServedNetwork:
             return self._rows(find_cells(self._network, self._config, single, placement))
 
         spec = self._rows_spec()
-        batch = tf.map_fn(one, self.network(inputs), fn_output_signature=spec, parallel_iterations=1)
+        outputs = self.network(inputs)
+        with self._weights_read():
+            batch = tf.map_fn(one, outputs, fn_output_signature=spec, parallel_iterations=_AT_ONCE)
         return self._trim({name: part[: tf.shape(images)[0]] for name, part in batch.items()})
 
     def _label_map(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -187,7 +195,8 @@ class ServedNetwork:
 
         spec = {"labels": tf.TensorSpec((None, None), tf.int32), "count": tf.TensorSpec((), tf.int32)}
         spec |= _ABOUT
-        batch = tf.map_fn(one, (filled, fits), fn_output_signature=spec, parallel_iterations=1)
+        with self._weights_read():
+            batch = tf.map_fn(one, (filled, fits), fn_output_signature=spec, parallel_iterations=_AT_ONCE)
         return {name: part[: tf.shape(image_bytes)[0]] for name, part in batch.items()}
 
     def _info(self, query: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -145,10 +145,10 @@ def test_one_bad_image_does_not_end_many(model, image, tmp_path, capsys):
 def test_what_no_code_expects_ends_neither(model, image, monkeypatch, capsys):
     predict = type(model.predictor).predict
 
-    def fail_on_the_small(self, pixels):
+    def fail_on_the_small(self, pixels, score):
         if pixels.shape[0] < 100:
             raise RuntimeError("node 7")
-        return predict(self, pixels)
+        return predict(self, pixels, score)
 
     monkeypatch.setattr(type(model.predictor), "predict", fail_on_the_small)
     failed: list[tuple[str, str]] = []

@@ -169,7 +169,7 @@ class Suite:
         score = predictor.config.postprocess.report_score
         rows = []
         for file in tqdm(sorted(marked), f"count {name}", unit="image"):
-            _, kept = predictor.predict(read_image(files[file])).filter(score).label_image()
+            _, kept = predictor.predict(read_image(files[file]), score).label_image()
             rows.append({"image": file, "marked": marked[file], "found": len(kept)})
         return rows
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from effdet_tf.commands.predict import with_views
+from effdet_tf.config import PostprocessConfig
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.files import write_json
 from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
@@ -25,6 +26,14 @@ from effdet_tf.runs import MODELS, find_run
 from training.prediction_files import PredictionFile, prediction_writer
 
 
+def _warn_of_few(postprocess: PostprocessConfig) -> None:
+    """Say where AP lacks the cells that it would also count."""
+    if postprocess.min_score > postprocess.score_threshold:
+        few = f"gives cells of class score {postprocess.min_score:g} and more, and AP counts no others"
+        advice = "export with --min-score 0 for the figures of the run"
+        print(f"warning: this network {few}; {advice}", file=sys.stderr)
+
+
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Do what the options of the command say; returns the content of its file `out`."""
     began = time.monotonic()
@@ -36,6 +45,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             settings["score_threshold"] = predictor.config.postprocess.report_score
         elif options.score == "best":
             settings["score_threshold"] = None
+        _warn_of_few(predictor.config.postprocess)
         predictor = with_views(predictor, options)
         class_mismatch = CocoPredictions(
             predictor.class_names, load_manifest(options.data).categories, options.data

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     score = predictor.config.postprocess.report_score if args.score is None else args.score
 
     def label(path: Path) -> tuple[np.ndarray, np.ndarray]:
-        found = predictor.predict(path).filter(score)
+        found = predictor.predict(path, score)
         labels, kept = found.label_image()
         return labels, found.classes[kept]
 

@@ -75,8 +75,13 @@ def select(
     return Candidates(boxes, best, chosen, anchor)
 
 
-def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+def suppress(
+    config: Config, candidates: Candidates, score: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Greedy non-maximum suppression, hard or soft, of the candidates of one image.
+
+    Candidates below `score`, or what the configuration asks, are left out: as none of them suppresses a
+    better one, the others come out the same.
 
     Returns:
         Indices int32 `[max_instances]`, best first, padded with 0; their scores, which soft suppression has
@@ -90,12 +95,13 @@ def suppress(config: Config, candidates: Candidates) -> tuple[Tensor, Tensor, Te
         span = ops.max(boxes) + 1.0
         boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
     soft = config.postprocess.nms == "soft"
+    least = max(config.postprocess.score_threshold, config.postprocess.min_score)
     return kernels.non_max_suppression(
         boxes,
         candidates.scores,
         config.data.max_instances,
         iou=1.0 if soft else config.postprocess.nms_iou,
-        score=config.postprocess.score_threshold,
+        score=ops.maximum(least, score),
         sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
     )
 
@@ -104,6 +110,9 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     """Move kept boxes to the mean of what suppression threw away around them, weighted by score.
 
     Box voting (Gidaris and Komodakis, ICCV 2015): a cell has dozens of candidates, whose errors differ.
+
+    Chunk by chunk from the top of the image to its bottom, boxes are compared with the candidates of their
+    band of rows alone: centres more than (1 / t - 1) / 2 of a box's height apart reach no IoU of t.
 
     Args:
         config: `postprocess.vote_iou`, the IoU from which a candidate has a vote.
@@ -121,20 +130,29 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     rank = ops.arange(1, ops.shape(candidates.scores)[0] + 1, dtype="int32")
     # One at least, which changes no cell: TFLite multiplies no matrix without rows.
     voters = ops.max(ops.where(candidates.scores >= options.score_threshold, rank, 1))
-    others, scores = candidates.boxes[:voters], candidates.scores[:voters]
-    kinds = candidates.classes[:voters]
+    down = ops.argsort(box_ops.to_center(candidates.boxes[:voters])[0])
+    others, scores, kinds = (ops.take(part, down, axis=0) for part in candidates[:3])
+    rows = box_ops.to_center(others)[0]
 
     def mean(part: tuple[Tensor, Tensor]) -> Tensor:
         own, kind = part
-        near = box_ops.iou(own[:, None], others[None]) >= options.vote_iou
+        y, _, height, _ = box_ops.to_center(own)
+        reach = (1 / options.vote_iou - 1) / 2 * height + 1.0  # 1 px for what is rounded
+        first = ops.sum(ops.cast(rows < ops.min(y - reach), "int32"))
+        end = ops.sum(ops.cast(rows <= ops.max(y + reach), "int32"))
+        band = others[first:end]
+        near = box_ops.iou(own[:, None], band[None]) >= options.vote_iou
         if not options.class_agnostic:
-            near = near & (kind[:, None] == kinds[None])
-        weight = ops.where(near, scores[None], 0.0)  # [MASK_CHUNK, voters]
+            near = near & (kind[:, None] == kinds[None, first:end])
+        weight = ops.where(near, scores[None, first:end], 0.0)  # [MASK_CHUNK, voters of the band]
         total = ops.sum(weight, axis=-1, keepdims=True)
-        return ops.where(total > 0, ops.matmul(weight, others) / ops.maximum(total, 1e-9), own)
+        return ops.where(total > 0, ops.matmul(weight, band) / ops.maximum(total, 1e-9), own)
 
-    parts = (ops.reshape(boxes, (-1, MASK_CHUNK, 4)), ops.reshape(classes, (-1, MASK_CHUNK)))
-    return ops.reshape(kernels.one_by_one(mean, parts, (MASK_CHUNK, 4)), (-1, 4))
+    order = ops.argsort(box_ops.to_center(boxes)[0])
+    chunks = ((-1, MASK_CHUNK, 4), boxes), ((-1, MASK_CHUNK), classes)
+    parts = tuple(ops.reshape(ops.take(values, order, axis=0), shape) for shape, values in chunks)
+    moved = ops.reshape(kernels.one_by_one(mean, parts, (MASK_CHUNK, 4)), (-1, 4))
+    return ops.take(moved, ops.argsort(order), axis=0)
 
 
 def mask_quality(probability: Tensor) -> Tensor:
@@ -163,6 +181,7 @@ def detect(
     outputs: dict[str, Tensor],
     input_size: Sequence[int | Tensor],
     image_size: Sequence[int | Tensor],
+    score: float | Tensor = 0.0,
 ) -> Detections:
     """Find the cells of one image.
 
@@ -172,13 +191,15 @@ def detect(
         outputs: of the dense network for a batch of ONE image.
         input_size: height, width of the network's input, px.
         image_size: height, width of the image inside the input, px.
+        score: class score below which no cell is wanted, beside what `postprocess` asks. Masks only lower a
+            score, so no cell is left out that would have reached it.
 
     Returns:
         `Detections`, padded to whole chunks of `MASK_CHUNK` (at least one: convolutions over an
         empty batch crash under oneDNN); sorted by score before the mask quality comes in.
     """
     candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, image_size)
-    chosen, scores, count = suppress(config, candidates)
+    chosen, scores, count = suppress(config, candidates, score)
     chunks = ops.maximum((count + MASK_CHUNK - 1) // MASK_CHUNK, 1)
     room = -config.data.max_instances % MASK_CHUNK
     chosen, scores = (ops.pad(part, ((0, room),))[: chunks * MASK_CHUNK] for part in (chosen, scores))

@@ -175,14 +175,17 @@ class _Batch:
             for number in chosen:
                 try:
                     image = file.read(number)
-                    result = self.predictor.predict(image)
+                    result = self.predictor.predict(image, self.score)
+                    if not (
+                        len(result) or report.cells or report.best
+                    ):  # to say how far the score is too high
+                        report.best = float(np.max(self.predictor.predict(image).scores, initial=0.0))
                 except Exception as error:
                     if not isinstance(error, UserError):
                         self._log(job)
                     rows.append(self._failed_row(job, number, file.pages, reason_of(error)))
                     continue
-                kept = result if self.score is None else result.filter(self.score)
-                page = outputs.make_page(kept, image, number, info.um_per_px)
+                page = outputs.make_page(result, image, number, info.um_per_px)
                 with _writing(out):
                     add(page)
                 rows.append(outputs.summary_row(job.name, page, info))
@@ -207,9 +210,7 @@ class _Batch:
         self.report.done += 1
         self.report.cells += len(page.table)
         self.report.best = max(self.report.best, float(np.max(result.scores, initial=0.0)))
-        # Cells are missing that would be kept only where the weakest that was reported would be.
-        weakest = result.scores[-1:].min(initial=1.0)
-        if result.truncated and self.progress and (self.score is None or weakest >= self.score):
+        if result.truncated and self.progress:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)
         if result.disturbed and self.progress:

@@ -130,8 +130,8 @@ def _work_on_file(
         for page in chosen:
             try:
                 image = stack.read(page)
-                found = predictor.predict(image)
-                cells = outputs.number_cells(found.filter(score))
+                found = predictor.predict(image, score)
+                cells = outputs.number_cells(found)
                 table = outputs.cell_table(cells, image)
             except Exception as error:  # whatever is wrong with one image, the others are predicted
                 fail(page, error)

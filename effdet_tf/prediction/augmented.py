@@ -78,15 +78,19 @@ class AugmentedPredictor(Predictor):
         super().__init__(predictor.config)
         self._predictor, self._views = predictor, list(views)
 
-    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+    def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
         height, width = image.shape[:2]
 
         def find(view: np.ndarray) -> Result:
             whole = part_of is None  # a magnified view may be large
+            # All that a view shows: what is weak in one may be strong in the others.
             return self._predictor.predict(view) if whole else self._predictor._detect(view, part_of)
 
         found = [view.leave(find(view.enter(image)), height, width) for view in self._views]
-        return merge(found, self.config.postprocess.nms_iou, self.per_class, self.config.data.max_instances)
+        limit = self.config.data.max_instances
+        merged = merge(found, self.config.postprocess.nms_iou, self.per_class, limit)
+        weakest = merged.scores[-1:].min(initial=1.0)
+        return dataclasses.replace(merged, truncated=merged.truncated and bool(weakest >= score))
 
 
 def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> Result:

@@ -14,7 +14,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import Brightness, fixed_statistics, to_channels
 from effdet_tf.model.detections import Detections
 from effdet_tf.prediction.metadata import read_metadata
-from effdet_tf.prediction.predictor import Predictor
+from effdet_tf.prediction.predictor import Predictor, missing_from
 from effdet_tf.prediction.results import Result
 
 _LONGEST = 200  # characters of a reason
@@ -103,7 +103,7 @@ class ExportedPredictor(Predictor):
     def _ask_part(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The answer of the signature `part` for its inputs, all without the axis of the batch."""
 
-    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+    def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
         by_image = self.config.data.normalization != "fixed"
         if part_of is not None and self._takes_parts:
             mean, std = part_of[:2] if by_image else fixed_statistics(self.config.data)
@@ -128,4 +128,4 @@ class ExportedPredictor(Predictor):
             reason = " ".join(str(found.get("error", "it did not say why")).split())[:_LONGEST]
             raise UserError(f"the network refused the image, which {reason}")
         cells = checked_cells(found, self.config, image.shape[:2], self._where)
-        return self._result(cells, image, len(cells.scores) >= self.config.data.max_instances)
+        return self._result(cells, image, missing_from(cells.scores, self.config.data.max_instances, score))

@@ -13,7 +13,7 @@ from effdet_tf.config import Config
 from effdet_tf.geometry.resample import resize
 from effdet_tf.images.normalize import Brightness, normalize
 from effdet_tf.model.detections import Detections
-from effdet_tf.prediction.predictor import DENSE_OVERLAP, Predictor
+from effdet_tf.prediction.predictor import DENSE_OVERLAP, Predictor, missing_from
 from effdet_tf.prediction.results import Result
 from effdet_tf.prediction.tiling import find_in_tiles
 
@@ -39,7 +39,7 @@ class FixedSizePredictor(Predictor):
         self.input_size = input_size
         self._run = run
 
-    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+    def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
         values = normalize(image, self.config, part_of)
         size = np.array(values.shape[:2])
         fit, limit = self.config.data.resize == "fit", self.config.data.max_instances
@@ -47,14 +47,14 @@ class FixedSizePredictor(Predictor):
 
         def find(part: np.ndarray) -> tuple[Detections, bool]:
             found = self._run(padded(part, self.input_size), part.shape[:2])
-            return found, len(found.scores) >= limit
+            return found, missing_from(found.scores, limit, score)
 
         stride = 2**self.config.model.max_level
         found, missing = find_in_tiles(
             resize(values, shown), self.input_size, stride, DENSE_OVERLAP, self.config, find, limit
         )
         found = found.scaled(shown, size).take(np.arange(len(found.scores)) < limit)
-        return self._result(found, image, missing or len(found.scores) >= limit)
+        return self._result(found, image, missing or missing_from(found.scores, limit, score))
 
 
 def padded(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import math
 import os
 from fractions import Fraction
@@ -49,59 +50,79 @@ class Predictor(abc.ABC):
         self.class_names = config.class_names
         self.category_ids = config.category_ids
         self.per_class = not config.postprocess.class_agnostic
+        self._told = False
 
     @abc.abstractmethod
-    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
+    def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
         """Find the cells of an image that `check_image` passed, in one piece.
 
         Args:
             image: `[H, W]` or `[H, W, C]`.
             part_of: of the larger image that this is a part of, which it is normalised by; None for a whole.
+            score: cells below it are not wanted, and may come or not.
         """
 
-    def predict(self, image: np.ndarray | str | os.PathLike[str]) -> Result:
+    def predict(self, image: np.ndarray | str | os.PathLike[str], score: float | None = None) -> Result:
         """Find the cells of one image.
 
         Args:
             image: a file, or `[H, W]` or `[H, W, C]` pixels, uint8, uint16 or float; one in a file
                 (numpy.memmap) is read part by part.
+            score: cells with this score or more are given; None gives all. The same cells, sooner: masks are
+                made for these alone.
 
         Returns:
-            All cells whose class score reaches `postprocess.score_threshold`, best first; the score given is
-            that times the quality of the mask, so it may be lower. It is truncated where one of the smallest
-            tiles had as many cells as the network reports.
+            The cells, best first. All are those whose class score reaches `postprocess.score_threshold`; the
+            score given is that times the quality of the mask, so it may be lower. The result is truncated
+            where one of the smallest tiles had as many cells as the network reports.
 
         Raises:
             UserError: for an unreadable file, an array that is no image, or one that the network refuses.
         """
+        least = self.config.postprocess.min_score
+        if score is not None and score < least and not self._told:
+            self._told = True
+            logging.getLogger("effdet_tf").warning(
+                "this network gives cells from score %g on (postprocess.min_score); weaker ones, from %g on, "
+                "are missing: export it again with a lower --min-score",
+                least,
+                score,
+            )
         pixels = check_image(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
         disturbed = disturbance(pixels, self.config)
-        return dataclasses.replace(self._predict(pixels), disturbed=disturbed)
+        result = dataclasses.replace(self._predict(pixels, score or 0.0), disturbed=disturbed)
+        return result if score is None else result.filter(score)
 
-    def _predict(self, pixels: np.ndarray) -> Result:
+    def _predict(self, pixels: np.ndarray, score: float) -> Result:
         one_piece = self.config.data.resize == "fit"
         if one_piece or pixels.shape[0] * pixels.shape[1] <= LARGE:
-            result = self._detect(pixels, None)
+            result = self._detect(pixels, None, score)
             if one_piece or not result.truncated or max(pixels.shape[:2]) <= TILE:
                 return result
-        return self._predict_in_tiles(pixels)
+        return self._predict_in_tiles(pixels, score)
 
-    def _predict_in_tiles(self, image: np.ndarray) -> Result:
+    def _predict_in_tiles(self, image: np.ndarray, score: float = 0.0) -> Result:
         """The cells of all tiles; a bar on stderr shows the tiles where that is a terminal."""
         content = self.config.data.normalization == "content"
         shown, whole = even_image(image) if content else (image, brightness(image))
-        found, truncated = self._tiled(shown, whole, TILE, OVERLAP, show=True)
+        found, truncated = self._tiled(shown, whole, TILE, OVERLAP, score, show=True)
         return self._result(found, image, truncated)
 
     def _tiled(
-        self, image: np.ndarray | EvenImage, whole: Brightness, side: int, overlap: int, show: bool = False
+        self,
+        image: np.ndarray | EvenImage,
+        whole: Brightness,
+        side: int,
+        overlap: int,
+        score: float,
+        show: bool = False,
     ) -> tuple[Detections, bool]:
         """Cells of an image or a part of it, and whether some are missing."""
 
         def find(part: np.ndarray) -> tuple[Detections, bool]:
-            result = self._detect(np.ascontiguousarray(part), whole)
+            result = self._detect(np.ascontiguousarray(part), whole, score)
             if result.truncated and max(part.shape[:2]) > DENSE_TILE:
-                return self._tiled(part, whole, DENSE_TILE, DENSE_OVERLAP)
+                return self._tiled(part, whole, DENSE_TILE, DENSE_OVERLAP, score)
             return result.detections, result.truncated
 
         return find_in_tiles(
@@ -112,6 +133,14 @@ class Predictor(abc.ABC):
         """The cells of an image, in its pixels."""
         height, width = image.shape[:2]
         return Result(*found[:5], height, width, self.class_names, truncated)
+
+
+def missing_from(scores: np.ndarray, limit: int, score: float) -> bool:
+    """Whether cells of `score` and more may lack, where a network gave the best `limit` of any score.
+
+    `scores [N]` fall.
+    """
+    return len(scores) >= limit and bool(scores[-1] >= score)
 
 
 def tile_unit(config: Config) -> int:

@@ -68,10 +68,16 @@ class Placement(NamedTuple):
         )
 
 
-def find_cells(network: Network, config: Config, outputs: dict[str, Any], placement: Placement) -> Detections:
+def find_cells(
+    network: Network,
+    config: Config,
+    outputs: dict[str, Any],
+    placement: Placement,
+    score: Tensor | float = 0.0,
+) -> Detections:
     """From the dense network's outputs for a batch of ONE image to its cells, ranked, in its own pixels."""
     whole, shown = placement.whole, placement.shown
-    found = detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]))
+    found = detect(config, network.mask_head, outputs, (whole[0], whole[1]), (shown[0], shown[1]), score)
     return placement.leave(ranked(found))
 
 
@@ -92,18 +98,22 @@ class RunPredictor(Predictor):
         self.network = network
 
         @tf.function(
-            input_signature=[tf.TensorSpec((None, None, config.data.channels), tf.float32)], autograph=False
+            input_signature=[
+                tf.TensorSpec((None, None, config.data.channels), tf.float32),
+                tf.TensorSpec((), tf.float32),
+            ],
+            autograph=False,
         )
-        def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        def run(image: tf.Tensor, score: tf.Tensor) -> dict[str, tf.Tensor]:
             placement = Placement.of(config, network.stride, tf.shape(image)[:2])
             outputs = network.dense(placement.enter(image)[None], training=False)
-            found = find_cells(network, config, outputs, placement)
+            found = find_cells(network, config, outputs, placement, score)
             return {name: part for name, part in found._asdict().items() if part is not None}
 
         self._run = run
 
-    def _detect(self, image: np.ndarray, part_of: Brightness | None) -> Result:
-        outputs = self._run(normalize(image, self.config, part_of))
+    def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
+        outputs = self._run(normalize(image, self.config, part_of), np.float32(score))
         found = Detections.from_outputs({name: part.numpy() for name, part in outputs.items()})
         return self._result(found, image, len(found.scores) >= self.config.data.max_instances)
 

@@ -126,7 +126,7 @@ def test_all_formats_by_default(run, parts, picture, tmp_path, capsys):
     assert files(out) == ALL
     precisions = ("float32", "float16", "int8")
     assert parts.converted == [(precision, (48, 80), 1, False) for precision in precisions]
-    assert parts.settings == ["data.max_instances=7", "model.mask.size=14"]
+    assert parts.settings == ["data.max_instances=7", "model.mask.size=14", "postprocess.min_score=0.3"]
     report = json.loads((out / "parity.json").read_text())
     assert report["passed"] and list(report["artifacts"]) == ["saved_model", "float32", "float16", "int8"]
     assert report["size"] == [48, 80] and report["versions"]["tensorflow"]
@@ -136,6 +136,13 @@ def test_all_formats_by_default(run, parts, picture, tmp_path, capsys):
     for name in ("saved_model/1", "tflite/int8.tflite"):
         assert re.search(rf"{name}  \d+\.\d MB  \d+ s\n", printed.out)
     assert "calibrated and evaluated on the same images" in printed.err
+
+
+def test_the_minimum_score_is_fixed_at_export(run, parts, picture, tmp_path):
+    assert (
+        export(run, tmp_path / "out", "--images", picture, "--min-score", 0, "--formats", "tflite-fp32") == 0
+    )
+    assert parts.settings == ["postprocess.min_score=0.0"]
 
 
 def test_versions_count_up_and_files_are_replaced(run, parts, tmp_path):

@@ -198,11 +198,13 @@ def test_classes_that_compete_apart_vote_apart(config):
         assert array(vote(config, pair, kept, kinds + own))[0] == pytest.approx([0, 0, 20, 18.4])
 
 
-def test_votes_come_from_as_many_candidates_as_there_are(config):
-    config = config.override(["postprocess.vote_iou=0.5"])
+@pytest.mark.parametrize(("limit", "sides"), [(0.5, (15, 25)), (0.65, (4, 150)), (0.05, (4, 150))])
+def test_votes_come_from_as_many_candidates_as_there_are(config, limit, sides):
+    """Of all that are near, as if all were compared: no band of rows leaves one out."""
+    config = config.override([f"postprocess.vote_iou={limit}"])
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 200, (3000, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(15, 25, (3000, 2))], 1).astype(np.float32)
+    boxes = np.concatenate([corner, corner + rng.uniform(*sides, (3000, 2))], 1).astype(np.float32)
     scores = np.sort(rng.uniform(0.1, 1, 3000))[::-1].astype(np.float32)
     candidates = Candidates(tf.constant(boxes), tf.constant(scores), tf.zeros(3000, tf.int32), tf.range(3000))
     kept = boxes[: 2 * MASK_CHUNK]
@@ -211,7 +213,7 @@ def test_votes_come_from_as_many_candidates_as_there_are(config):
     high = np.minimum(kept[:, None, 2:], boxes[None, :, 2:])
     inner = np.prod(np.maximum(high - low, 0), -1)
     area = np.prod(boxes[:, 2:] - boxes[:, :2], -1)
-    weight = np.where(inner / (area[: len(kept), None] + area - inner) >= 0.5, scores, 0)
+    weight = np.where(inner / (area[: len(kept), None] + area - inner) >= limit, scores, 0)
     np.testing.assert_allclose(got, weight @ boxes / weight.sum(1, keepdims=True), rtol=1e-4)
 
 
@@ -326,3 +328,16 @@ def test_eager_and_graph_agree(config, anchors, head):
     )
     for a, b in zip(eager, graph, strict=True):
         np.testing.assert_allclose(array(a), array(b), atol=1e-5)
+
+
+def test_a_score_that_is_asked_leaves_the_other_cells_as_they_are(config, anchors):
+    config = config.override(["postprocess.vote_iou=0.6", "postprocess.score_threshold=0.2"])
+    boxes = {300: [10, 10, 30, 26], 310: [10, 10, 30, 30], 320: [10, 20, 30, 40]}
+    out = outputs(anchors, {300: 0.3, 310: 0.9, 320: 0.5}, boxes)
+    whole, size = found(config, out), (64, 64)
+    asked = detect(config, None, out, size, size, 0.6)
+    fixed = detect(config.override(["postprocess.min_score=0.6"]), None, out, size, size)
+    for few in (asked, fixed):
+        assert int(few.count) == 1
+        np.testing.assert_array_equal(array(few.boxes)[0], whole[0][0])  # moved by a vote of score .3
+    assert int(detect(config, None, out, size, size, 0.1).count) == len(whole[0]) == 2

@@ -27,6 +27,7 @@ from effdet_tf.geometry.rle import decode_kaggle_rle
 from effdet_tf.images.gray import to_gray
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
+from effdet_tf.prediction.predictor import missing_from
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 
@@ -42,7 +43,11 @@ class Thresholder:
         self.masks = masks
         self.dtypes: list[str] = []
 
-    def predict(self, image: np.ndarray) -> Result:
+    def predict(self, image, score=None):
+        found = self.find(image)
+        return found if score is None else found.filter(score)
+
+    def find(self, image: np.ndarray) -> Result:
         self.dtypes.append(str(image.dtype))
         gray = to_gray(image)
         if gray.shape == (13, 13):
@@ -230,12 +235,12 @@ def test_names_that_files_of_other_kinds_have(tmp_path):
 
 def test_what_no_code_expects_fails_one_image_alone(images, tmp_path, monkeypatch, capsys):
     class Failing(Thresholder):
-        def predict(self, image: np.ndarray) -> Result:
+        def find(self, image: np.ndarray) -> Result:
             if image.dtype == np.uint16:
                 raise RuntimeError("node 7\nfailed to prepare")
             if image.shape[2] == 3:
                 raise MemoryError
-            return super().predict(image)
+            return super().find(image)
 
     make_page = outputs.make_page
 
@@ -277,10 +282,10 @@ def test_any_name_gets_a_row_and_files(tmp_path):
 
 def test_crash_midway_keeps_what_is_done(images, tmp_path):
     class Dying(Thresholder):
-        def predict(self, image: np.ndarray) -> Result:
+        def find(self, image: np.ndarray) -> Result:
             if len(self.dtypes) == 2:
                 raise KeyboardInterrupt
-            return super().predict(image)
+            return super().find(image)
 
     with pytest.raises(KeyboardInterrupt):
         predict_files(Dying(), find_images([images]), tmp_path / "out", sartorius=tmp_path / "out" / "s.csv")
@@ -353,18 +358,19 @@ def test_command_refuses_a_score_that_is_none(score):
 @pytest.mark.parametrize(("score", "warned"), [(None, True), (0.3, True), (0.5, False)])
 def test_missing_cells_are_told_where_they_would_have_been_kept(images, tmp_path, capsys, score, warned):
     class Full(Thresholder):
-        def predict(self, image: np.ndarray) -> Result:
-            return dataclasses.replace(super().predict(image), truncated=True)
+        def find(self, image: np.ndarray) -> Result:
+            found = super().find(image)  # the weakest has score .42
+            return dataclasses.replace(found, truncated=missing_from(found.scores, len(found), score or 0))
 
     predict_files(Full(), find_images([images / "a.tif"]), tmp_path / "out", score=score, progress=True)
-    assert ("weaker ones are missing" in capsys.readouterr().err) == warned  # the weakest has score .42
+    assert ("weaker ones are missing" in capsys.readouterr().err) == warned
 
 
 def test_a_warning_of_the_predictor_has_a_line_of_its_own(images, tmp_path, capsys):
     class Warner(Thresholder):
-        def predict(self, image):
+        def find(self, image):
             logging.getLogger("effdet_tf").warning("an older export")
-            return super().predict(image)
+            return super().find(image)
 
     job = [job for job in find_images([images]) if job.name == "b16"]
     predict_files(Warner(), job, tmp_path / "found", progress=True)

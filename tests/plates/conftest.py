@@ -25,7 +25,11 @@ class Squares:
     def __init__(self) -> None:
         self.seen = 0
 
-    def predict(self, image: np.ndarray) -> Result:
+    def predict(self, image, score=None):
+        found = self.find(image)
+        return found if score is None else found.filter(score)
+
+    def find(self, image: np.ndarray) -> Result:
         self.seen += 1
         height, width = image.shape[:2]
         if height == 7:

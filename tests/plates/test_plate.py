@@ -107,7 +107,7 @@ def test_a_fault_costs_the_shard_that_it_hits_alone(opened, plate, tmp_path, mon
 
 
 def test_a_fault_in_an_image_costs_that_image_alone(opened, plate, tmp_path, monkeypatch):
-    found = type(opened).predict
+    found = type(opened).find
 
     def break_at_the_fourth(self, image):
         if self.seen == 3:
@@ -115,7 +115,7 @@ def test_a_fault_in_an_image_costs_that_image_alone(opened, plate, tmp_path, mon
             raise MemoryError
         return found(self, image)
 
-    monkeypatch.setattr(type(opened), "predict", break_at_the_fourth)
+    monkeypatch.setattr(type(opened), "find", break_at_the_fourth)
     report = run_plate(str(plate), str(tmp_path / "out"), "cells")
     assert (report.images, report.failed) == (4, 2)
     errors = pd.read_csv(tmp_path / "out/failed.csv")["error"].tolist()
@@ -142,15 +142,15 @@ def test_an_image_that_is_damaged_now_loses_its_labels(opened, plate, tmp_path):
 
 
 def test_what_failed_is_tried_again_on_request(opened, plate, tmp_path, monkeypatch):
-    found = type(opened).predict
+    found = type(opened).find
 
     def refuse(self, image):
         raise UserError("out of sorts")
 
     out = str(tmp_path / "out")
-    monkeypatch.setattr(type(opened), "predict", refuse)
+    monkeypatch.setattr(type(opened), "find", refuse)
     assert run_plate(str(plate), out, "cells", shard_files=2).failed == 6
-    monkeypatch.setattr(type(opened), "predict", found)
+    monkeypatch.setattr(type(opened), "find", found)
     assert run_plate(str(plate), out, "cells", shard_files=2).failed == 6
     report = run_plate(str(plate), out, "cells", shard_files=2, retry_failed=True)
     assert (report.images, report.failed, report.shards_done) == (5, 1, 3)
@@ -163,10 +163,10 @@ def test_a_second_call_on_the_same_folder_is_refused(opened, plate, tmp_path):
 
 
 def test_a_network_without_masks_has_no_areas(opened, plate, tmp_path, monkeypatch, capsys):
-    found = type(opened).predict
+    found = type(opened).find
     monkeypatch.setattr(
         type(opened),
-        "predict",
+        "find",
         lambda self, image: dataclasses.replace(found(self, image), masks=None, mask_boxes=None),
     )
     assert cli.main(["plate", str(plate), "--out", str(tmp_path / "out")]) == 3

@@ -87,7 +87,7 @@ def test_a_page_that_fails_leaves_the_others_at_their_place(tmp_path, predictor,
         compression="zlib",
         photometric="minisblack",
     )
-    found = type(predictor).predict
+    found = type(predictor).find
 
     def unless_two_or_four(self, image):
         if self.seen in (0, 3):
@@ -95,7 +95,7 @@ def test_a_page_that_fails_leaves_the_others_at_their_place(tmp_path, predictor,
             raise UserError("not this one")
         return found(self, image)
 
-    monkeypatch.setattr(type(predictor), "predict", unless_two_or_four)
+    monkeypatch.setattr(type(predictor), "find", unless_two_or_four)
     [shard] = make_shards(find_sources(str(folder), str(tmp_path / "out")), 0, 100, 10**9)
     done = work_through(Task(str(folder), str(tmp_path / "out"), "-", 0.5, True), shard, predictor)
     assert done == {"images": 2, "cells": 5, "failed": 2}

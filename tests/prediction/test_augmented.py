@@ -26,7 +26,7 @@ class BlobFinder(Predictor):
     def __init__(self):
         super().__init__(preset("cells-lite0").override(["class_names=[cell, other]", "category_ids=[1, 2]"]))
 
-    def _detect(self, image, part_of):
+    def _detect(self, image, part_of, score=0):
         import cv2
 
         count, _, stats, _ = cv2.connectedComponentsWithStats((image > 100).astype(np.uint8))

@@ -23,7 +23,8 @@ from effdet_tf.outputs import labels as labels_module
 from effdet_tf.outputs import overlay as overlay_module
 from effdet_tf.prediction import predictor as large_images
 from effdet_tf.prediction.load import load
-from effdet_tf.prediction.predictor import tile_unit
+from effdet_tf.prediction.predictor import missing_from, tile_unit
+from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.prediction.tiling import make_tiles
 
 
@@ -41,6 +42,35 @@ def small_tiles(monkeypatch):
     """Tiles of 256 px, 96 of them shared: a step of 128, since cells' grid has 64."""
     monkeypatch.setattr(large_images, "TILE", 256)
     monkeypatch.setattr(large_images, "OVERLAP", 96)
+
+
+def test_the_cells_of_a_score_are_those_of_all_that_reach_it(predictor):
+    image, _ = render_image(5, 300, 400, 60, "Cluster")
+    every, asked = predictor.predict(image), predictor.predict(image, 0.4)
+    wanted = every.filter(0.4)
+    assert 10 < len(asked) == len(wanted) < len(every)
+    # The same votes, summed in another order.
+    for name in ("boxes", "scores", "classes", "mask_boxes"):
+        np.testing.assert_allclose(getattr(asked, name), getattr(wanted, name), atol=1e-3, err_msg=name)
+    assert np.abs(asked.masks.astype(int) - wanted.masks).max() <= 1
+
+
+def test_cells_are_missing_where_the_weakest_of_a_full_answer_would_be_reported():
+    falling = np.float32([0.9, 0.5, 0.3])
+    assert missing_from(falling, 3, 0.3) and missing_from(falling, 3, 0.0)
+    assert not missing_from(falling, 3, 0.31) and not missing_from(falling, 4, 0.0)
+
+
+def test_a_score_below_what_a_network_gives_is_said_once(predictor, caplog):
+    few = RunPredictor(predictor.network, predictor.config.replace(postprocess__min_score=0.3))
+    image, _ = render_image(5, 200, 200, 20, "Cluster")
+    assert len(few.predict(image, 0.4)) == len(predictor.predict(image, 0.4))
+    assert not caplog.records
+    few.predict(image, 0.1)
+    few.predict(image, 0.1)
+    assert [record.getMessage()[:42] for record in caplog.records] == [
+        "this network gives cells from score 0.3 on"
+    ]
 
 
 def _seams(size: int, config) -> np.ndarray:
@@ -198,7 +228,7 @@ def test_a_terminal_sees_the_tiles(tmp_path):
         "import numpy as np; from effdet_tf.prediction import predictor as l; l.TILE = 64; l.OVERLAP = 16\n"
         "from effdet_tf.presets import preset; from effdet_tf.prediction.results import Result\n"
         "class P(l.Predictor):\n"
-        "    def _detect(self, image, part_of):\n"
+        "    def _detect(self, image, part_of, score=0):\n"
         "        e = np.zeros((0, 4), np.float32)\n"
         "        masks, size = np.zeros((0, 4, 4), np.uint8), image.shape[:2]\n"
         "        return Result(e, e[:, 0], e[:, 0].astype(int), masks, e, *size, ('cell',))\n"

@@ -27,7 +27,11 @@ class Squares:
     class_names, category_ids, per_class = ("cell",), (5,), False
     config = preset("cells-lite0").replace(postprocess__report_score=0.5)
 
-    def predict(self, image):
+    def predict(self, image, score=None):
+        found = self.find(image)
+        return found if score is None else found.filter(score)
+
+    def find(self, image):
         pixels = cv2.imread(str(image), cv2.IMREAD_UNCHANGED) if isinstance(image, Path) else image[..., 0]
         pixels = np.asarray(pixels)
         count, _, stats, _ = cv2.connectedComponentsWithStats((pixels > 60).astype(np.uint8))

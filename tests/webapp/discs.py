@@ -51,7 +51,11 @@ class Discs:
     def close(self) -> None:
         """The network of the web app is a process of its own, which is ended; this one is not."""
 
-    def predict(self, image: np.ndarray) -> Result:
+    def predict(self, image: np.ndarray, score: float | None = None) -> Result:
+        found = self.find(image)
+        return found if score is None else found.filter(score)
+
+    def find(self, image: np.ndarray) -> Result:
         Discs.asked += 1
         Discs.most = max(Discs.most, Discs.asked)
         try:
