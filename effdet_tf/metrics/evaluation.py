@@ -17,6 +17,7 @@ from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator
+from effdet_tf.prediction.overlap import ahead, behind
 from effdet_tf.prediction.results import Result
 
 if TYPE_CHECKING:
@@ -130,12 +131,18 @@ def evaluate_run(
     coco = predictor.per_class if coco is None else coco
     evaluator = Evaluator(manifest.categories, score_threshold, coco=coco)
     images = manifest.images if limit is None else min(limit, manifest.images)
-    annotated = annotated_images(data_dir, limit)
-    for one in tqdm(annotated, "predict", images, unit="image", file=sys.stderr, disable=not progress):
-        found = cells.entries(one.image["id"], predictor.predict(decode_pixels(one.record)))
-        evaluator.add(image_instances(one.image, one.cells, found))
-        if keep is not None:
-            keep(found)
+
+    def add(predicted: Iterator[tuple[AnnotatedImage, Result]]) -> None:
+        for one, result in predicted:
+            found = cells.entries(one.image["id"], result)
+            evaluator.add(image_instances(one.image, one.cells, found))
+            if keep is not None:
+                keep(found)
+
+    read = ahead((one, decode_pixels(one.record)) for one in annotated_images(data_dir, limit))
+    with behind(add) as hand:
+        for one, pixels in tqdm(read, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+            hand((one, predictor.predict(pixels)))
     report = evaluator.report(cells.masks)
     if cells.class_mismatch:
         report["confusion"] = None

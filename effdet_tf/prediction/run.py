@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,9 @@ from effdet_tf.runs import config_file, weights_file
 
 if TYPE_CHECKING:
     import keras
+
+
+_GPU_PIXELS = 2**23  # of the inputs of a batch, on a GPU
 
 
 class Placement(NamedTuple):
@@ -111,9 +115,40 @@ class RunPredictor(Predictor):
             return {name: part for name, part in found._asdict().items() if part is not None}
 
         self._run = run
+        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._dense = tf.function(
+            lambda images: network.dense(images, training=False), autograph=False, reduce_retracing=True
+        )
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def cells(outputs: dict[str, tf.Tensor], size: tf.Tensor, score: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = find_cells(network, config, outputs, Placement.of(config, network.stride, size), score)
+            return {name: part for name, part in found._asdict().items() if part is not None}
+
+        self._cells = cells
+
+    def at_once(self, shape: tuple[int, ...]) -> int:
+        """Several on a GPU, as many as its memory surely takes; one on a CPU, which gains nothing."""
+        pixels = math.prod(shape[:2]) * self.config.data.zoom**2
+        return max(1, int(_GPU_PIXELS // max(pixels, 1))) if self._on_gpu else 1
+
+    def _detect_alike(self, images: Sequence[np.ndarray], score: float) -> Sequence[Result]:
+        import tensorflow as tf
+
+        values = np.stack([normalize(image, self.config, None) for image in images])
+        placement = Placement.of(self.config, self.network.stride, tf.constant(values.shape[1:3]))
+        outputs = self._dense(tf.map_fn(placement.enter, values))
+        results = []
+        for number, image in enumerate(images):
+            one = {name: part[number : number + 1] for name, part in outputs.items()}
+            cells = self._cells(one, placement.size, tf.constant(score, tf.float32))
+            results.append(self._of_outputs(cells, image))
+        return results
 
     def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:
-        outputs = self._run(normalize(image, self.config, part_of), np.float32(score))
+        return self._of_outputs(self._run(normalize(image, self.config, part_of), np.float32(score)), image)
+
+    def _of_outputs(self, outputs: dict[str, Any], image: np.ndarray) -> Result:
         found = Detections.from_outputs({name: part.numpy() for name, part in outputs.items()})
         return self._result(found, image, len(found.scores) >= self.config.data.max_instances)
 

@@ -43,6 +43,9 @@ class Thresholder:
         self.masks = masks
         self.dtypes: list[str] = []
 
+    def at_once(self, shape):
+        return 1
+
     def predict(self, image, score=None):
         found = self.find(image)
         return found if score is None else found.filter(score)

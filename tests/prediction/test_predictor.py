@@ -55,6 +55,25 @@ def test_the_cells_of_a_score_are_those_of_all_that_reach_it(predictor):
     assert np.abs(asked.masks.astype(int) - wanted.masks).max() <= 1
 
 
+def test_images_that_are_predicted_together_come_out_alike(predictor, monkeypatch):
+    images = [render_image(k, 200, 240, 30, "Cluster")[0] for k in range(3)]
+    single = [predictor.predict(image, 0.2) for image in images]
+    for one, other in zip(predictor.predict_batch(images, 0.2), single, strict=True):  # on a CPU one by one
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.masks, other.masks)
+    monkeypatch.setattr(predictor, "_on_gpu", True)
+    assert predictor.at_once((520, 704, 1)) > 4 and predictor.at_once((4000, 4000, 1)) == 1
+    together = predictor.predict_batch(images, 0.2)
+    for one, other in zip(together, single, strict=True):
+        assert len(one) == len(other) > 5
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.01)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
+        assert np.abs(one.masks.astype(int) - other.masks).mean() < 0.1
+    different = predictor.predict_batch([images[0], images[1][:150]], 0.2)
+    np.testing.assert_array_equal(different[0].boxes, single[0].boxes)
+    assert different[1].height == 150
+
+
 def test_cells_are_missing_where_the_weakest_of_a_full_answer_would_be_reported():
     falling = np.float32([0.9, 0.5, 0.3])
     assert missing_from(falling, 3, 0.3) and missing_from(falling, 3, 0.0)

@@ -51,6 +51,9 @@ class Discs:
     def close(self) -> None:
         """The network of the web app is a process of its own, which is ended; this one is not."""
 
+    def at_once(self, shape):
+        return 1
+
     def predict(self, image: np.ndarray, score: float | None = None) -> Result:
         found = self.find(image)
         return found if score is None else found.filter(score)
