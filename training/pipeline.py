@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def training_dataset(
     batch_size: int,
     seed: int,
     epoch: int = 0,
-    epochs: int = 1,
+    epochs: int | None = 1,
     parallel_calls: int = tf.data.AUTOTUNE,
     part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
@@ -38,7 +39,7 @@ def training_dataset(
         batch_size: crops in a batch.
         seed: of order and augmentation.
         epoch: number of the first epoch.
-        epochs: how many follow each other.
+        epochs: how many follow each other; None: without end. They are planned one by one, as they come.
         parallel_calls: crops made at once; without influence on the result.
         part: (k, n): of every batch only the k-th of n equal parts, for one of several processes.
 
@@ -57,10 +58,12 @@ def training_dataset(
     if store.even != even:
         raise ValueError(f"data.normalization={data_config.normalization}, of a store with even={store.even}")
     steps = steps_per_epoch(store, data_config, batch_size)
-    plans = [epoch_plan(store, data_config, seed, e) for e in range(epoch, epoch + epochs)]
     own = np.arange(steps * batch_size).reshape(steps, part[1], -1)[:, part[0]].ravel()
-    numbers = np.concatenate([order[own] for order, _ in plans])
-    seeds = np.concatenate([seeds[own] for _, seeds in plans])
+
+    def plans() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in itertools.count(epoch) if epochs is None else range(epoch, epoch + epochs):
+            order, seeds = epoch_plan(store, data_config, seed, number)
+            yield order[own], seeds[own]
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and looking for it takes seconds
     def crop(number: tf.Tensor, crop_seed: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -69,7 +72,8 @@ def training_dataset(
 
     # The images never leave the host before they are a batch.
     with tf.device("CPU:0"):
-        dataset = tf.data.Dataset.from_tensor_slices((numbers, seeds))
+        types = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
+        dataset = tf.data.Dataset.from_generator(plans, output_signature=types).unbatch()
         dataset = dataset.map(crop, parallel_calls, deterministic=True)
         return dataset.batch(batch_size // part[1], drop_remainder=True).prefetch(2)
 

@@ -26,8 +26,6 @@ from training.losses import combine, detection_losses
 from training.pipeline import training_dataset
 from training.progress import FED, TERMS, Run
 
-# Tracing an input pipeline takes as long as several steps of a small network: one serves many epochs.
-EPOCHS_AHEAD = 20
 # What TensorFlow raises in the others when a worker of a cluster is gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
@@ -195,15 +193,11 @@ class Trainer(Run):
             ) from error
 
     def _crops(self) -> Iterator[dict[str, tf.Tensor]]:
-        train, epoch, done = self.config.train, self.epoch, self.epoch_step
-        store = cast(RecordStore, self.store)
+        train, store = self.config.train, cast(RecordStore, self.store)
         sets = (store, self.config.data, self.config.augment, train.batch, train.seed)
-        while True:
-            left = EPOCHS_AHEAD if train.minutes > 0 else train.epochs - epoch
-            epochs = max(min(left, EPOCHS_AHEAD), 1)
-            part = (self.worker, self.workers)
-            yield from training_dataset(*sets, epoch, epochs, part=part).skip(done)
-            epoch, done = epoch + epochs, 0
+        part = (self.worker, self.workers)
+        # One pipeline for the whole training: tracing one takes as long as many steps of a small network.
+        yield from training_dataset(*sets, self.epoch, None, part=part).skip(self.epoch_step)
 
     def _train(self, batch: dict[str, tf.Tensor], number: int, rate: float) -> tf.Tensor:
         fed = {name: batch[name] for name in FED}

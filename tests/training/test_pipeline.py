@@ -148,6 +148,9 @@ def test_seed_and_epoch_decide_the_content(data_dir, cache_mb):
     assert_same(two, run(epochs=2, calls=1))
     assert_same(two[5:], run(epoch=1))
     assert_same(two[3:], run(epochs=2, skip=3))
+    args = (RecordStore(data_dir, cache_mb), config(), AugmentConfig(), 2, 1)
+    endless = pipeline.training_dataset(*args, epochs=None)  # one pipeline for a whole training
+    assert_same(two, numpy_batches(endless.take(len(two))))
     ids = [[batch["image_id"].tolist() for batch in part] for part in (two[:5], two[5:], run(seed=2))]
     assert ids[0] != ids[1] and ids[0] != ids[2]
 
