@@ -14,6 +14,8 @@ from effdet_tf.data.store import RecordStore
 from training.augment import augment
 from training.order import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
 
+_PLAN = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))  # as `epoch_plan` gives it
+
 
 def training_dataset(
     data: RecordStore | str | Path | Sequence[str | Path],
@@ -72,8 +74,7 @@ def training_dataset(
 
     # The images never leave the host before they are a batch.
     with tf.device("CPU:0"):
-        types = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
-        dataset = tf.data.Dataset.from_generator(plans, output_signature=types).unbatch()
+        dataset = tf.data.Dataset.from_generator(plans, output_signature=_PLAN).unbatch()
         dataset = dataset.map(crop, parallel_calls, deterministic=True)
         return dataset.batch(batch_size // part[1], drop_remainder=True).prefetch(2)
 
