@@ -553,3 +553,11 @@ def test_loss_is_told_first_and_above_half_it_is_a_failure(
     assert main(["convert", "yolo", "in", "out", "--workers", "1", "--quiet", *options]) == code
     assert capsys.readouterr().out.splitlines()[0].startswith(first)
     assert len(next(iterate_records("out")).rles) == 10
+
+
+def test_outlines_beside_their_images_are_found_whatever_the_case_of_the_ending(tmp_path: Path) -> None:
+    square = [[[10, 10], [20, 10], [20, 18], [10, 18], [10, 10]]]
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": square}}
+    put(tmp_path / "images" / "a.tif", GRAY)
+    put(tmp_path / "images" / "a.GEOJSON", json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    assert cells(open_outlines("geojson", tmp_path)) == {"a.tif": [(0, [10, 10, 18, 20])]}

@@ -67,8 +67,9 @@ def open_outlines(kind: str, root: Path, images: Path | None = None, outlines: P
     if outlines is None and (root / "labels").is_dir():
         outlines = root / "labels"
     elif outlines is None:
-        beside = (path for suffix in KINDS[kind][0] for path in images.rglob(f"*{suffix}"))
-        outlines = images if any(beside) else root
+        endings = tuple(ending.lower() for ending in KINDS[kind][0])
+        beside = any(path.name.lower().endswith(endings) for path in images.rglob("*"))
+        outlines = images if beside else root
     for folder in (images, outlines):
         require_folder(folder)
     faults = Faults()
@@ -197,12 +198,16 @@ def _read_cells(
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Annotation files by their path without suffix; the first suffix that is there wins."""
+    """Annotation files by their path without suffix, of any case; the first suffix that is there wins."""
+    files = sorted((path.relative_to(folder), path) for path in folder.rglob("*") if path.is_file())
+    names = {path: relative.as_posix() for relative, path in files if not is_hidden(relative)}
     found: dict[str, Path] = {}
+    taken: set[Path] = set()
     for suffix in suffixes:
-        for path in sorted(folder.rglob(f"*{suffix}")):
-            if path.is_file() and path not in found.values() and not is_hidden(path.relative_to(folder)):
-                found.setdefault(path.relative_to(folder).as_posix().removesuffix(suffix), path)
+        for path, name in names.items():
+            fits = path not in taken and name.lower().endswith(suffix.lower())
+            if fits and found.setdefault(name[: -len(suffix)], path) is path:
+                taken.add(path)
     return found
 
 
