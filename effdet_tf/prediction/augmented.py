@@ -15,7 +15,7 @@ import numpy as np
 from effdet_tf.geometry.resample import resample_bitmaps
 from effdet_tf.images.normalize import Brightness
 from effdet_tf.model.detections import Detections
-from effdet_tf.prediction.predictor import Predictor
+from effdet_tf.prediction.predictor import Predictor, missing_from
 from effdet_tf.prediction.results import Result
 
 
@@ -89,8 +89,8 @@ class AugmentedPredictor(Predictor):
         found = [view.leave(find(view.enter(image)), height, width) for view in self._views]
         limit = self.config.data.max_instances
         merged = merge(found, self.config.postprocess.nms_iou, self.per_class, limit)
-        weakest = merged.scores[-1:].min(initial=1.0)
-        return dataclasses.replace(merged, truncated=merged.truncated and bool(weakest >= score))
+        missing = merged.truncated and missing_from(merged.scores, len(merged), score)
+        return dataclasses.replace(merged, truncated=missing)
 
 
 def merge(found: Sequence[Result], iou: float, per_class: bool, limit: int) -> Result:

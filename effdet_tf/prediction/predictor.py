@@ -174,7 +174,7 @@ def missing_from(scores: np.ndarray, limit: int, score: float) -> bool:
 
     `scores [N]` fall.
     """
-    return len(scores) >= limit and bool(scores[-1] >= score)
+    return len(scores) >= limit and bool(scores[-1:].min(initial=1.0) >= score)
 
 
 def tile_unit(config: Config) -> int:

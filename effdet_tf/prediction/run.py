@@ -115,7 +115,7 @@ class RunPredictor(Predictor):
             return {name: part for name, part in found._asdict().items() if part is not None}
 
         self._run = run
-        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._on_gpu = bool(tf.config.get_visible_devices("GPU"))
         self._dense = tf.function(
             lambda images: network.dense(images, training=False), autograph=False, reduce_retracing=True
         )

@@ -30,9 +30,10 @@ from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.predictor import missing_from
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
+from tests.predictors import Finder
 
 
-class Thresholder:
+class Thresholder(Finder):
     """Finds the bright blobs of an image; the larger, the better the score."""
 
     class_names = ("small", "large")
@@ -42,13 +43,6 @@ class Thresholder:
     def __init__(self, masks: bool = True) -> None:
         self.masks = masks
         self.dtypes: list[str] = []
-
-    def at_once(self, shape):
-        return 1
-
-    def predict(self, image, score=None):
-        found = self.find(image)
-        return found if score is None else found.filter(score)
 
     def find(self, image: np.ndarray) -> Result:
         self.dtypes.append(str(image.dtype))

@@ -26,22 +26,16 @@ from effdet_tf.images.read import Stack
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.results import Result
+from tests.predictors import Finder
 
 HEIGHT, WIDTH = 90, 120
 
 
-class Drawn:
+class Drawn(Finder):
     """Finds what it is told: discs, one over the other, one cut in two and one with a hole."""
 
     class_names = ("round", "long")
     category_ids = (1, 2)
-
-    def at_once(self, shape):
-        return 1
-
-    def predict(self, image, score=None):
-        found = self.find(image)
-        return found if score is None else found.filter(score)
 
     def find(self, image: np.ndarray) -> Result:
         rows, columns = np.ogrid[:28, :28]

@@ -17,19 +17,16 @@ from effdet_tf.errors import UserError
 from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
+from tests.predictors import Finder
 from training import main as training_main
 from training.evaluate_job import evaluate_file
 
 
-class Squares:
+class Squares(Finder):
     """Finds bright squares; their score is their brightness."""
 
     class_names, category_ids, per_class = ("cell",), (5,), False
     config = preset("cells-lite0").replace(postprocess__report_score=0.5)
-
-    def predict(self, image, score=None):
-        found = self.find(image)
-        return found if score is None else found.filter(score)
 
     def find(self, image):
         pixels = cv2.imread(str(image), cv2.IMREAD_UNCHANGED) if isinstance(image, Path) else image[..., 0]

@@ -10,6 +10,7 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.network_process import read_one
 from effdet_tf.prediction.results import Result
+from tests.predictors import Finder
 
 
 def make_result(seed: int, height: int, width: int, count: int = 60, masks: bool = True) -> Result:
@@ -33,7 +34,7 @@ def make_result(seed: int, height: int, width: int, count: int = 60, masks: bool
     )
 
 
-class Discs:
+class Discs(Finder):
     """A stand-in for a network; counts how many ask it at once, and refuses flat images."""
 
     class_names = ("round", "long")
@@ -50,13 +51,6 @@ class Discs:
 
     def close(self) -> None:
         """The network of the web app is a process of its own, which is ended; this one is not."""
-
-    def at_once(self, shape):
-        return 1
-
-    def predict(self, image: np.ndarray, score: float | None = None) -> Result:
-        found = self.find(image)
-        return found if score is None else found.filter(score)
 
     def find(self, image: np.ndarray) -> Result:
         Discs.asked += 1
