@@ -52,6 +52,8 @@ def tiff_places(file: tifffile.TiffFile) -> list[tuple[Any, int]]:
     tifffile gives frames in their place, which know little.
     """
     every: list[Any] = list(file.pages)
+    if not every:
+        raise EOFError("its first directory lies behind its end")
     first, last = every[0], every[-1]
     end = max(k for k, page in enumerate(every) if page.shape == first.shape) + 1
     small = [page.is_reduced or (k >= end and _is_thumbnail(page, first)) for k, page in enumerate(every)]

@@ -457,3 +457,14 @@ def test_a_compression_that_nobody_knows_is_no_reason_to_copy_the_file_again(tmp
         file.pages[0].tags["Compression"].overwrite(34676)  # SGI's LogLuv
     with pytest.raises(UserError, match=r"a\.tif: cannot be decoded .*save it again as tif or png"):
         read_image(path)
+
+
+def test_a_tif_that_ends_before_its_first_directory_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((64, 64), np.uint8))
+    data = bytearray(path.read_bytes())
+    # Microscopes write the pixels first, and the directory at the end.
+    data[4:8] = len(data).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="cut short .*copy it again"):
+        read_image(path)
