@@ -114,6 +114,7 @@ def measure(data: Path, title: str) -> None:
     from effdet_tf.model.weights import named_variables
     from training.optimizer import make_optimizer
     from training.trainer import make_step
+    from training.vectors import Vectors
 
     config, store, batches = crops(data, *CASES[title])
     network = build_network(config)
@@ -122,7 +123,8 @@ def measure(data: Path, title: str) -> None:
     average = [
         keras.Variable(np.asarray(v).copy(), trainable=False) for v in named_variables(network).values()
     ]
-    step = make_step(config, network, average, optimizer, store.mask_size)
+    state = Vectors(network, average, optimizer)
+    step = make_step(config, network, state, store.mask_size)
 
     def run(number: int) -> float:
         start = time.perf_counter()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 
 from effdet_tf.config import Config
+
+SPARED = ("bias", "gamma", "beta", "base", "weight_")  # in the names of variables that do not decay
 
 
 def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
@@ -16,8 +19,13 @@ def make_optimizer(config: Config) -> keras.optimizers.Optimizer:
         optimizer = keras.optimizers.AdamW(**rates)
     else:
         optimizer = keras.optimizers.SGD(momentum=0.9, **rates)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "base", "weight_"])
+    optimizer.exclude_from_weight_decay(var_names=list(SPARED))
     return optimizer
+
+
+def is_spared(variable: Any) -> bool:
+    """Whether weight decay spares a variable."""
+    return any(word in variable.name for word in SPARED)
 
 
 def learning_rate(progress: float, peak: float, warmup: float, floor: float = 0.01) -> float:

@@ -15,6 +15,7 @@ from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.metrics.scores import choosing_score, headline, reporting_score
+from effdet_tf.model.layers import depthwise_by_products
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.prediction.run import RunPredictor
@@ -25,7 +26,11 @@ from training.devices import check_batch, cluster_task, local_replicas, own_part
 from training.losses import combine, detection_losses
 from training.pipeline import training_dataset
 from training.progress import FED, TERMS, Run
+from training.vectors import Vectors
 
+Step = Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], tf.Tensor]
+
+FEWEST_PLACES = 128  # for cells, in a batch of a step that XLA compiles; else 4 or 16 times as many, or all
 # What TensorFlow raises in the others when a worker of a cluster is gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
@@ -33,11 +38,11 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
 def make_step(
     config: Config,
     network: Network,
-    average: list[Any],
-    optimizer: keras.optimizers.Optimizer,
+    state: Vectors,
     mask_size: int,
     strategy: tf.distribute.Strategy | None = None,
-) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], tf.Tensor]:
+    xla: bool = False,
+) -> Step:
     """Compile one training step.
 
     Several replicas give what one gives: each has its part of the batch, batch normalisation spans all, the
@@ -47,16 +52,16 @@ def make_step(
     Args:
         config: everything.
         network: its trainable variables are moved.
-        average: running averages of the network's float variables, moved towards them.
-        optimizer: built for the network.
+        state: of the network; holds the rest of what is moved.
         mask_size: side of the stored bitmaps.
         strategy: that the variables were made under; None: one device.
+        xla: compile it by XLA, for one replica: a few fused kernels in place of thousands of operators, for
+            a minute of compiling at the first batch of each shape.
 
     Returns:
         A function of (this process's batch, step int32, rate float32) -> float32 `[7]`: `FIGURES`.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    floats = list(named_variables(network).values())
     replicas = local_replicas(strategy)
     signature = [_batch_spec(config, mask_size), tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.float32)]
 
@@ -64,42 +69,52 @@ def make_step(
         """One replica's share of a step."""
         context = tf.distribute.get_replica_context()
         batch = own_part(batch, replicas)
-        # Most crops hold far fewer cells than the fullest image: what is padding for all is cut.
-        used = tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(batch["classes"] >= 0, tf.int32), 1)), 1)
-        batch = {k: v[:, :used] if k in ("boxes", "classes", "masks") else v for k, v in batch.items()}
+        if not xla:  # which needs to know the shape before
+            batch = with_places(batch, tf.maximum(most_cells(batch), 1))
         first = context.replica_id_in_sync_group * tf.shape(batch["image"])[0]
         with tf.GradientTape() as tape:
-            outputs = network.dense(batch["image"], training=True)
+            with depthwise_by_products(xla):
+                outputs = network.dense(batch["image"], training=True)
             sums = detection_losses(config, network.mask_head, outputs, batch, number, first)
             positives, instances = total([sums["positives"], sums["instances"]])
             terms = combine(config, sums, positives, instances)
-        gradients = total(tape.gradient(terms["total"], network.trainable_variables))
-        gradients, norm = tf.clip_by_global_norm(gradients, config.train.clip_norm)
+        zeros = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(terms["total"], network.trainable_variables, unconnected_gradients=zeros)
+        gradients, norm = tf.clip_by_global_norm(total(state.gradients(gradients)), config.train.clip_norm)
         # The optimizer sums over the replicas once more.
         share = 1.0 / context.num_replicas_in_sync
-        optimizer.apply([g * share for g in gradients], network.trainable_variables)
+        state.optimizer.apply([g * share for g in gradients], state.weights)
         return tf.stack([*total([terms[k] for k in TERMS]), positives, instances, norm])
 
-    @tf.function(input_signature=signature, autograph=False)
+    @tf.function(input_signature=signature, autograph=False, jit_compile=xla or None)
     def step(batch: dict[str, tf.Tensor], number: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-        optimizer.learning_rate.assign(rate)
+        state.optimizer.learning_rate.assign(rate)
         figures = strategy.run(learn, (batch, number))
-        _follow(strategy, floats, average, config.train.ema, tf.cast(number, tf.float32))
+        state.spread(strategy)
+        # Early on the average follows closely, or it would remember the random start.
+        done = tf.cast(number, tf.float32)
+        state.follow(strategy, tf.minimum(config.train.ema, (1 + done) / (10 + done)))
         return strategy.experimental_local_results(figures)[0]
 
     return step
 
 
-def _follow(
-    strategy: tf.distribute.Strategy, floats: list[Any], average: list[Any], ema: float, done: tf.Tensor
-) -> None:
-    """Move the running averages towards the variables after `done` steps."""
-    # Early on the average follows closely, or it would remember the random start.
-    keep = tf.minimum(ema, (1 + done) / (10 + done))
-    for variable, mean in zip(floats, average, strict=True):
-        strategy.extended.update(
-            mean.value, lambda m, v, k: m.assign_add((v - m) * (1 - k)), (variable.value, keep)
-        )
+def most_cells(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Cells of the fullest crop of a batch, int32."""
+    return tf.reduce_max(tf.reduce_sum(tf.cast(batch["classes"] >= 0, tf.int32), 1))
+
+
+def with_places(batch: dict[str, tf.Tensor], places: int | tf.Tensor) -> dict[str, tf.Tensor]:
+    """A batch without places for cells beyond the first `places`: most are padding for all crops."""
+    return {k: v[:, :places] if k in ("boxes", "classes", "masks") else v for k, v in batch.items()}
+
+
+def few_places(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A batch with one of a few numbers of places for its cells, for a step that is compiled for each."""
+    places, used = FEWEST_PLACES, int(most_cells(batch))
+    while places < used:
+        places *= 4
+    return with_places(batch, places)
 
 
 def _batch_spec(config: Config, mask_size: int) -> dict[str, tf.TensorSpec]:
@@ -164,13 +179,25 @@ class Trainer(Run):
                 raise
             raise UserError(f"another worker was lost before training ({_line(error)})") from error
         self.validation = None if self.worker else validation
+        with self.strategy.scope():
+            self.vectors = Vectors(self.network, self.average, self.optimizer)
+        self.xla = self.strategy.num_replicas_in_sync == 1 and bool(tf.config.get_visible_devices("GPU"))
         self.step_function = make_step(
-            config, self.network, self.average, self.optimizer, store.mask_size, self.strategy
+            config, self.network, self.vectors, store.mask_size, self.strategy, self.xla
         )
         # A second network holds the averaged weights, so that validating never disturbs training.
         self.averaged = build_network(config, backbone=backbone)
         self.predictor = RunPredictor(self.averaged, config)
         self.restore()
+
+    def restore(self) -> None:
+        """Go on from the folder's saved state, where there is one; see `Run.restore`."""
+        super().restore()
+        self.vectors.take()
+
+    def _settle(self) -> None:
+        super()._settle()
+        self.vectors.settle()
 
     def run(self) -> None:
         """As `Run.run`; the workers of a cluster end together.
@@ -201,6 +228,8 @@ class Trainer(Run):
 
     def _train(self, batch: dict[str, tf.Tensor], number: int, rate: float) -> tf.Tensor:
         fed = {name: batch[name] for name in FED}
+        if self.xla:
+            fed = few_places(fed)
         try:
             return self.step_function(fed, tf.constant(number), tf.constant(rate, tf.float32))
         except LOST as error:

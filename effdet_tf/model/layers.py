@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -71,24 +74,41 @@ def depthwise_products(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     return ops.cast(sum(terms[1:], terms[0]), x.dtype)
 
 
+_products: ContextVar[bool] = ContextVar("products", default=False)
+
+
+@contextlib.contextmanager
+def depthwise_by_products(wanted: bool = True) -> Iterator[None]:
+    """Let depthwise convolutions that are traced in the block be `depthwise_products`, as under JAX."""
+    before = _products.set(wanted)
+    try:
+        yield
+    finally:
+        _products.reset(before)
+
+
+def _by_products() -> bool:
+    return keras.backend.backend() == "jax" or _products.get()
+
+
 @keras.saving.register_keras_serializable("effdet_tf")
 class DepthwiseConv2D(layers.DepthwiseConv2D):
-    """Keras's, padding `same`, without bias or activation; by `depthwise_products` under JAX."""
+    """Keras's, padding `same`, without bias or activation; by `depthwise_products` under XLA."""
 
     def call(self, inputs: Tensor) -> Tensor:
         """Convolve `[B, H, W, C]`."""
-        if keras.backend.backend() != "jax":
+        if not _by_products():
             return super().call(inputs)
         return depthwise_products(inputs, ops.convert_to_tensor(self.kernel), self.strides[0])
 
 
 @keras.saving.register_keras_serializable("effdet_tf")
 class SeparableConv2D(layers.SeparableConv2D):
-    """Keras's, padding `same`, stride 1, with bias, without activation; by `depthwise_products` under JAX."""
+    """Keras's, padding `same`, stride 1, with bias, without activation; by `depthwise_products` under XLA."""
 
     def call(self, inputs: Tensor) -> Tensor:
         """Convolve `[B, H, W, C]`."""
-        if keras.backend.backend() != "jax":
+        if not _by_products():
             return super().call(inputs)
         x = depthwise_products(inputs, ops.convert_to_tensor(self.depthwise_kernel), 1)
         return ops.conv(x, self.pointwise_kernel) + self.bias

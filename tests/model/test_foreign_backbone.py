@@ -20,6 +20,7 @@ from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.runs import CONFIG_FILE, LAST_FILE
 from training.optimizer import make_optimizer
 from training.trainer import make_step
+from training.vectors import Vectors
 
 CHANNELS = {1: 4, 2: 6, 3: 8, 4: 10}
 
@@ -68,7 +69,8 @@ def one_step(network: Network, config: Config) -> np.ndarray:
     optimizer = make_optimizer(config)
     optimizer.build(network.trainable_variables)
     average = [keras.Variable(v.value, trainable=False) for v in named_variables(network).values()]
-    step = make_step(config, network, average, optimizer, 28)
+    state = Vectors(network, average, optimizer)
+    step = make_step(config, network, state, 28)
     batch = {
         "image": tf.constant(image_batch(config.data.channels, config.data.crop_size)),
         "boxes": tf.constant([[[8.0, 8.0, 24.0, 24.0]], [[20.0, 30.0, 40.0, 44.0]]]),

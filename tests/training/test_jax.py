@@ -40,6 +40,7 @@ from training.optimizer import make_optimizer
 from training.order import epoch_plan
 from training.progress import FED, TERMS
 from training.trainer import Trainer, make_step
+from training.vectors import Vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("jax_probe.py")
@@ -322,7 +323,8 @@ def test_two_steps_lead_where_those_of_tensorflow_lead(learned) -> None:
     average = [
         keras.Variable(np.asarray(v).copy(), trainable=False) for v in named_variables(network).values()
     ]
-    step = make_step(config, network, average, optimizer, 28)
+    state = Vectors(network, average, optimizer)
+    step = make_step(config, network, state, 28)
     for number in range(2):
         figures = step(
             {name: tf.constant(value) for name, value in batch.items()},
@@ -330,6 +332,7 @@ def test_two_steps_lead_where_those_of_tensorflow_lead(learned) -> None:
             tf.constant(0.1 / (1 + number)),
         )
     np.testing.assert_allclose(found["last"], figures, rtol=5e-3 * slack(config))
+    state.settle()
     start = read_arrays(weights)
     for (name, variable), mean in zip(named_variables(network).items(), average, strict=True):
         # TensorFlow's fused kernel keeps the variance with Bessel's correction, Keras under JAX without.

@@ -26,6 +26,7 @@ from training.losses import (
     sigmoid_cross_entropy,
 )
 from training.trainer import make_step
+from training.vectors import Vectors
 
 SIZE = 64
 
@@ -257,7 +258,8 @@ def test_gradients_are_clipped_by_their_norm_which_is_reported_as_it_was(tiny_co
     optimizer.build(network.trainable_variables)
     average = [keras.Variable(v.numpy()) for v in named_variables(network).values()]
     before = [v.numpy() for v in network.trainable_variables]
-    step = make_step(config, network, average, optimizer, 28)
+    state = Vectors(network, average, optimizer)
+    step = make_step(config, network, state, 28)
     norm = step(make_batch([CELLS, CELLS[:1]]), tf.constant(3), tf.constant(0.5)).numpy()[-1]
     moves = [
         (old - new.numpy()).ravel() for old, new in zip(before, network.trainable_variables, strict=True)
