@@ -7,6 +7,7 @@ import sys
 
 import tensorflow as tf
 
+from effdet_tf.config import TrainConfig
 from effdet_tf.errors import UserError
 from effdet_tf.files.untrusted import parse_json
 
@@ -82,6 +83,20 @@ def _split_cpu(parts: int) -> int:
             reason = "TensorFlow is at work already; start a new process"
             raise UserError(f"--devices {parts}: {reason}") from None
     return parts
+
+
+def uses_xla(train: TrainConfig, strategy: tf.distribute.Strategy) -> bool:
+    """Whether the step is compiled by XLA, as `train.xla` says: "auto" means on one GPU.
+
+    Raises:
+        UserError: where it is wanted for several devices, whose sums XLA would not take part in.
+    """
+    alone = strategy.num_replicas_in_sync == 1
+    if train.xla == "on" and not alone:
+        raise UserError("train.xla=on: the step of one device alone can be compiled; give --devices 1")
+    return alone and (
+        train.xla == "on" or (train.xla == "auto" and bool(tf.config.get_visible_devices("GPU")))
+    )
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:

@@ -22,7 +22,7 @@ def train(options: argparse.Namespace) -> None:
         UserError: for unusable data or settings.
     """
     began, config = time.monotonic(), wanted_config(options)
-    from training.devices import cluster_task, make_strategy
+    from training.devices import cluster_task, make_strategy, uses_xla
 
     strategy = make_strategy(options.devices)  # before TensorFlow does anything else
     config = for_devices(config, strategy.num_replicas_in_sync, chosen_settings(options), options.out)
@@ -42,7 +42,9 @@ def train(options: argparse.Namespace) -> None:
         config = open_run(config, options.out, write=first)
         import tensorflow as tf
 
-        set_precision(config, has_accelerator=bool(tf.config.list_physical_devices("GPU")))
+        # bfloat16 without XLA was the slower on a GPU (benchmarks/training_speed.md).
+        gains = bool(tf.config.get_visible_devices("GPU")) and uses_xla(config.train, strategy)
+        set_precision(config, has_accelerator=gains)
         from training.trainer import Trainer
 
         trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)

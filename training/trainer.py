@@ -22,7 +22,7 @@ from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
-from training.devices import check_batch, cluster_task, local_replicas, own_part, total
+from training.devices import check_batch, cluster_task, local_replicas, own_part, total, uses_xla
 from training.losses import combine, detection_losses
 from training.pipeline import training_dataset
 from training.progress import FED, TERMS, Run
@@ -91,9 +91,7 @@ def make_step(
         state.optimizer.learning_rate.assign(rate)
         figures = strategy.run(learn, (batch, number))
         state.spread(strategy)
-        # Early on the average follows closely, or it would remember the random start.
-        done = tf.cast(number, tf.float32)
-        state.follow(strategy, tf.minimum(config.train.ema, (1 + done) / (10 + done)))
+        state.follow(strategy, config.train.ema, number)
         return strategy.experimental_local_results(figures)[0]
 
     return step
@@ -181,7 +179,7 @@ class Trainer(Run):
         self.validation = None if self.worker else validation
         with self.strategy.scope():
             self.vectors = Vectors(self.network, self.average, self.optimizer)
-        self.xla = self.strategy.num_replicas_in_sync == 1 and bool(tf.config.get_visible_devices("GPU"))
+        self.xla = uses_xla(config.train, self.strategy)
         self.step_function = make_step(
             config, self.network, self.vectors, store.mask_size, self.strategy, self.xla
         )

@@ -72,8 +72,11 @@ class Vectors:
             for variable, part in zip(group, parts, strict=True):
                 strategy.extended.update(variable.value, lambda v, new: v.assign(new), (part,))
 
-    def follow(self, strategy: tf.distribute.Strategy, keep: tf.Tensor) -> None:
-        """Move the running averages towards the network's variables; `keep` is the share that stays."""
+    def follow(self, strategy: tf.distribute.Strategy, ema: float, number: tf.Tensor) -> None:
+        """Move the running averages towards the network's variables after step `number`, int32."""
+        done = tf.cast(number, tf.float32)
+        # Early on the average follows closely, or it would remember the random start.
+        keep = tf.minimum(ema, (1 + done) / (10 + done))
         now = strategy.run(lambda: tf.concat([tf.reshape(v.value, [-1]) for v in self.floats], 0))
         strategy.extended.update(
             self.average.value, lambda mean, v, k: mean.assign_add((v - mean) * (1 - k)), (now, keep)
