@@ -165,6 +165,9 @@ def labels_to_patches(labels: np.ndarray) -> list[tuple[int, Patch]]:
 
 
 def _tight(patch: Patch) -> Patch:
+    mask = patch.mask
+    if mask.size and mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any():
+        return patch
     tight = mask_to_patch(patch.mask, patch.y, patch.x)
     if tight is None:
         raise ValueError("an empty mask has neither a box nor a bitmap")

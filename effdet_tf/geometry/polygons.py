@@ -60,10 +60,15 @@ def polygons_to_rle(
 
 def _drawn(points: np.ndarray, height: int, width: int) -> dict[str, Any]:
     """The pixels of a polygon, float64 `[K, 2]` x, y, as COCO's rule has them, as RLE with bytes."""
-    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    if steps.sum() <= _WALKED:
+    longest = (points.max(axis=0) - points.min(axis=0)).max()  # no edge is longer
+    if longest * len(points) <= _WALKED or _length(points) <= _WALKED:
         return dict(coco_mask.frPyObjects([points.ravel().tolist()], height, width)[0])
     return dict(coco_mask.encode(_crossings_filled(points, height, width)))
+
+
+def _length(points: np.ndarray) -> float:
+    """Length of a closed polygon, px, of each edge the longer side."""
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _crossings_filled(points: np.ndarray, height: int, width: int) -> np.ndarray:

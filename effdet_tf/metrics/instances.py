@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ def image_instances(
     for number, entry in zip(numbers, predictions, strict=True):
         score, mask, box = (entry.get(name) for name in ("score", "segmentation", "bbox"))
         rle = area = None
-        if not isinstance(score, int | float | np.number) or not np.isfinite(score):
+        if not isinstance(score, int | float | np.number) or not math.isfinite(score):
             raise UserError(f"prediction {number}: its score {score!r} is not a finite number")
         if mask is not None:
             rle = compress_segmentation(mask, height, width)

@@ -7,7 +7,8 @@ overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from effdet_tf.metrics.instances import IOU_THRESHOLDS, Instance
 
 RECALLS = np.linspace(0, 1, 101)
 _ANY_AREA = (0.0, 1e10)
+_BAND = 200  # predictions of a band of rows
 
 
 class PackedMatch(NamedTuple):
@@ -80,12 +82,9 @@ def assign_predictions(
     ordered = [predictions[k] for k in order]
     cell_areas = np.array([cell.area for cell in ground_truth], np.float64)
     crowd = np.array([cell.crowd for cell in ground_truth], bool)
-    shapes: list[Any]
     if kind == "bbox":
-        shapes = [boxes_of(ordered), boxes_of(ground_truth)]
-        areas = shapes[0][:, 2:].prod(1)
+        areas = boxes_of(ordered)[:, 2:].prod(1)
     else:
-        shapes = [[instance.rle for instance in part] for part in (ordered, ground_truth)]
         areas = np.array([entry.area for entry in ordered], np.float64)
     low, high = np.array(area_ranges, dtype=np.float64).T[:, :, None]
     outside = (cell_areas < low) | (cell_areas > high) | crowd  # [A, G]
@@ -94,25 +93,76 @@ def assign_predictions(
     assigned = np.full((len(low), len(steps), len(order)), -1, np.int32)
     ignored = np.zeros(assigned.shape, bool)
     if len(order) and len(crowd):
-        # Of a crowd region: the overlap over the area of the prediction.
-        overlaps = coco_mask.iou(*shapes, crowd.astype(np.uint8))
+        overlaps = _overlaps(ordered, ground_truth, kind, crowd)
         taken = np.zeros((len(low), len(steps), len(crowd)), bool)
-        rows, columns = np.nonzero(overlaps >= steps[0])
-        ends = np.searchsorted(rows, np.arange(len(order) + 1))
-        for row in np.unique(rows):
-            near = columns[ends[row] : ends[row + 1]]
-            iou = overlaps[row, near]
-            free = (~taken[:, :, near] | crowd[near]) & (iou >= steps[:, None])
+        for row, near in _rounds(overlaps >= steps[0], crowd):
+            iou = np.where(near >= 0, overlaps[row[:, None], near], -1.0)  # [R, K]
+            free = (~taken[:, :, near] | crowd[near]) & (iou >= steps[:, None, None])  # [A, T, R, K]
             # Cells that are evaluated come first, then the highest IoU, the last one among equals.
             rank = np.where(free, iou + 2.0 * ~outside[:, None, near], -1.0)
-            choice = len(near) - 1 - rank[:, :, ::-1].argmax(-1)
-            area, step = np.nonzero(free.any(-1))
-            cell = near[choice[area, step]]
+            choice = near.shape[1] - 1 - rank[..., ::-1].argmax(-1)
+            area, step, place = np.nonzero(free.any(-1))
+            cell = near[place, choice[area, step, place]]
             taken[area, step, cell] = True
-            assigned[area, step, row] = cell
-            ignored[area, step, row] = outside[area, cell]
+            assigned[area, step, row[place]] = cell
+            ignored[area, step, row[place]] = outside[area, cell]
     ignored |= (assigned < 0) & pred_outside[:, None]
     return order, assigned, ignored, np.count_nonzero(~outside, axis=1)
+
+
+def _overlaps(
+    predictions: Sequence[Instance], ground_truth: Sequence[Instance], kind: str, crowd: np.ndarray
+) -> np.ndarray:
+    """IoU, with a crowd region the share of the prediction that lies in it, float64 `[D, G]`."""
+    found = np.zeros((len(predictions), len(ground_truth)))
+    # pycocotools compares all with all, so it is asked for one band of rows after the other.
+    (top, bottom), (low, high) = (_rows(part, kind) for part in (predictions, ground_truth))
+    order = np.argsort(top, kind="stable")
+    for start in range(0, len(order), _BAND):
+        own = order[start : start + _BAND]
+        near = np.flatnonzero((low < bottom[own].max()) & (high > top[own[0]]))
+        if not near.size:
+            continue
+        shapes: list[Any] = [[predictions[k] for k in own.tolist()], [ground_truth[k] for k in near.tolist()]]
+        shapes = [boxes_of(part) if kind == "bbox" else [one.rle for one in part] for part in shapes]
+        found[own[:, None], near] = coco_mask.iou(*shapes, crowd[near].astype(np.uint8))
+    return found
+
+
+def _rows(instances: Sequence[Instance], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each instance and the one behind its last, px, float64 `[N]` each."""
+    masks = kind == "segm"
+    boxes = coco_mask.toBbox([one.rle for one in instances]) if masks else boxes_of(instances)
+    return boxes[:, 1], boxes[:, 1] + boxes[:, 3]
+
+
+def _rounds(near: np.ndarray, crowd: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predictions that can choose at the same time: no two are near the same cell, all before have chosen.
+
+    Args:
+        near: which prediction, best first, is near which cell, bool `[D, G]`.
+        crowd: cells that any number of predictions may have, bool `[G]`.
+
+    Yields:
+        The predictions of a round, int64 `[R]`, and the cells near each, int64 `[R, K]`, padded with -1.
+    """
+    rows, columns = np.nonzero(near)
+    ends = np.cumsum(np.bincount(rows, minlength=len(near))).tolist()
+    listed, shared = columns.tolist(), crowd.tolist()
+    latest = [0] * near.shape[1]  # round of the last prediction near each cell
+    rounds = np.zeros(len(near), np.int64)
+    for row, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+        own = [column for column in listed[start:end] if not shared[column]]
+        if end > start:
+            rounds[row] = number = 1 + max((latest[column] for column in own), default=0)
+            for column in own:
+                latest[column] = number
+    counts = np.diff(ends, prepend=0)
+    for number in range(1, rounds.max(initial=0) + 1):
+        chosen = np.flatnonzero(rounds == number)
+        places = np.arange(counts[chosen].max())
+        own = np.minimum(np.array(ends)[chosen, None] - counts[chosen, None] + places, len(columns) - 1)
+        yield chosen, np.where(places < counts[chosen, None], columns[own], -1)
 
 
 def precision_and_recall(
