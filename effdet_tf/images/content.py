@@ -21,7 +21,7 @@ from effdet_tf.images.gray import to_gray
 if TYPE_CHECKING:
     from effdet_tf.geometry.boxes import Tensor
 
-_BAND = 2**24  # pixels that are looked at together
+_BAND = 2**20  # pixels that are looked at together
 _SIDE = 8  # px, of a block; a multiple of it in images of more than `_BLOCKS` blocks a side
 _BLOCKS = 256
 _AREA = 2  # blocks on each side of one that have its very value: together an area of one value

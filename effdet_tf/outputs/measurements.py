@@ -14,7 +14,7 @@ import numpy as np
 
 from effdet_tf.images.gray import to_gray
 
-_BAND = 2**22  # pixels that are looked at together
+_BAND = 2**20  # pixels that are looked at together
 
 # Length that a border pixel adds, by 1 + 2 * (side neighbours) + 10 * (corner neighbours) on the border:
 # Benkrid, Crookes, "Design and FPGA implementation of a perimeter estimator" (2000), as scikit-image has it.

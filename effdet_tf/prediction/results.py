@@ -85,6 +85,8 @@ class Result:
         index = np.asarray(indices)
         if index.dtype != bool:
             index = index.astype(np.intp)  # an empty list comes as float
+        if np.array_equal(index, np.ones(len(self), bool) if index.dtype == bool else np.arange(len(self))):
+            return self  # a large image's masks are not copied for nothing
         found = self.detections.take(index)[:5]
         about = self.height, self.width, self.class_names, self.truncated, self.disturbed
         return Result(*found, *about)

@@ -111,7 +111,10 @@ class Merger:
 
     def merged(self) -> Detections:
         """The cells of the image, in its pixels, best first."""
-        return _without_duplicates(_Pool.joined(self._pools), self._tiles, self._size, self._config)
+        pool, self._pools = _Pool.joined(self._pools), []
+        # Masks are most of the memory: they are copied once.
+        boxes = pool._replace(found=pool.found._replace(masks=None))
+        return pool.found.take(_without_duplicates(boxes, self._tiles, self._size, self._config))
 
 
 def make_tiles(size: tuple[int, int], tile_size: tuple[int, int], unit: int, overlap: int) -> list[Tile]:
@@ -172,18 +175,17 @@ def _kept(found: Detections, tile: Tile, number: int) -> _Pool:
 
 def _without_duplicates(
     pool: _Pool, tiles: Sequence[Tile], size: tuple[int, int], config: Config
-) -> Detections:
-    """The cells, best first, without those that another tile has found too."""
+) -> np.ndarray:
+    """Indices of the cells, best first, without those that another tile has found too."""
     # A cell that two tiles claim is that of the tile in whose core it lies, else the better one.
     order = np.lexsort((-pool.found.scores, ~pool.owned))
-    pool = pool.take(order)
     removed = np.zeros(len(order), bool)
-    duplicates = _duplicates(pool, tiles, size, config)
+    duplicates = _duplicates(pool.take(order), tiles, size, config)
     for index in sorted(duplicates):
         if not removed[index]:
             removed[[other for other in duplicates[index] if other > index]] = True
-    found = pool.found.take(~removed)
-    return found.take(np.argsort(-found.scores, kind="stable"))
+    kept = order[~removed]
+    return kept[np.argsort(-pool.found.scores[kept], kind="stable")]
 
 
 def _duplicates(
