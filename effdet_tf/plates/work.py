@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,13 @@ import pyarrow.parquet as pq
 from effdet_tf import outputs
 from effdet_tf.errors import UserError, reason_of
 from effdet_tf.images.read import Stack
+from effdet_tf.images.tif_metadata import Axes
 from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import PlateFile, Shard, content_of, done_file
+from effdet_tf.prediction.overlap import ahead, behind
 from effdet_tf.prediction.predictor import LARGE, Predictor
+from effdet_tf.prediction.results import Result
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
 _PLACE = [
@@ -73,8 +77,16 @@ def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, in
     rows: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     contents: dict[str, str] = {}
-    for file in shard.files:
-        _work_on_file(task, file, predictor, rows, tables, contents)
+    score = predictor.config.postprocess.report_score if task.score is None else task.score
+    many = predictor.config.data.max_instances > np.iinfo(np.uint16).max
+
+    def write(found: Iterator[tuple[_Page, Result | None]]) -> None:
+        for _, pages in itertools.groupby(found, lambda one: one[0].file.path):
+            _write_file(task, pages, many, rows, tables)
+
+    with behind(write) as hand:
+        for page in ahead(_pages(task, shard, contents), lambda page: page.is_large):
+            hand(_find(page, predictor, score), page.is_large)
     images = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
     cells = pa.concat_tables([CELL_SCHEMA.empty_table(), *tables])
     for kind, table in ((CELLS, cells), (IMAGES, images)):
@@ -94,67 +106,100 @@ def labels_file(out: str, path: str) -> str:
     return storage.join(out, LABELS, path + outputs.SUFFIXES["labels"])
 
 
-def _work_on_file(
+class _Page(NamedTuple):
+    """A page of an image file that was read."""
+
+    file: PlateFile
+    number: int
+    image: np.ndarray | None
+    error: str = ""  # why there is none
+    axes: Axes | None = None  # of the file; None where it could not be opened
+    um_per_px: float | None = None
+    is_ome: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        return self.image is not None and self.image.shape[0] * self.image.shape[1] > LARGE
+
+
+def _pages(task: Task, shard: Shard, contents: dict[str, str]) -> Iterator[_Page]:
+    """The pages of all files; the SHA-256 of each file goes to `contents`, by path."""
+    for file in shard.files:
+        path = None
+
+        def reason(error: Exception) -> str:
+            return reason_of(error).replace(str(path), file.path) or "cannot be read"  # noqa: B023
+
+        with contextlib.ExitStack() as opened:
+            try:
+                path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
+                contents[file.path] = content_of(path)
+                stack = opened.enter_context(Stack(path))
+                chosen, left = stack.chosen(task.channel)
+            except (UserError, OSError) as error:
+                yield _Page(file, 0, None, reason(error))
+                continue
+            if left:
+                _tell(left, file.path)
+            about = stack.axes, stack.um_per_px, stack.is_ome
+            for number in chosen:
+                try:
+                    page = _Page(file, number, stack.read(number), "", *about)
+                except Exception as error:  # whatever is wrong with one image, the others are predicted
+                    page = _Page(file, number, None, reason(error), *about)
+                yield page
+
+
+def _find(page: _Page, predictor: Predictor, score: float) -> tuple[_Page, Result | None]:
+    """The cells of a page; None, and the error, where there are none to be had."""
+    if page.image is None:
+        return page, None
+    try:
+        return page, predictor.predict(page.image, score)
+    except Exception as error:
+        return page._replace(error=reason_of(error) or "cannot be predicted"), None
+
+
+def _write_file(
     task: Task,
-    file: PlateFile,
-    predictor: Predictor,
+    found: Iterable[tuple[_Page, Result | None]],
+    many: bool,
     rows: list[dict[str, Any]],
     tables: list[pa.Table],
-    contents: dict[str, str],
 ) -> None:
-    """Add a row for each page of a file, with an error for what cannot be read, and a table of its cells.
+    """Add a row for each page of a file, with an error for what failed, and a table of its cells.
 
-    The SHA-256 of the file goes to `contents`, by path.
+    With `many` the labels take 32 bits, however few there are in the first page.
     """
-    place = {"image": file.path, **parse_name(file.path)._asdict()}
-    target = labels_file(task.out, file.path)
-    score = predictor.config.postprocess.report_score if task.score is None else task.score
-    path = pages = None
-
-    def fail(page: int, error: Exception) -> None:
-        reason = reason_of(error).replace(str(path), file.path) or "cannot be read"
-        rows.append({**place, "page": page, "error": reason})
-
+    labels, target = None, ""
     with contextlib.ExitStack() as opened:
-        try:
-            path = opened.enter_context(storage.local_copy(storage.join(task.source, file.path)))
-            contents[file.path] = content_of(path)
-            stack = opened.enter_context(Stack(path))
-            chosen, left = stack.chosen(task.channel)
-        except (UserError, OSError) as error:
-            fail(0, error)
-            storage.remove(target)
-            return
-        if left:
-            _tell(left, file.path)
-        for page in chosen:
-            try:
-                image = stack.read(page)
-                found = predictor.predict(image, score)
-                cells = outputs.number_cells(found)
-                table = outputs.cell_table(cells, image)
-            except Exception as error:  # whatever is wrong with one image, the others are predicted
-                fail(page, error)
+        for page, result in found:
+            place = {"image": page.file.path, **parse_name(page.file.path)._asdict()}
+            target = labels_file(task.out, page.file.path)
+            if result is None or page.image is None or page.axes is None:
+                rows.append({**place, "page": page.number, "error": page.error})
                 continue
-            if found.disturbed:
-                logging.getLogger("effdet_tf").warning("%s: %s", file.path, found.disturbed)
-            rows.append({**place, "page": page, **_image_columns(cells, table, found.truncated)})
-            table = table.assign(**place, page=page)
+            try:
+                cells = outputs.number_cells(result)
+                table = outputs.cell_table(cells, page.image)
+            except Exception as error:
+                rows.append({**place, "page": page.number, "error": reason_of(error)})
+                continue
+            if result.disturbed:
+                logging.getLogger("effdet_tf").warning("%s: %s", page.file.path, result.disturbed)
+            rows.append({**place, "page": page.number, **_image_columns(cells, table, result.truncated)})
+            table = table.assign(**place, page=page.number)
             tables.append(pa.Table.from_pandas(table, CELL_SCHEMA, preserve_index=False))
             if not task.labels or cells.labels is None:
                 continue
-            if pages is None:
+            if labels is None:
                 local = opened.enter_context(storage.writing(target))
-                many = predictor.config.data.max_instances > np.iinfo(np.uint16).max
                 wide = many or cells.labels.size > LARGE
-                pages = opened.enter_context(_label_pages(local, stack, wide))
-            pages.add(cells.labels, page)
-        if pages is None:
+                labels = outputs.LabelPages(local, page.axes, wide, page.um_per_px, page.is_ome)
+                opened.enter_context(labels)
+            labels.add(cells.labels, page.number)
+        if labels is None:
             storage.remove(target)  # of an earlier time, when it could be read
-
-
-def _label_pages(path: Path, stack: Stack, wide: bool) -> outputs.LabelPages:
-    return outputs.LabelPages(path, stack.axes, wide, stack.um_per_px, stack.is_ome)
 
 
 _told: set[str] = set()  # by this worker
