@@ -10,7 +10,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -114,6 +114,8 @@ class Session:
         self._lock = threading.RLock()
         # One thread: a network asked twice at a time takes twice the memory and is no faster.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="outlines")
+        self._drawn: Future[None] = self._drawer.submit(lambda: None)
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[Upload]:
@@ -250,7 +252,8 @@ class Session:
         with self._lock:
             for entry in self._entries.values():
                 entry.ticket = None
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._worker, self._drawer):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.networks.close()
         self._folder.cleanup()
 
@@ -259,37 +262,52 @@ class Session:
         self._worker.submit(self._work, entry, entry.ticket)
 
     def _work(self, entry: Entry, ticket: object) -> None:
-        """Find the cells of an image, in the worker's thread."""
+        """Find the cells of an image, in the worker's thread; outlines are drawn beside the next image."""
         if not self._mark(entry, ticket, state="working"):
             return
         self.at_work = True
         try:
-            self._find(entry, ticket)
+            with self._telling(entry, ticket):
+                found = self._find(entry, ticket)
+                self._drawn.result()  # so that one result waits at most
+                self._drawn = self._drawer.submit(self._draw, entry, ticket, *found)
+        finally:
+            self.at_work = False
+
+    @contextlib.contextmanager
+    def _telling(self, entry: Entry, ticket: object) -> Iterator[None]:
+        """What fails in the block is told of the image."""
+        try:
+            yield
         except UserError as error:
             self._mark(entry, ticket, state="failed", error=str(error))
         except Exception as error:  # a fault of the program or the memory: told, and the next image goes on
             if self._mark(entry, ticket, state="failed", error=reason_of(error)):
                 traceback.print_exc(file=sys.stderr)
-        finally:
-            self.at_work = False
 
-    def _find(self, entry: Entry, ticket: object) -> None:
+    def _find(self, entry: Entry, ticket: object) -> tuple[Result, ImageInfo, int]:
+        """The cells of an image, what the downloads need to know of it, and the bytes of its pictures."""
         predictor = self.networks.predictor(self.network)  # chosen since then: then the ticket is old, too
         image, um_per_px = self.read(entry, predictor.read)
         pictures = picture_files(image)
         self._mark(entry, ticket, pictures, shown=True)
         result = predictor.predict(image)
-        outlines = outline_files(number_cells(result))
-        arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
-        size = entry.upload + sum(array.nbytes for array in arrays if array is not None)
-        size += sum(map(len, [*pictures.values(), *outlines.values()]))
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
         info = ImageInfo(entry.name.name, *classes, um_per_px=um_per_px)
-        with self._lock:
-            self._make_room(0, size - entry.size)
-            changes = {"state": "done", "predicted": (result, info), "size": size}
-            self._mark(entry, ticket, outlines, **changes, revision=entry.revision + 1)
+        return result, info, sum(map(len, pictures.values()))
+
+    def _draw(self, entry: Entry, ticket: object, result: Result, info: ImageInfo, size: int) -> None:
+        """Draw the outlines of an image and keep its cells."""
+        with self._telling(entry, ticket):
+            outlines = outline_files(number_cells(result))
+            arrays = (result.masks, result.boxes, result.mask_boxes, result.scores, result.classes)
+            size += entry.upload + sum(array.nbytes for array in arrays if array is not None)
+            size += sum(map(len, outlines.values()))
+            with self._lock:
+                self._make_room(0, size - entry.size)
+                changes = {"state": "done", "predicted": (result, info), "size": size}
+                self._mark(entry, ticket, outlines, **changes, revision=entry.revision + 1)
 
     def _mark(
         self, entry: Entry, ticket: object, files: Mapping[str, bytes] = MappingProxyType({}), **changes: Any
