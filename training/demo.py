@@ -22,7 +22,7 @@ from training.options import DEFAULT_PRESET, add_options, training_exit_code, wa
 from training.steps import convert, run_step
 
 SYNTHETIC = ("--train", 48, "--val", 8, "--size", 352, 480, "--cells", 15, 70)
-MINUTES = 7.0
+MINUTES = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -207,7 +207,9 @@ def stretch_contrast(image: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image[shown], (0.2, 99.8))
     if high <= low:
         return np.full(image.shape, 128, np.uint8)
-    return np.clip((image - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    values = image - low
+    values *= 255 / (high - low)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def describe_void(image: np.ndarray, content: Content) -> str:
