@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,30 +99,44 @@ def image_instances(
     """
     height, width = image["height"], image["width"]
     numbers = range(len(predictions)) if numbers is None else numbers
+    annotations = list(annotations)
     ground_truth, found = [], []
-    for entry in annotations:
+    rles, areas = _masks([entry.get("segmentation") or None for entry in annotations], height, width)
+    for entry, rle, area in zip(annotations, rles, areas, strict=True):
         box: Any = entry.get("bbox")
-        rle = None
-        if entry.get("segmentation"):
-            rle = compress_segmentation(entry["segmentation"], height, width)
+        if rle is not None:
             box = box or coco_mask.toBbox(rle)
         box = [float(v) for v in box]
-        area = box[2] * box[3] if rle is None else float(coco_mask.area(rle))
+        area = box[2] * box[3] if area is None else area
         ground_truth.append(Instance(entry["category_id"], box, area, rle, bool(entry.get("iscrowd", 0))))
     for number, entry in zip(numbers, predictions, strict=True):
-        score, mask, box = (entry.get(name) for name in ("score", "segmentation", "bbox"))
-        rle = area = None
+        score = entry.get("score")
         if not isinstance(score, int | float | np.number) or not math.isfinite(score):
             raise UserError(f"prediction {number}: its score {score!r} is not a finite number")
-        if mask is not None:
-            rle = compress_segmentation(mask, height, width)
+    rles, areas = _masks([entry.get("segmentation") for entry in predictions], height, width)
+    for number, entry, rle, area in zip(numbers, predictions, rles, areas, strict=True):
+        box = entry.get("bbox")
+        if rle is not None:
             if tuple(rle["size"]) != (height, width):
                 wrong = f"its mask is {rle['size'][0]}x{rle['size'][1]}"
                 raise UserError(f"prediction {number}: {wrong}, image {image['id']} is {height}x{width}")
-            box, area = coco_mask.toBbox(rle) if box is None else box, float(coco_mask.area(rle))
+            box = coco_mask.toBbox(rle) if box is None else box
         box = None if box is None else [float(v) for v in box]
-        found.append(Instance(entry.get("category_id", ANY_CLASS), box, area, rle, score=float(score)))
+        kind, score = entry.get("category_id", ANY_CLASS), float(entry["score"])
+        found.append(Instance(kind, box, area, rle, score=score))
     return ImageInstances(image, ground_truth, found, numbers)
+
+
+def _masks(
+    segmentations: Sequence[Any], height: int, width: int
+) -> tuple[list[dict[str, Any] | None], list[float | None]]:
+    """Compressed masks and their areas, px; None where there is none."""
+    rles = [None if mask is None else compress_segmentation(mask, height, width) for mask in segmentations]
+    real = [rle for rle in rles if rle is not None]
+    # More than 255 at once are an OverflowError of pycocotools with numpy 2.
+    parts = (coco_mask.area(real[start : start + 255]) for start in range(0, len(real), 255))
+    areas = itertools.chain.from_iterable(parts)
+    return rles, [None if rle is None else float(next(areas)) for rle in rles]
 
 
 def iterate_instances(

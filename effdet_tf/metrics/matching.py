@@ -126,7 +126,9 @@ def match_boxes(
         predictions: predicted cells, each with a box.
         overlaps: whether to also compare each box with every other, for the pairs that overlap.
     """
-    order, assigned, ignored, _ = assign_predictions(ground_truth, predictions, "bbox")
+    thresholds = IOU_THRESHOLDS[:1]
+    found = assign_predictions(ground_truth, predictions, "bbox", thresholds=thresholds)
+    order, assigned, ignored, _ = found
     evaluated = ~ignored[0, 0]
     pred_index = order[evaluated]
     gt_index = np.array([k for k, cell in enumerate(ground_truth) if not cell.crowd], np.int64)

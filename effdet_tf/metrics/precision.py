@@ -63,6 +63,7 @@ def assign_predictions(
     kind: str,
     area_ranges: Sequence[Sequence[float]] = (_ANY_AREA,),
     maximum: int | None = None,
+    thresholds: np.ndarray = IOU_THRESHOLDS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Give each prediction, best first, the cell of highest IoU that is left: COCO's greedy matching.
 
@@ -72,6 +73,7 @@ def assign_predictions(
         kind: what is compared: "bbox" or "segm".
         area_ranges: A pairs, px^2; cells outside are not evaluated, nor are unmatched predictions.
         maximum: predictions that count, best first; None for all.
+        thresholds: T least IoUs of a match, rising.
 
     Returns:
         order int64 `[D]`, the predictions, best first; place of the cell of each, int32 `[A, T, D]` for each
@@ -89,7 +91,7 @@ def assign_predictions(
     low, high = np.array(area_ranges, dtype=np.float64).T[:, :, None]
     outside = (cell_areas < low) | (cell_areas > high) | crowd  # [A, G]
     pred_outside = (areas < low) | (areas > high)  # [A, D]
-    steps = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
+    steps = np.minimum(thresholds, 1 - 1e-10)
     assigned = np.full((len(low), len(steps), len(order)), -1, np.int32)
     ignored = np.zeros(assigned.shape, bool)
     if len(order) and len(crowd):
@@ -185,16 +187,14 @@ def precision_and_recall(
     cells = sum(int(image.counts[area]) for image in images)
     if not cells:
         return precision, recall
+    order = np.argsort(-np.concatenate([image.scores[: limits[-1]] for image in images]), kind="stable")
     for slot, limit in enumerate(limits):
-        scores = np.concatenate([image.scores[:limit] for image in images])
-        order = np.argsort(-scores, kind="stable")
         for step in range(thresholds):
-            bits = np.concatenate([image.bits(area, step)[:, :limit] for image in images], axis=1)
-            hits, ignored = bits[:, order]
-            true = np.cumsum(hits & ~ignored, dtype=np.float64)
-            recall[step, slot] = true[-1] / cells if len(true) else 0.0
+            hits, ignored = np.concatenate([image.bits(area, step)[:, :limit] for image in images], axis=1)
+            recall[step, slot] = np.count_nonzero(hits & ~ignored) / cells
             if slot == len(limits) - 1:
-                false = np.cumsum(~hits & ~ignored, dtype=np.float64)
+                true = np.cumsum((hits & ~ignored)[order], dtype=np.float64)
+                false = np.cumsum((~hits & ~ignored)[order], dtype=np.float64)
                 curve = true / (false + true + np.spacing(1))
                 curve = np.maximum.accumulate(curve[::-1])[::-1]
                 places = np.searchsorted(true / cells, RECALLS, side="left")
