@@ -172,13 +172,12 @@ class Trainer(Run):
         try:
             with self.strategy.scope():  # in a cluster, variables take the first worker's values
                 super().__init__(config, store, folder, strict, backbone, own)
+                self.vectors = Vectors(self.network, self.average, self.optimizer)
         except LOST as error:
             if self.workers == 1:
                 raise
             raise UserError(f"another worker was lost before training ({_line(error)})") from error
         self.validation = None if self.worker else validation
-        with self.strategy.scope():
-            self.vectors = Vectors(self.network, self.average, self.optimizer)
         self.xla = uses_xla(config.train, self.strategy)
         self.step_function = make_step(
             config, self.network, self.vectors, store.mask_size, self.strategy, self.xla
