@@ -40,7 +40,8 @@ class Vectors:
         self.optimizer.exclude_from_weight_decay(var_list=self.weights[-1:] if spared else [])
         self.optimizer.build(self.weights)
         kept = optimizer.variables
-        shared = len(kept) - len(weights) * (slots := _slots(kept, weights))  # steps done, learning rate
+        slots = len(kept) // len(weights)  # moments of each weight
+        shared = len(kept) - len(weights) * slots  # steps done, learning rate
         self._pairs = [([a], b) for a, b in zip(kept[:shared], self.optimizer.variables, strict=False)]
         for place, group in enumerate(self._order):
             for slot in range(slots):
@@ -94,8 +95,3 @@ def _joined(variables: list[Any]) -> np.ndarray:
 def _split(vector: tf.Tensor, shapes: list[tuple[int, ...]]) -> list[tf.Tensor]:
     parts = tf.split(vector, [int(np.prod(shape, dtype=int)) for shape in shapes])
     return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _slots(kept: list[Any], weights: list[Any]) -> int:
-    """How many moments the optimizer keeps of each weight."""
-    return len(kept) // len(weights)

@@ -27,7 +27,7 @@ from effdet_tf.outputs.jobs import Job, printable
 from effdet_tf.outputs.wells import write_wells
 from effdet_tf.outputs.written import Record, files_of
 from effdet_tf.prediction.overlap import Stopped, ahead, behind
-from effdet_tf.prediction.predictor import LARGE, Predictor
+from effdet_tf.prediction.predictor import Predictor, is_large
 from effdet_tf.prediction.results import Result
 
 SUMMARY, WELLS, ERRORS = "summary.csv", "wells.csv", "errors.log"
@@ -155,7 +155,7 @@ class _Page(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        return self.image is not None and self.image.shape[0] * self.image.shape[1] > LARGE
+        return self.image is not None and is_large(self.image)
 
 
 def _until_last(pages: Iterable[tuple[_Page, Result | None]]) -> Iterator[tuple[_Page, Result | None]]:

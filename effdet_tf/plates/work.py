@@ -23,7 +23,7 @@ from effdet_tf.outputs.wells import parse_name
 from effdet_tf.plates import storage
 from effdet_tf.plates.plan import PlateFile, Shard, content_of, done_file
 from effdet_tf.prediction.overlap import ahead, behind
-from effdet_tf.prediction.predictor import LARGE, Predictor
+from effdet_tf.prediction.predictor import LARGE, Predictor, is_large
 from effdet_tf.prediction.results import Result
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
@@ -119,7 +119,7 @@ class _Page(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        return self.image is not None and self.image.shape[0] * self.image.shape[1] > LARGE
+        return self.image is not None and is_large(self.image)
 
 
 def _pages(task: Task, shard: Shard, contents: dict[str, str]) -> Iterator[_Page]:

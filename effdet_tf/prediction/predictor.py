@@ -129,7 +129,7 @@ class Predictor(abc.ABC):
 
     def _predict(self, pixels: np.ndarray, score: float, found: Result | None) -> Result:
         one_piece = self.config.data.resize == "fit"
-        if one_piece or pixels.shape[0] * pixels.shape[1] <= LARGE:
+        if one_piece or not is_large(pixels):
             result = self._detect(pixels, None, score) if found is None else found
             if one_piece or not result.truncated or max(pixels.shape[:2]) <= TILE:
                 return result
@@ -167,6 +167,11 @@ class Predictor(abc.ABC):
         """The cells of an image, in its pixels."""
         height, width = image.shape[:2]
         return Result(*found[:5], height, width, self.class_names, truncated)
+
+
+def is_large(image: np.ndarray) -> bool:
+    """Whether an image `[H, W]` or `[H, W, C]` is predicted in tiles."""
+    return image.shape[0] * image.shape[1] > LARGE
 
 
 def missing_from(scores: np.ndarray, limit: int, score: float) -> bool:
