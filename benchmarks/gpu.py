@@ -151,8 +151,8 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print a table."""
+def main() -> int:
+    """Print a table; 1 where a row failed."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("what", choices=["train", "predict"])
@@ -167,10 +167,11 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     measure = train if args.what == "train" else predict
     if args.one:
-        return print(json.dumps(measure(args)))
+        print(json.dumps(measure(args)))
+        return 0
     jax = os.environ.get("KERAS_BACKEND") == "jax"
     kinds = args.kind or [kind for kind in KINDS if not jax or "xla" in kind]
-    titled = False
+    titled = failed = False
     for kind in kinds if args.what == "train" else kinds[:1]:
         for batch in args.batch:
             words = [
@@ -188,13 +189,15 @@ def main() -> None:
             )
             if done.returncode:
                 print(f"{kind}, batch {batch}: failed with exit code {done.returncode}", file=sys.stderr)
+                failed = True
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
             if not titled:
                 print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
             titled = True
             print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

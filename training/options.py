@@ -18,7 +18,7 @@ from effdet_tf.runs import CONFIG_FILE, find_run
 
 DEFAULT_PRESET = "cells-lite0"
 # Settings that a resumed run may change: they do not touch what was learned so far.
-FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes")
+FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes", "xla")
 _INIT = """weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` wrote, or
 a checkpoint that it takes; whatever fits is loaded, and a table says what was not"""
 

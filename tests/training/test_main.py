@@ -95,8 +95,8 @@ def test_more_epochs_go_on_where_the_run_ended(finished: Path, tmp_path: Path) -
     folder = tmp_path / "longer"
     shutil.copytree(finished, folder)
     past = load_config(folder / "config.yaml")
-    config = open_run(past.override(["train.epochs=3", "train.save_minutes=1"]), folder)
-    assert (config.train.epochs, config.train.save_minutes) == (3, 1.0)
+    config = open_run(past.override(["train.epochs=3", "train.save_minutes=1", "train.xla=off"]), folder)
+    assert (config.train.epochs, config.train.save_minutes, config.train.xla) == (3, 1.0, "off")
     assert load_config(folder / "config.yaml") == config
     # The score for reports is tuned by the run: the command line asks for the default again.
     tuned = config.replace(postprocess__report_score=0.31)
