@@ -125,8 +125,11 @@ class DataConfig:
     std: float | tuple[float, ...] = 11.58
     max_instances: int = 2000  # cells per image for loader, NMS, exports and metrics
     crops_per_image: int = 1
-    # 0: every image gives as many crops; .5: in proportion to the square root of its cells, so that the few
-    # dense images of a set are not drowned by many sparse ones.
+    # Share of the crops that each source gives, by its name (`convert --source`); those that are not named
+    # share the rest in proportion to their images. Empty: every image gives as many crops as any other.
+    source_share: dict[str, float] = field(default_factory=dict)
+    # Within a source, 0: every image gives as many crops; .5: in proportion to the square root of its cells,
+    # so that the few dense images of a set are not drowned by many sparse ones.
     balance: float = 0.0
     cache_mb: int = 2000  # decoded images are kept in memory up to this size
 
@@ -143,6 +146,13 @@ class AugmentConfig:
     rot90: bool = True
     brightness: float = 0.2  # added, in units of the image's standard deviation
     contrast: tuple[float, float] = (0.7, 1.4)
+    # Other microscopes (`training.looks`), each in one crop of two, and all off by default:
+    gamma: tuple[float, float] = (1.0, 1.0)  # exponent of the tone curve, log-uniform
+    blur: float = 0.0  # largest Gaussian sigma, px of the image
+    noise: float = 0.0  # largest deviation of the noise, in units of the image's
+    jpeg: float = 100.0  # lowest quality
+    vignette: float = 0.0  # largest fall of the light from one side of a crop to the other, deviations
+    invert: float = 0.0  # share of the crops whose contrast is reversed
     min_visible: float = 0.25  # a cell cut to less of its box than this is neither cell nor background
 
 
@@ -260,7 +270,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     name: bounds
     for bounds, names in (
         ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
-        ((0, 1), "postprocess.min_score"),
+        ((0, 1), "postprocess.min_score data.source_share augment.invert"),
+        ((0, 10), "augment.blur augment.noise augment.vignette"),
+        ((1, 100), "augment.jpeg"),
+        ((0.1, 10), "augment.gamma"),
         ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score"),
         ((0, 12), "model.backbone_levels model.min_level model.max_level"),
         ((0, 1024), "model.fpn_channels"),
@@ -364,6 +377,9 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
                 return tuple(_coerce(arguments[0], v, name) for v in value)
             if len(value) == len(arguments):
                 return tuple(_coerce(a, v, name) for a, v in zip(arguments, value, strict=True))
+    elif origin is dict:
+        if isinstance(value, dict) and len(value) <= _MANY:
+            return {str(key): _coerce(arguments[1], entry, name) for key, entry in value.items()}
     elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return _in_range(float(value), name)  # YAML 1.1 reads 1e-3 as text
@@ -378,6 +394,8 @@ def _kind(hint: Any) -> str:
         first, *rest = typing.get_args(hint)
         length = "" if rest[-1] is Ellipsis else f" of {1 + len(rest)}"
         return f"a list{length}, each {_kind(first)}"
+    if typing.get_origin(hint) is dict:
+        return f"a mapping of names, each to {_kind(typing.get_args(hint)[1])}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, "a section of settings")
 
@@ -385,4 +403,6 @@ def _kind(hint: Any) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return dict(value)
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

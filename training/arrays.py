@@ -125,9 +125,9 @@ def first_places(data: PackedSet, data_config: DataConfig, augment_config: Augme
 def max_bytes(data: PackedSet, data_config: DataConfig, batch_size: int) -> int:
     """Bytes of a batch in which a crop has `max_instances` cells."""
     image = 4 * math.prod(data_config.crop_size) * data_config.channels
-    cells = data_config.max_instances * (4 * 4 + 4 + data.mask_size**2)  # box, class, bitmap
+    cells = data_config.max_instances * (4 * 4 + 4 + 4 + data.mask_size**2)  # box, class, score, bitmap
     rest = IGNORED_REGIONS * 4 * 4 + 2 * 4 + 8 + 8  # ignored, scale, image_id, dropped
-    return batch_size * (image + cells + rest) + 8 * ALIGNED  # 8 arrays
+    return batch_size * (image + cells + rest) + 9 * ALIGNED  # 9 arrays
 
 
 def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES) -> Batch:
@@ -140,15 +140,15 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
 
     Returns:
         `image [B, H, W, C]`, `boxes [B, M, 4]`, `classes [B, M]` (-1 = padding), `masks [B, M, m, m]`,
-        `ignored [B, R, 4]`, `scale [B, 2]`, `image_id [B]` and int32 `dropped [B]`, the cells that had no
-        place.
+        `scores [B, M]`, `ignored [B, R, 4]`, `scale [B, 2]`, `image_id [B]` and int32 `dropped [B]`, the
+        cells that had no place.
     """
     counts = [len(crop["classes"]) for crop in crops]
     while places < max(counts):
         places *= 2
     places = min(places, max_instances)
     batch = {name: np.stack([crop[name] for crop in crops]) for name in ("image", "scale", "image_id")}
-    for name, padding in (("boxes", 0), ("classes", PADDING_CLASS), ("masks", 0)):
+    for name, padding in (("boxes", 0), ("classes", PADDING_CLASS), ("masks", 0), ("scores", 0)):
         one = crops[0][name]
         batch[name] = np.full((len(crops), places, *one.shape[1:]), padding, one.dtype)
     batch["ignored"] = np.zeros((len(crops), IGNORED_REGIONS, 4), np.float32)
@@ -157,7 +157,7 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
         if counts[place] > max_instances:
             area = (crop["boxes"][:, 2:] - crop["boxes"][:, :2]).prod(-1)
             chosen = np.sort(np.argsort(-area, kind="stable")[:max_instances])
-        for name in ("boxes", "classes", "masks"):
+        for name in ("boxes", "classes", "masks", "scores"):
             kept = crop[name][chosen]
             batch[name][place, : len(kept)] = kept
         regions = crop["ignored"]

@@ -6,6 +6,8 @@ the same crop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 from keras import ops
 
@@ -15,6 +17,7 @@ from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from effdet_tf.images.resize import fit_scale, pad, resize, scaled_size
 from training.crop_params import CropParams
+from training.looks import changes_looks, restyle
 
 _HALF_COVERED = 127.5
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
@@ -89,9 +92,9 @@ def augment(
 
     Returns:
         `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
-        `masks [K, m, m]` uint8, `ignored [R, 4]` float32, `scale [2]` float32 (crop pixels per source
-        pixel, y and x, after a transpose: of the crop's own axes), `image_id` int64. K counts the cells that
-        are left.
+        `masks [K, m, m]` uint8, `scores [K]` float32, `ignored [R, 4]` float32, `scale [2]` float32 (crop
+        pixels per source pixel, y and x, after a transpose: of the crop's own axes), `image_id` int64. K
+        counts the cells that are left.
     """
     crop_size, fit = data.crop_size, data.resize == "fit"
     size = tf.shape(example["image"])[:2]
@@ -102,18 +105,30 @@ def augment(
     if fit:  # the part that the image fills is scaled on its own, to whole pixels
         part = tf.minimum(window[2:], size - window[:2])
         scale = tf.cast(scaled_size(part, scale, crop_size), tf.float32) / tf.cast(part, tf.float32)
-    image = crop_image(example, window, scale, params, data)
+    image = crop_image(example, window, scale, params, data, looks(seed, config))
     keep = tf.equal(example["iscrowd"], 0)
     cells = crop_cells(example, keep, window, scale, crop_size, config.min_visible)
     return {
+        **cells,
         "image": tf.ensure_shape(orient(image, params, (0, 1)), [*crop_size, data.channels]),
         "boxes": orient_boxes(cells["boxes"], params, crop_size),
-        "classes": cells["classes"],
         "masks": orient(cells["masks"], params, (1, 2)),
         "ignored": orient_boxes(cells["ignored"], params, crop_size),
         "scale": tf.where(params.transpose, scale[::-1], scale),
         "image_id": example["image_id"],
     }
+
+
+def looks(seed: tf.Tensor, config: AugmentConfig) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """What changes the looks of a crop, if anything does: numpy's own code, so that both train alike."""
+    if not changes_looks(config):
+        return None
+
+    def change(part: tf.Tensor) -> tf.Tensor:
+        changed = tf.numpy_function(lambda *given: restyle(*given, config), [part, seed], tf.float32, False)
+        return tf.ensure_shape(changed, part.shape)
+
+    return change
 
 
 def crop_window(
@@ -136,7 +151,12 @@ def crop_window(
 
 
 def crop_image(
-    example: dict[str, tf.Tensor], window: tf.Tensor, scale: tf.Tensor, params: CropParams, data: DataConfig
+    example: dict[str, tf.Tensor],
+    window: tf.Tensor,
+    scale: tf.Tensor,
+    params: CropParams,
+    data: DataConfig,
+    change: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
 
@@ -146,6 +166,7 @@ def crop_image(
         scale: float32 `[2]`, crop pixels per source pixel.
         params: augmentation parameters.
         data: crop size, channels, normalization and resize.
+        change: of the looks, before anything is resized.
     """
     image = example["image"]
     size = tf.shape(image)[:2]
@@ -160,6 +181,7 @@ def crop_image(
         unit = tf.where(tf.equal(example["bit_depth"], 16), SIXTEEN_BIT_UNIT, 1.0)
     gain = params.gain / std
     part = part * (gain * unit) + (params.offset - mean * gain)
+    part = part if change is None else change(part)
     if data.resize == "fit":
         target = scaled_size(stop - start, scale, data.crop_size)
         return pad(resize(part, stop - start, target), target, data.crop_size, params.offset)
@@ -180,14 +202,14 @@ def crop_cells(
     crop_size: tuple[int, int],
     min_visible: float,
 ) -> dict[str, tf.Tensor]:
-    """Return boxes, classes and masks of the cells that the crop shows, and the regions to ignore.
+    """Return boxes, classes, masks and scores of the cells that the crop shows, and the regions to ignore.
 
     A cell that the crop cuts gets its mask resampled to the rest of its box, and the box drawn tight
     around that mask; one with less than `min_visible` of its box area, or without mask, is left out.
     What is left of the former is `ignored [R, 4]`, as crowds are: too little to be a cell, and no background.
 
     Args:
-        example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`.
+        example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`, `scores [N]`.
         keep: bool `[N]`.
         window: int32 `[4]`, source window (y, x, height, width).
         scale: float32 `[2]`, crop pixels per source pixel.
@@ -204,7 +226,7 @@ def crop_cells(
     ignored = tf.boolean_mask(clipped, shown & ~(keep & visible))
     index = tf.where(keep & visible & shown)[:, 0]
     whole, clipped = tf.gather(whole, index), tf.gather(clipped, index)
-    masks, classes = tf.gather(example["masks"], index), tf.gather(example["classes"], index)
+    masks, classes, scores = (tf.gather(example[name], index) for name in ("masks", "classes", "scores"))
     cut = tf.where(tf.reduce_any(whole != clipped, -1))
 
     def with_cut_cells() -> tuple[tf.Tensor, tf.Tensor]:
@@ -221,6 +243,7 @@ def crop_cells(
         "boxes": tf.boolean_mask(boxes, left),
         "classes": tf.boolean_mask(classes, left),
         "masks": tf.boolean_mask(masks, left),
+        "scores": tf.boolean_mask(scores, left),
         "ignored": ignored,
     }
 

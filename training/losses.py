@@ -75,10 +75,12 @@ def _mask_term(
     step: Tensor,
     first: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Summed mask loss of the sampled instances, and how many there were."""
+    """Summed mask loss of the sampled instances, and the sum of their weights."""
     cells = ops.shape(batch["boxes"])[1]
     index, weight = sample_instances(assignment, cells, config.model.mask.samples, step, first)
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
+    if "scores" in batch:
+        weight = weight * ops.take_along_axis(ops.cast(batch["scores"], "float32"), cell, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
     bitmaps = ops.take_along_axis(batch["masks"], cell[..., None, None], axis=1)
     location = index // config.anchors.per_location
@@ -125,13 +127,15 @@ def detection_losses(
         head: the mask head, or None.
         outputs: of the dense network.
         batch: `image` `[B, H, W, C]`, `boxes` `[B, M, 4]`, `classes` `[B, M]` (-1 = padding),
-            `masks` `[B, M, m, m]` uint8, and `ignored` `[B, R, 4]`, where nothing is background.
+            `masks` `[B, M, m, m]` uint8, `ignored` `[B, R, 4]`, where nothing is background, and `scores`
+            `[B, M]`, how sure each label is: a cell counts that much, and the score that is taught is lower
+            by it. Without them all are 1.
         step: int32 scalar; varies what is sampled.
         first: place of the first image in the whole batch, where several devices share it.
 
     Returns:
-        float32 scalars: sums `class`, `box`, `mask`, and the counts `positives` (the sum of their weights,
-        where they are weighted), `instances` to divide them by.
+        float32 scalars: sums `class`, `box`, `mask`, and the counts `positives` and `instances` (the sums of
+        their weights, where they are weighted) to divide them by.
     """
     model = config.model
     size = height, width = ops.shape(batch["image"])[1:3]
@@ -154,6 +158,9 @@ def detection_losses(
         weight, quality = assignment.alignment, assignment.alignment
     else:
         quality = ops.stop_gradient(ops.where(positive, box_ops.iou(boxes, matched_boxes), 0.0))
+    if "scores" in batch:
+        sure = ops.take_along_axis(ops.cast(batch["scores"], "float32"), assignment.matched, axis=1)
+        weight, quality = weight * sure, quality * sure
     # Where there is no cell the loss may be anything, infinite too: it is left out, not multiplied by 0.
     box_loss = ops.where(positive, _box_loss(config, boxes, deltas, anchors, matched_boxes), 0.0)
 

@@ -6,6 +6,7 @@ of another generator. `augment` there explains the choices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from effdet_tf.geometry.resample import resample_bitmaps, resize
 from effdet_tf.images.gray import LUMA
 from effdet_tf.images.normalize import SIXTEEN_BIT_UNIT, fixed_statistics
 from training.crop_params import CropParams
+from training.looks import changes_looks, restyle
 
 _HALF_COVERED = 127.5
 _MIN_SIDE = 1.0  # px; a thinner rest of a cell holds no pixel centre for certain
@@ -79,7 +81,8 @@ def augment(
 
     Returns:
         `image [H, W, C]` float32 normalised, `boxes [K, 4]` float32 in crop pixels, `classes [K]` int32,
-        `masks [K, m, m]` uint8, `ignored [R, 4]` float32, `scale [2]` float32, `image_id` int64.
+        `masks [K, m, m]` uint8, `scores [K]` float32, `ignored [R, 4]` float32, `scale [2]`
+        float32, `image_id` int64.
     """
     crop_size, fit = np.array(data.crop_size), data.resize == "fit"
     size = np.array(example["image"].shape[:2])
@@ -89,17 +92,22 @@ def augment(
     if fit:  # the part that the image fills is scaled on its own, to whole pixels
         part = np.minimum(wanted, size - start).astype(np.float32)
         scale = np.clip(np.rint(part * scale), 1, crop_size).astype(np.float32) / part
-    image = crop_image(example, start, wanted, scale, params, data)
-    boxes, classes, masks, ignored = crop_cells(example, start, scale, crop_size, config.min_visible)
+    image = crop_image(example, start, wanted, scale, params, data, looks(seed, config))
+    cells = crop_cells(example, start, scale, crop_size, config.min_visible)
     return {
+        **cells,
         "image": orient(image, params, (0, 1)),
-        "boxes": orient_boxes(boxes, params, crop_size),
-        "classes": classes,
-        "masks": orient(masks, params, (1, 2)),
-        "ignored": orient_boxes(ignored, params, crop_size),
+        "boxes": orient_boxes(cells["boxes"], params, crop_size),
+        "masks": orient(cells["masks"], params, (1, 2)),
+        "ignored": orient_boxes(cells["ignored"], params, crop_size),
         "scale": scale[::-1] if params.transpose else scale,
         "image_id": example["image_id"],
     }
+
+
+def looks(seed: np.ndarray, config: AugmentConfig) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What changes the looks of a crop, if anything does."""
+    return (lambda part: restyle(part, seed, config)) if changes_looks(config) else None
 
 
 def crop_window(
@@ -121,6 +129,7 @@ def crop_image(
     scale: np.ndarray,
     params: CropParams,
     data: DataConfig,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return the normalised crop: float32 `[H, W, C]`; 0 before brightness where there is no image.
 
@@ -131,6 +140,7 @@ def crop_image(
         scale: float32 `[2]`, crop pixels per source pixel.
         params: augmentation parameters.
         data: crop size, channels, normalization and resize.
+        change: of the looks, before anything is resized.
     """
     size, crop_size = np.array(example["image"].shape[:2]), np.array(data.crop_size)
     first, last = np.maximum(start, 0), np.minimum(start + wanted, size)
@@ -142,6 +152,7 @@ def crop_image(
         unit = SIXTEEN_BIT_UNIT if example["bit_depth"] == 16 else np.float32(1)
     gain = params.gain / std
     part = part * (gain * unit) + (params.offset - mean * gain)
+    part = part if change is None else change(part)
     if data.resize == "fit":
         target = np.clip(np.rint((last - first).astype(np.float32) * scale).astype(int), 1, crop_size)
         return _pad(resize(part, target), np.zeros(2, int), crop_size - target, params.offset)
@@ -154,11 +165,11 @@ def crop_cells(
     scale: np.ndarray,
     crop_size: np.ndarray,
     min_visible: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes `[K, 4]`, classes `[K]` and masks `[K, m, m]` of cells in the crop, and `ignored [R, 4]`.
+) -> dict[str, np.ndarray]:
+    """Return `boxes`, `classes`, `masks` and `scores` of K cells in the crop, and `ignored [R, 4]`.
 
     Args:
-        example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`, `iscrowd [N]`.
+        example: `boxes [N, 4]`, `classes [N]`, `masks [N, m, m]`, `iscrowd [N]`, `scores [N]`.
         start: int `[2]`, of the window in the source, px.
         scale: float32 `[2]`, crop pixels per source pixel.
         crop_size: int `[2]`.
@@ -171,7 +182,7 @@ def crop_cells(
     shown, cell = (sides >= _MIN_SIDE).all(-1), (example["iscrowd"] == 0) & visible
     index, ignored = np.flatnonzero(cell & shown), clipped[shown & ~cell]
     whole, boxes = whole[index], clipped[index]
-    classes, masks = example["classes"][index], example["masks"][index]
+    classes, masks, scores = (example[name][index] for name in ("classes", "masks", "scores"))
     cut = np.flatnonzero((whole != boxes).any(-1))
     if len(cut):
         bitmaps, outer, inner = masks[cut].astype(np.float32), whole[cut], boxes[cut]
@@ -179,7 +190,8 @@ def crop_cells(
         rest = resample_bitmaps(bitmaps, outer, tight, masks.shape[1])
         boxes[cut], masks[cut] = tight, np.rint(rest).astype(np.uint8)
     left = (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(-1)
-    return boxes[left], classes[left], masks[left], ignored
+    cells = {"boxes": boxes, "classes": classes, "masks": masks, "scores": scores}
+    return {name: value[left] for name, value in cells.items()} | {"ignored": ignored}
 
 
 def tighten(bitmaps: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -47,9 +47,10 @@ def training_dataset(
 
     Returns:
         Batches of `image [B, H, W, C]` float32, `boxes [B, M, 4]` float32 yxyx in crop pixels,
-        `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `ignored [B, R, 4]` float32
-        (regions that are neither cell nor background; padding is empty), `scale [B, 2]` float32 (crop
-        pixels per source pixel), `image_id [B]` int64, and `dropped [B]` int32: how many cells a crop
+        `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `scores [B, M]` float32 (how sure
+        each label is), `ignored [B, R, 4]` float32 (regions that are neither cell nor background; padding is
+        empty), `scale [B, 2]` float32 (crop pixels per source pixel), `image_id [B]` int64, and `dropped [B]`
+        int32: how many cells a crop
         had beyond M = max_instances. The largest M stay, so the lost ones cover the fewest pixels.
 
     Raises:
@@ -87,30 +88,33 @@ def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf
         [IGNORED_REGIONS, 4]` (the largest, beyond that) and the scalar int32 `dropped`, the number of cells
         that had no place.
     """
-    boxes, classes, masks = cells = example["boxes"], example["classes"], example["masks"]
+    cells = [example[name] for name in ("boxes", "classes", "masks", "scores")]
+    boxes, classes, masks, scores = cells
     count = tf.shape(classes)[0]
     regions = tf.pad(example["ignored"], [[0, IGNORED_REGIONS], [0, 0]])
     chosen = tf.math.top_k(tf.reduce_prod(regions[:, 2:] - regions[:, :2], -1), IGNORED_REGIONS).indices
 
-    def largest() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def largest() -> tuple[tf.Tensor, ...]:
         area = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], -1)
         chosen = tf.sort(tf.math.top_k(area, max_instances).indices)
         return tuple(tf.gather(part, chosen) for part in cells)
 
-    def padded() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def padded() -> tuple[tf.Tensor, ...]:
         room = [0, max_instances - count]
         return (
             tf.pad(boxes, [room, [0, 0]]),
             tf.pad(classes, [room], constant_values=PADDING_CLASS),
             tf.pad(masks, [room, [0, 0], [0, 0]]),
+            tf.pad(scores, [room]),
         )
 
-    boxes, classes, masks = tf.cond(count > max_instances, largest, padded)
+    boxes, classes, masks, scores = tf.cond(count > max_instances, largest, padded)
     return {
         **example,
         "boxes": tf.ensure_shape(boxes, [max_instances, 4]),
         "classes": tf.ensure_shape(classes, [max_instances]),
         "masks": tf.ensure_shape(masks, [max_instances, masks.shape[1], masks.shape[2]]),
+        "scores": tf.ensure_shape(scores, [max_instances]),
         "ignored": tf.gather(regions, chosen),
         "dropped": tf.maximum(count - max_instances, 0),
     }

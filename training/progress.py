@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from effdet_tf.data.packed import PackedSet
     from effdet_tf.data.store import RecordStore
 
-FED = ("image", "boxes", "classes", "masks", "ignored")  # what a step is given of a batch
+FED = ("image", "boxes", "classes", "masks", "scores", "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")

@@ -104,7 +104,7 @@ def most_cells(batch: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def with_places(batch: dict[str, tf.Tensor], places: int | tf.Tensor) -> dict[str, tf.Tensor]:
     """A batch without places for cells beyond the first `places`: most are padding for all crops."""
-    return {k: v[:, :places] if k in ("boxes", "classes", "masks") else v for k, v in batch.items()}
+    return {k: v[:, :places] if k in ("boxes", "classes", "masks", "scores") else v for k, v in batch.items()}
 
 
 def few_places(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -123,6 +123,7 @@ def _batch_spec(config: Config, mask_size: int) -> dict[str, tf.TensorSpec]:
         "classes": tf.TensorSpec((None, None), tf.int32),
         "masks": tf.TensorSpec((None, None, mask_size, mask_size), tf.uint8),
         "ignored": tf.TensorSpec((None, None, 4), tf.float32),
+        "scores": tf.TensorSpec((None, None), tf.float32),
     }
 
 

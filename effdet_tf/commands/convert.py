@@ -190,7 +190,9 @@ def _write(args: argparse.Namespace) -> Manifest:
         progress=not args.quiet,
     )
     with prepare_output(args.out, args.overwrite) as scratch:
-        return write_records(_open(args, scratch), args.out, options)
+        source = _open(args, scratch)
+        source.name = args.source or source.name
+        return write_records(source, args.out, options)
 
 
 def report(out: Path, manifest: Manifest) -> str:
@@ -250,6 +252,8 @@ def _common_options() -> argparse.ArgumentParser:
     size = between(1, MAX_MASK_SIZE, int)
     text = "side of the stored bitmaps (default: %(default)s)"
     add("--mask-size", type=size, default=MASK_SIZE, metavar="N", help=text)
+    text = "name of the source, by which data.source_share gives it its part of training (default: {})"
+    add("--source", metavar="NAME", help=text.format("the kind of annotation"))
     add("--limit", type=positive(int), metavar="N", help="only the first N images by name")
     add("--strict", action="store_true", help="exit 1, writing nothing, when anything was at fault")
     add("--allow-loss", action="store_true", help="exit 0 even when most annotations could not be used")

@@ -54,9 +54,8 @@ def _write(args: argparse.Namespace) -> int:
     from effdet_tf.data.store import RecordStore
 
     store = RecordStore(args.data, sys.maxsize, args.pseudo)
-    packed = PackedSet(
-        store.to_arrays(), store.class_names, store.category_ids, store.fingerprint, store.masks
-    )
+    about = store.class_names, store.category_ids, store.fingerprint, store.masks, store.source_names
+    packed = PackedSet(store.to_arrays(), *about)
     save_packed(args.out, packed)
     print(
         f"wrote {args.out}: {packed.images} images, {len(packed.arrays['classes'])} cells, classes "

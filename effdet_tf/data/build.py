@@ -65,7 +65,7 @@ def _build(task: ImageTask, mask_size: int, faults: Faults) -> BuiltImage:
     mean, std = image_statistics(to_gray(image))
     boxes = np.array([_box(cell, height, width) for cell in cells], dtype=np.float32).reshape(-1, 4)
     annotated = [box if cell.box is None else cell.box for cell, box in zip(cells, boxes, strict=True)]
-    masks = [patch_to_bitmap(cell.patch, mask_size) for cell in cells]
+    masks = [patch_to_bitmap(cell.patch, mask_size) if cell.bitmap is None else cell.bitmap for cell in cells]
     fields = {
         "image": encode_png(image),
         "height": height,
@@ -80,6 +80,7 @@ def _build(task: ImageTask, mask_size: int, faults: Faults) -> BuiltImage:
         "masks": np.array(masks, np.uint8).reshape(-1, mask_size, mask_size),
         "rles": [cell.counts for cell in cells],
         "iscrowd": np.array([cell.iscrowd for cell in cells], dtype=np.uint8),
+        "scores": np.array([cell.score for cell in cells], dtype=np.float32),
         "image_id": task.image_id,
         "file_name": task.file_name,
         "cell_type": task.cell_type,

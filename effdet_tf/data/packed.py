@@ -36,6 +36,8 @@ _ARRAYS = {
     "classes": ("int32", "N"),
     "masks": ("uint8", "Nmm"),
     "iscrowd": ("uint8", "N"),
+    "scores": ("float32", "N"),
+    "source": ("int32", "I"),  # index of a name
     "cell_sizes": ("float64", "S2"),  # of a sample of the cells: height, width
 }
 
@@ -49,6 +51,7 @@ class PackedSet:
     category_ids: tuple[int, ...]  # their ids in the source
     fingerprint: str  # of the shards that were packed, hexadecimal
     masks: bool  # False when the cells are annotated by boxes alone
+    source_names: tuple[str, ...] = ("",)  # names of the sources
     _pixels: np.ndarray = field(init=False, repr=False)
     _cells: np.ndarray = field(init=False, repr=False)
 
@@ -67,6 +70,11 @@ class PackedSet:
     def cells(self) -> np.ndarray:
         """int64 `[images]`, cells of each image."""
         return self.arrays["count"]
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Text `[images]`, name of the source of each."""
+        return np.array(self.source_names)[self.arrays["source"]]
 
     @property
     def max_cells(self) -> int:
@@ -98,7 +106,7 @@ class PackedSet:
             name: self.arrays[name][number] for name in ("mean", "std", "bit_depth", "image_id")
         }
         first, last = self._cells[number : number + 2]
-        for name in ("boxes", "classes", "masks", "iscrowd"):
+        for name in ("boxes", "classes", "masks", "iscrowd", "scores"):
             found[name] = self.arrays[name][first:last]
         first, last = self._pixels[number : number + 2]
         found["image"] = self.arrays["image"][first:last].reshape(self.arrays["size"][number])
@@ -107,7 +115,7 @@ class PackedSet:
 
 def save_packed(path: str | os.PathLike[str], packed: PackedSet) -> None:
     """Write a data set, compressed and atomically."""
-    names = ("class_names", "category_ids", "fingerprint", "masks")
+    names = ("class_names", "category_ids", "fingerprint", "masks", "source_names")
     about = {"format": FORMAT, **{name: getattr(packed, name) for name in names}}
     arrays = {name: packed.arrays[name] for name in _ARRAYS}
     arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -133,15 +141,20 @@ def load_packed(path: str | os.PathLike[str]) -> PackedSet:
             raise ValueError(f"format {about['format']!r}, this version reads {FORMAT}")
         if len(about["class_names"]) != len(about["category_ids"]):
             raise ValueError("class names and category ids differ in number")
-        _check(arrays, len(about["class_names"]))
+        # Files of before 2026-11-29 have neither.
+        arrays.setdefault("scores", np.ones(len(arrays["classes"]), np.float32))
+        arrays.setdefault("source", np.zeros(len(arrays["size"]), np.int32))
+        sources = tuple(map(str, about.get("source_names", [""])))
+        _check(arrays, len(about["class_names"]), len(sources))
         names, ids = map(str, about["class_names"]), map(int, about["category_ids"])
-        return PackedSet(arrays, tuple(names), tuple(ids), str(about["fingerprint"]), bool(about["masks"]))
+        known = tuple(names), tuple(ids), str(about["fingerprint"]), bool(about["masks"])
+        return PackedSet(arrays, *known, sources)
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not what `python -m effdet_tf pack` wrote ({reason}); pack again") from None
 
 
-def _check(arrays: Mapping[str, np.ndarray], classes: int) -> None:
+def _check(arrays: Mapping[str, np.ndarray], classes: int, sources: int) -> None:
     """Raise ValueError unless the arrays fit together."""
     if missing := [name for name in _ARRAYS if name not in arrays]:
         raise ValueError(f"no {', '.join(missing)}")
@@ -161,3 +174,5 @@ def _check(arrays: Mapping[str, np.ndarray], classes: int) -> None:
         raise ValueError("pixels or cells are missing")
     if cells and not (0 <= arrays["classes"].min() and arrays["classes"].max() < classes):
         raise ValueError("a cell of an unknown class")
+    if not (0 <= arrays["source"].min() and arrays["source"].max() < sources):
+        raise ValueError("an image of an unknown source")

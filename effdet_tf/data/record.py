@@ -35,14 +35,19 @@ _FIELDS = {
     "annotated_boxes": ("cells/annotated_boxes", "<f4"),
     "classes": ("cells/classes", "<i4"),
     "iscrowd": ("cells/iscrowd", "u1"),
+    "scores": ("cells/scores", "<f4"),
 }
+CELL_ARRAYS = ("boxes", "classes", "masks", "iscrowd", "scores")  # that training reads
 _COUNT, _MASK_SIZE, _MASKS, _RLES = "cells/count", "cells/mask_size", "cells/masks", "cells/rles"
+_SCORES = _FIELDS["scores"][
+    0
+]  # records of before 2026-11-29 lack it: people annotated them, or certain labels
 # What training reads.
 _TRAINING_FEATURES = {
     key: tf.io.FixedLenFeature([], {"int": tf.int64, "float": tf.float32}.get(kind, tf.string))
     for key, kind in (*_FIELDS.values(), (_COUNT, "int"), (_MASK_SIZE, "int"), (_MASKS, "bytes"))
-    if kind != "text" and key != "cells/annotated_boxes"
-}
+    if kind != "text" and key not in ("cells/annotated_boxes", _SCORES)
+} | {_SCORES: tf.io.FixedLenFeature([], tf.string, "")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +79,14 @@ class ImageRecord:
     file_name: str  # path of the image inside the source
     source: str  # name of the data set
     cell_type: str  # cell type, empty when unknown
+    # float32 `[N]`, how sure each label is: 1 of people's (the default), of a network's the score to aim at
+    scores: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Refuse arrays that disagree."""
         cells = len(self.rles)
+        if self.scores is None:
+            object.__setattr__(self, "scores", np.ones(cells, np.float32))
         size = self.masks.shape[-1] if self.masks.ndim == 3 else -1
         expected = {
             "boxes": (cells, 4),
@@ -85,6 +94,7 @@ class ImageRecord:
             "classes": (cells,),
             "masks": (cells, size, size),
             "iscrowd": (cells,),
+            "scores": (cells,),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape or size < 1:
@@ -126,7 +136,8 @@ def deserialize(serialized: bytes) -> ImageRecord:
     """
     try:
         features = dict(tf.train.Example.FromString(serialized).features.feature)
-        fields = {name: _value(features[key], kind) for name, (key, kind) in _FIELDS.items()}
+        known = {name: entry for name, entry in _FIELDS.items() if name != "scores" or _SCORES in features}
+        fields = {name: _value(features[key], kind) for name, (key, kind) in known.items()}
         for name in ("boxes", "annotated_boxes"):
             fields[name] = fields[name].reshape(-1, 4)
         size = _value(features[_MASK_SIZE], "int")
@@ -158,8 +169,8 @@ def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str
 
     Returns:
         `image [H, W, C]` image_dtype, `boxes [N, 4]` float32 yxyx pixels, `classes [N]` int32,
-        `masks [N, m, m]` uint8, `iscrowd [N]` uint8, scalars `mean` and `std` float32, `bit_depth` int32
-        (8 or 16: what the pixel values are, whatever their type), `image_id` int64.
+        `masks [N, m, m]` uint8, `iscrowd [N]` uint8, `scores [N]` float32, scalars `mean` and `std` float32,
+        `bit_depth` int32 (8 or 16: what the pixel values are, whatever their type), `image_id` int64.
     """
     features = tf.io.parse_single_example(serialized, _TRAINING_FEATURES)
     encoded = features["image/encoded"]
@@ -171,12 +182,15 @@ def parse(serialized: tf.Tensor, image_dtype: tf.DType = tf.float32) -> dict[str
     shape = tf.stack([features["image/height"], features["image/width"], features["image/channels"]])
     count, size = features["cells/count"], features["cells/mask_size"]
     masks = tf.io.decode_raw(tf.io.decode_compressed(features["cells/masks"], "ZLIB"), tf.uint8)
+    scores = tf.io.decode_raw(features[_SCORES], tf.float32)
+    missing = tf.equal(tf.strings.length(features[_SCORES]), 0)
     return {
         "image": tf.ensure_shape(tf.reshape(image, shape), [None, None, None]),
         "boxes": tf.reshape(tf.io.decode_raw(features["cells/boxes"], tf.float32), [-1, 4]),
         "classes": tf.io.decode_raw(features["cells/classes"], tf.int32),
         "masks": tf.reshape(masks, tf.stack([count, size, size])),
         "iscrowd": tf.io.decode_raw(features["cells/iscrowd"], tf.uint8),
+        "scores": tf.cond(missing, lambda: tf.ones(tf.stack([count])), lambda: scores),
         "mean": features["image/mean"],
         "std": features["image/std"],
         "bit_depth": tf.cast(features["image/bit_depth"], tf.int32),

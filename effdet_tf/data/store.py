@@ -23,6 +23,7 @@ _OUTLINE_FEATURES = {
     **{f"image/{key}": tf.io.FixedLenFeature([], tf.int64) for key in _OUTLINE_KEYS},
     "cells/count": tf.io.FixedLenFeature([], tf.int64),
     "cells/mask_size": tf.io.FixedLenFeature([], tf.int64),
+    "image/source": tf.io.FixedLenFeature([], tf.string),
 }
 
 
@@ -41,6 +42,7 @@ class RecordStore:
     Attributes:
         images: number of images.
         cells: int64 `[images]`, cells of each.
+        sources: text `[images]`, name of the source of each.
         fingerprint: of the contents of all shards, hexadecimal.
         class_names: names of the classes.
         category_ids: their ids in the source.
@@ -89,7 +91,7 @@ class RecordStore:
         self.mask_size = manifests[0].mask_size
         self.masks = all(manifest.masks for manifest in manifests)
         self.cell_sizes = np.concatenate([np.reshape(m.cell_sizes, (-1, 2)) for m in manifests])
-        self._paths, self._index = _scan(folders)
+        self._paths, self._index, self.sources = _scan(folders)
         self.images, self.even = len(self._index), even
         if self.images == 0:
             raise UserError(f"{', '.join(map(str, folders))}: no images; convert a source that has some")
@@ -124,7 +126,13 @@ class RecordStore:
             "size": np.stack([index.height, index.width, index.channels], 1).astype(np.int32),
             "count": index.count,
             "cell_sizes": self.cell_sizes,
+            "source": np.unique(self.sources, return_inverse=True)[1].astype(np.int32),
         }
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, in the order that `to_arrays` counts them."""
+        return tuple(map(str, np.unique(self.sources)))
 
     @property
     def _image_dtype(self) -> tf.DType:
@@ -134,7 +142,7 @@ class RecordStore:
         """What all records take in memory once decoded."""
         index = self._index
         pixels = int((index.height * index.width * index.channels).sum()) * self._image_dtype.size
-        return pixels + int((index.count * (index.mask_size**2 + 4 * 4 + 4 + 1)).sum())
+        return pixels + int((index.count * (index.mask_size**2 + 4 * 4 + 4 + 1 + 4)).sum())
 
     def _locate(self) -> None:
         index = self._index
@@ -165,6 +173,7 @@ class RecordStore:
             "classes": np.empty(cells, np.int32),
             "masks": np.empty((cells, size, size), np.uint8),
             "iscrowd": np.empty(cells, np.uint8),
+            "scores": np.empty(cells, np.float32),
         }
         scalars: dict[str, np.ndarray] = {
             "mean": np.empty(self.images, np.float32),
@@ -199,7 +208,7 @@ class RecordStore:
     def _fetch_cached(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         first, last, cell, cell_end, height, width, channels = tf.unstack(self._spans[number])
         example = {name: value[number] for name, value in self._scalars.items()}
-        for name in ("boxes", "classes", "masks", "iscrowd"):
+        for name in record_lib.CELL_ARRAYS:
             example[name] = self._flat[name][cell:cell_end]
         example["image"] = tf.reshape(self._flat["image"][first:last], tf.stack([height, width, channels]))
         return example
@@ -210,10 +219,15 @@ def _even(image: np.ndarray) -> tuple[np.ndarray, np.float32, np.float32]:
     return pixels, np.float32(mean), np.float32(std)
 
 
-def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:
-    """Read all shards once, checksums included: their paths, and the `_INDEX` of every record, int64."""
+def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray, np.ndarray]:
+    """Read all shards once, checksums included.
+
+    Returns:
+        Their paths, the `_INDEX` of every record, int64, and the name of its source.
+    """
     paths: list[str] = []
     rows: list[np.ndarray] = []
+    names: list[bytes] = []
     for folder in folders:
         shards = load_manifest(folder).shards
         for path, shard in zip(record_lib.shard_paths(folder), shards, strict=True):
@@ -221,7 +235,8 @@ def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:
                 parts = [_outlines(records) for records in record_lib.read_shard(str(path)).batch(16)]
             except (tf.errors.OpError, ValueError) as error:
                 raise UserError(f"{path}: damaged ({_reason(error)}); convert the data again") from error
-            found = np.concatenate([np.zeros((0, 7), np.int64), *parts])
+            found = np.concatenate([np.zeros((0, 7), np.int64), *(numbers for numbers, _ in parts)])
+            names += [name for _, part in parts for name in part]
             if len(found) != shard["images"]:
                 raise UserError(
                     f"{path}: {len(found)} images, not {shard['images']} as in the manifest; convert again"
@@ -231,14 +246,17 @@ def _scan(folders: Sequence[Path]) -> tuple[list[str], np.recarray]:
             rows.append(np.concatenate([place, found], 1))
             paths.append(str(path))
     table = np.concatenate([np.zeros((0, len(_INDEX)), np.int64), *rows])
-    return paths, np.rec.fromarrays(table.T, names=list(_INDEX))  # type: ignore[call-overload]
+    index = np.rec.fromarrays(table.T, names=list(_INDEX))  # type: ignore[call-overload]
+    return paths, index, np.array([name.decode() for name in names], np.str_)
 
 
-def _outlines(serialized: tf.Tensor) -> np.ndarray:
+def _outlines(serialized: tf.Tensor) -> tuple[np.ndarray, list[bytes]]:
+    """Length and `_OUTLINE_FEATURES` of a few records, int64 `[R, 7]`, and the names of their sources."""
     features = tf.io.parse_example(serialized, _OUTLINE_FEATURES)
     sizes = [features[f"image/{key}"] for key in _OUTLINE_KEYS]
     length = tf.cast(tf.strings.length(serialized), tf.int64)
-    return tf.stack([length, *sizes, features["cells/count"], features["cells/mask_size"]], 1).numpy()
+    numbers = tf.stack([length, *sizes, features["cells/count"], features["cells/mask_size"]], 1)
+    return numbers.numpy(), features["image/source"].numpy().tolist()
 
 
 def _reason(error: Exception) -> str:

@@ -40,6 +40,7 @@ def example(channels: int = 1, sixteen: bool = False, seed: int = 0) -> dict[str
         "classes": np.arange(CELLS, dtype=np.int32),
         "masks": (np.clip(edge - np.hypot(y, x) + 0.5, 0, 1) * 255).astype(np.uint8),
         "iscrowd": (np.arange(CELLS) == 7).astype(np.uint8),
+        "scores": np.linspace(0.1, 1, CELLS, dtype=np.float32),
         "mean": np.float32(image.mean()),
         "std": np.float32(image.std()),
         "bit_depth": np.int32(16 if sixteen else 8),
@@ -103,6 +104,7 @@ def test_the_same_draws_give_the_crop_that_tensorflow_gives(name: str, monkeypat
 def test_an_image_without_cells_gives_a_crop_without_cells() -> None:
     source = example() | {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)}
     source |= {"masks": np.zeros((0, 28, 28), np.uint8), "iscrowd": np.zeros(0, np.uint8)}
+    source["scores"] = np.zeros(0, np.float32)
     found = numpy_crops.augment(source, np.int32([1, 2]), AugmentConfig(), DataConfig(crop_size=(32, 32)))
     assert found["boxes"].shape == (0, 4) and found["masks"].shape == (0, 28, 28)
     assert found["classes"].shape == (0,) and found["image"].shape == (32, 32, 1)
@@ -177,7 +179,7 @@ def test_batches_are_those_of_the_pipeline_in_shape_and_order(packed: PackedSet,
         np.testing.assert_array_equal(ours["image_id"], theirs["image_id"])
         for name, value in theirs.items():
             assert ours[name].dtype == value.dtype, name
-            if name not in ("boxes", "classes", "masks"):
+            if name not in ("boxes", "classes", "masks", "scores"):
                 assert ours[name].shape == value.shape, name
         assert ours["classes"].shape == (5, PLACES) and ours["boxes"].shape == (5, PLACES, 4)
         cells = ours["classes"] >= 0
@@ -222,6 +224,7 @@ def test_padding_grows_by_steps_and_the_largest_cells_stay() -> None:
     crowded["boxes"][:, 2] += np.arange(many, dtype=np.float32) / 4
     crowded |= {"classes": np.arange(many, dtype=np.int32), "iscrowd": np.zeros(many, np.uint8)}
     crowded["masks"] = np.full((many, 28, 28), 255, np.uint8)
+    crowded["scores"] = np.ones(many, np.float32)
     arrays = {
         "size": np.int32([[*SIZE, 1]]),
         "count": np.int64([many]),

@@ -44,6 +44,7 @@ def example_of(masks: list[np.ndarray], dtype=np.uint8, channels: int = 1, seed:
         "classes": tf.range(len(masks)),
         "masks": tf.constant(np.reshape([patch_to_bitmap(p, 28) for p in patches], (-1, 28, 28)), tf.uint8),
         "iscrowd": tf.zeros(len(masks), tf.uint8),
+        "scores": tf.ones(len(masks)),
         "mean": tf.constant(image.mean(), tf.float32),
         "std": tf.constant(image.std(), tf.float32),
         "bit_depth": tf.constant(16 if dtype == np.uint16 else 8),
@@ -158,7 +159,7 @@ def test_any_number_of_cells(cells, eager):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[80:100, 120:140] = True
     example = example_of([mask] * min(cells, 1))
-    for key in ("boxes", "masks", "iscrowd"):
+    for key in ("boxes", "masks", "iscrowd", "scores"):
         example[key] = tf.repeat(example[key], cells, 0)
     example["classes"] = tf.range(cells)
     config, data = plain(scale_range=(0.5, 0.5)), DataConfig(crop_size=(140, 140))
@@ -252,6 +253,7 @@ def test_what_is_left_of_a_cell_that_is_cut_too_far_is_neither_cell_nor_backgrou
         "boxes": tf.constant([[0.0, 0, 20, 20], [18, 5, 38, 15], [0, 19.5, 20, 40], [40, 40, 50, 50]]),
         "classes": tf.range(4),
         "masks": tf.fill((4, 28, 28), tf.constant(255, tf.uint8)),
+        "scores": tf.ones(4),
     }
     window, scale = tf.constant([0, 0, 20, 20]), tf.constant([2.0, 2.0])
     found = augment_lib.crop_cells(example, tf.fill(4, True), window, scale, (40, 40), 0.25)
@@ -274,6 +276,7 @@ def test_a_cell_without_mask_in_the_rest_of_its_box_is_dropped():
         "boxes": tf.constant([[0.0, 0.0, 60.0, 60.0]]),
         "classes": tf.constant([0]),
         "masks": tf.constant(bitmap),
+        "scores": tf.ones(1),
     }
     keep, same = tf.constant([True]), tf.ones(2)
     corner = augment_lib.crop_cells(example, keep, tf.constant([0, 35, 25, 25]), same, (25, 25), 0.1)

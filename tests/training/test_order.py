@@ -12,7 +12,7 @@ CELLS = np.array([0, 1, 4, 100, 400, 9])
 
 
 def plan(balance, per_image=1, epoch=0, cells=CELLS):
-    store = SimpleNamespace(images=len(cells), cells=cells)
+    store = SimpleNamespace(images=len(cells), cells=cells, sources=np.full(len(cells), "one"))
     return epoch_plan(store, DataConfig(balance=balance, crops_per_image=per_image), 3, epoch)
 
 

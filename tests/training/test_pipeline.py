@@ -106,6 +106,7 @@ def test_batches_have_fixed_shapes_and_padding(data_dir):
         "boxes": ((4, 40, 4), tf.float32),
         "classes": ((4, 40), tf.int32),
         "masks": ((4, 40, 28, 28), tf.uint8),
+        "scores": ((4, 40), tf.float32),
         "ignored": ((4, 128, 4), tf.float32),
         "scale": ((4, 2), tf.float32),
         "image_id": ((4,), tf.int64),
@@ -223,6 +224,7 @@ def test_2000_cells_and_none(tmp_path):
 def test_the_largest_cells_stay_and_the_rest_is_counted(eager):
     record = record_of(0, 50)
     example = {"boxes": record.boxes, "classes": np.arange(50, dtype=np.int32), "masks": record.masks}
+    example["scores"] = record.scores
     sides = np.arange(200, dtype=np.float32)[:, None]
     example["ignored"] = np.concatenate([sides * 0, sides * 0, sides, sides], 1)
     example = {key: tf.constant(value) for key, value in example.items()}

@@ -30,6 +30,8 @@ class Cell(NamedTuple):
     class_id: int  # from 0
     box: np.ndarray | None = None  # float32 [4] yxyx pixels as annotated, where the source has boxes
     iscrowd: bool = False  # neither trained on nor counted
+    score: float = 1.0  # how sure the label is, see `ImageRecord.scores`
+    bitmap: np.ndarray | None = None  # uint8 [m, m], a network's probability over the patch's box, times 255
 
 
 # (height, width, file name, faults) -> the cells of an image of that size; what is wrong goes to `faults`. A
