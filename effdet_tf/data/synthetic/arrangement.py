@@ -13,7 +13,7 @@ SIZES = (8.0, 120.0)  # typical diameter of an image's cells, pixels
 _EMPTY = 0.06  # share of the images without any cell
 _LONGEST = 330.0  # pixels: a cell with its margin has to fit into the grain it is filled with
 # Share of the field that cells cover, and how often: a few cells, sparse, half full, colonies, sheets.
-_COVERS = ((0.25, 0.0, 0.03), (0.25, 0.03, 0.12), (0.2, 0.12, 0.35), (0.15, 0.35, 0.6), (0.15, 0.75, 1.0))
+_COVERS = ((0.15, 0.0, 0.03), (0.25, 0.03, 0.12), (0.25, 0.12, 0.35), (0.15, 0.35, 0.6), (0.2, 0.75, 1.0))
 
 
 def arrange(

@@ -42,6 +42,7 @@ class _Style(NamedTuple):
     grain: float  # deviation of the texture
     spots: float  # of granules and vacuoles
     opacity: float  # how far a cell hides what lies below
+    tilt: tuple[float, float] = (0.0, 0.0)  # x and y: how much stronger lines are on this flank
 
 
 def render_varied(
@@ -109,8 +110,8 @@ def _choose_style(rng: np.random.Generator, look: str, diameter: float) -> _Styl
             rim_width=0.8 * scale,
             fringe=0.0,
             fringe_width=1.0,
-            grain=rng.uniform(0.1, 0.45),
-            spots=rng.uniform(0.2, 1.0),
+            grain=np.exp(rng.uniform(np.log(0.1), np.log(0.9))),
+            spots=rng.uniform(0.2, 1.6),
             opacity=rng.uniform(0.7, 1.0),
         )
     sign = 1 if look == "Bright" else -1
@@ -148,12 +149,13 @@ def _rimmed(rng: np.random.Generator, scale: float) -> _Style:
         dome=rng.uniform(-0.3, 0.4),
         rim=rim,
         rim_at=rng.uniform(0.7, 1.3) * scale,
-        rim_width=rng.uniform(0.65, 1.1) * scale,
+        rim_width=rng.uniform(0.6, 1.6) * scale,
         fringe=rng.choice([0.0, 0.15, 0.35]) * rim * rng.uniform(0.5, 1),
         fringe_width=rng.uniform(2, 5) * scale,
         grain=rng.uniform(0.02, 0.1) * rim,
         spots=rng.uniform(0.1, 0.6) * rim,
         opacity=rng.uniform(0.8, 1.0),
+        tilt=tuple(rng.normal(0, 0.15, 2).clip(-0.35, 0.35)),
     )
 
 
@@ -173,6 +175,7 @@ def _outlined(rng: np.random.Generator, scale: float) -> _Style:
         grain=rng.uniform(0.03, 0.25) * abs(line),
         spots=rng.choice([-1, 1]) * rng.uniform(0.1, 0.8) * abs(line),
         opacity=rng.uniform(0.4, 1.0),
+        tilt=tuple(rng.normal(0, 0.2, 2).clip(-0.4, 0.4)),
     )
 
 
@@ -218,14 +221,16 @@ def _paint(
     bulge = np.sqrt(1 - (1 - np.clip(d / (0.45 * size), 0, 1)) ** 2)
     cover = np.clip(d + 0.5, 0, 1)
     profile = style.body * rng.uniform(0.8, 1.2) * cover * (1 - style.dome + style.dome * bulge)
-    profile += style.rim * rng.uniform(0.75, 1.2) * bell(d, style.rim_at, style.rim_width) * cover
+    line = style.rim * rng.uniform(0.75, 1.2) * bell(d, style.rim_at, style.rim_width) * cover
     fade = np.clip((d[0] - d) / d[0], 0, 1)
     profile += style.fringe * bell(d, -0.6, style.fringe_width) * (d < 0) * fade
     levels = np.clip((depth - d[0]) * 8, 0, len(d) - 1).astype(np.intp)
     row, column = (int(rng.integers(0, _GRAIN - side, endpoint=True)) for side in depth.shape)
     cut = np.s_[row : row + depth.shape[0], column : column + depth.shape[1]]
     inner = np.clip((depth - style.rim_at) / 2, 0, 1)
-    look = profile.astype(np.float32)[levels]
+    v, u = np.ogrid[-1 : 1 : depth.shape[0] * 1j, -1 : 1 : depth.shape[1] * 1j]
+    flank = 1 + style.tilt[0] * u + style.tilt[1] * v
+    look = profile.astype(np.float32)[levels] + line[levels] * flank.astype(np.float32)
     look += np.float32(style.grain) * inner * (0.6 * grains[0][cut] + grains[1][cut])
     contents = _contents(rng, depth, size, style.spots)
     return look + inner * contents
