@@ -92,13 +92,14 @@ def light(rng: np.random.Generator, height: int, width: int, ground: float, diam
     return field.astype(np.float32)
 
 
-def expose(rng: np.random.Generator, picture: np.ndarray, diameter: float) -> np.ndarray:
+def expose(rng: np.random.Generator, picture: np.ndarray, diameter: float, contrast: float) -> np.ndarray:
     """Blur, noise, a scale bar now and then, and the roughness of a lossy file.
 
     Args:
         rng: random numbers.
         picture: float32 `[H, W]` in gray levels.
         diameter: typical diameter of the cells in pixels: small ones stand less blur.
+        contrast: gray levels between a cell's marks and the field: weak ones stand less noise.
 
     Returns:
         The image uint8 `[H, W]`.
@@ -108,7 +109,7 @@ def expose(rng: np.random.Generator, picture: np.ndarray, diameter: float) -> np
     if rng.random() < 0.4:
         grain = 1.6 * cv2.GaussianBlur(grain, (0, 0), 0.7)
     # Light arrives in quanta: bright places are noisier.
-    level = np.float32(rng.choice([0.5, 1.5, 3.0]) * rng.uniform(0.6, 1.4))
+    level = np.float32(min(rng.choice([0.5, 1.5, 3.0]) * rng.uniform(0.6, 1.4), contrast / 9))
     picture = picture + level * grain * (0.5 + 0.5 * np.sqrt(np.maximum(picture, 0) / 128))
     image = np.clip(np.round(picture), 0, 255).astype(np.uint8)
     if rng.random() < 0.22 and min(image.shape) >= 200:
@@ -116,7 +117,7 @@ def expose(rng: np.random.Generator, picture: np.ndarray, diameter: float) -> np
     if rng.random() < 0.35:
         quality = int(rng.integers(45, 92))
         code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        image = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE)
+        return np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE), np.uint8)
     return image
 
 

@@ -85,11 +85,11 @@ def render_varied(
         if (polygon := _draw_cell(rng, canvas, outline, grains, style)) is not None:
             cells.append(RenderedCell(polygon, look))
     if look == "Relief":
-        canvas = _shear(rng, canvas, diameter)
+        canvas, strength = _shear(rng, canvas, diameter)
     field = light(rng, height, width, style.ground, diameter)
     # What shines through cells is the same uneven light.
     picture = field + canvas * (0.5 + 0.5 * field / max(style.ground, 1.0))
-    return expose(rng, picture, diameter), cells
+    return expose(rng, picture, diameter, strength), cells
 
 
 def _choose_style(rng: np.random.Generator, look: str, diameter: float) -> _Style:
@@ -162,7 +162,7 @@ def _rimmed(rng: np.random.Generator, scale: float) -> _Style:
 def _outlined(rng: np.random.Generator, scale: float) -> _Style:
     """Faint bodies with a thin line of defocus, dark or bright, and a weaker, opposite one outside."""
     ground = rng.uniform(80, 200)
-    line = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(9), np.log(70)))
+    line = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(14), np.log(70)))
     return _Style(
         ground=ground,
         body=rng.normal() * 0.12 * abs(line),
@@ -259,10 +259,11 @@ def _contents(rng: np.random.Generator, depth: np.ndarray, size: float, strength
     return found
 
 
-def _shear(rng: np.random.Generator, thickness: np.ndarray, diameter: float) -> np.ndarray:
-    """Gray levels of a relief: the slope of the thickness towards a light from any side."""
+def _shear(rng: np.random.Generator, thickness: np.ndarray, diameter: float) -> tuple[np.ndarray, float]:
+    """Gray levels of a relief, the slope of the thickness towards a light from any side; those of a flank."""
     smooth = cv2.GaussianBlur(thickness, (0, 0), rng.uniform(0.6, min(0.7 + 0.012 * diameter, 1.4)))
     angle, gain = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(40), np.log(170)))
     across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8)
     down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8)
-    return np.float32(gain) * (np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * down)
+    slope = np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * down
+    return np.float32(gain) * slope, 0.4 * float(gain)
