@@ -141,19 +141,21 @@ def _rimmed(rng: np.random.Generator, scale: float) -> _Style:
     ground = (rng.uniform(4, 35), rng.uniform(50, 120), rng.uniform(120, 190))[
         rng.choice(3, p=(0.4, 0.35, 0.25))
     ]
-    rim = rng.uniform(35, 190) if ground < 120 else rng.uniform(30, 250 - ground)
+    bright = rng.uniform(35, 190) if ground < 120 else rng.uniform(25, 240 - ground)
+    # On black a body cannot be darker than the ground: it is like it, or a little lighter.
+    body = rng.uniform(-0.75, 0.15) * ground + (rng.uniform(0, 25) if ground < 35 else 0)
+    rim = bright - min(body, 0)  # so that it is brighter than the ground, too
     return _Style(
         ground=ground,
-        # On black a body cannot be darker than the ground: it is like it, or a little lighter.
-        body=rng.uniform(-0.75, 0.15) * ground + (rng.uniform(0, 25) if ground < 35 else 0),
+        body=body,
         dome=rng.uniform(-0.3, 0.4),
         rim=rim,
         rim_at=rng.uniform(0.7, 1.3) * scale,
         rim_width=rng.uniform(0.6, 1.6) * scale,
-        fringe=rng.choice([0.0, 0.15, 0.35]) * rim * rng.uniform(0.5, 1),
+        fringe=rng.choice([0.0, 0.15, 0.35]) * bright * rng.uniform(0.5, 1),
         fringe_width=rng.uniform(2, 5) * scale,
-        grain=rng.uniform(0.02, 0.1) * rim,
-        spots=rng.uniform(0.1, 0.6) * rim,
+        grain=rng.uniform(0.02, 0.1) * bright,
+        spots=rng.uniform(0.1, 0.5) * bright,
         opacity=rng.uniform(0.8, 1.0),
         tilt=tuple(rng.normal(0, 0.15, 2).clip(-0.35, 0.35)),
     )
