@@ -10,8 +10,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     """Add the verb `synthetic` to the command line."""
     parser = subparsers.add_parser(
         "synthetic",
-        help="write a synthetic phase-contrast data set in LIVECell's layout",
-        description="Write synthetic phase-contrast images (8-bit tif) with COCO polygons, laid out as "
+        help="write a synthetic data set in LIVECell's layout",
+        description="Write synthetic microscopy images (8-bit tif) with COCO polygons, laid out as "
         "LIVECell is and ready for `convert livecell`. The same arguments give the same bytes.",
         examples=[
             (
@@ -19,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
                 "made --train 24 --val 6",
             ),
             ("large images with many cells", "dense --train 4 --val 2 --size 1040 1408 --cells 800 1200"),
+            ("rims, bright and dark cells, relief and bright field", "varied --looks varied --train 200"),
         ],
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
@@ -35,9 +36,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "--cells",
         type=int,
         nargs=2,
-        default=(30, 160),
         metavar=("MIN", "MAX"),
-        help="cells per image (default: 30 160)",
+        help="cells per image (default: 30 160); of varied looks MAX is the upper bound (default: 600) and "
+        "MIN does not count, since some of their fields are empty",
+    )
+    parser.add_argument(
+        "--looks",
+        default="phase",
+        metavar="LOOKS",
+        help="phase: phase contrast on gray; varied: dark cells with bright rims, bright cells, dark cells, "
+        "relief (DIC) and bright field on any ground, of 8 to 120 pixels (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all chance (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -49,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
     from effdet_tf.data.synthetic.dataset import generate
 
     report = generate(
-        args.out, args.train, args.val, tuple(args.size), tuple(args.cells), seed=args.seed, progress=True
+        args.out,
+        args.train,
+        args.val,
+        tuple(args.size),
+        tuple(args.cells) if args.cells else None,
+        seed=args.seed,
+        progress=True,
+        looks=args.looks,
     )
     splits = ", ".join(
         f"{split} {report.images[split]} images, {report.cells[split]} cells" for split in report.images

@@ -1,4 +1,4 @@
-"""A synthetic phase-contrast data set in LIVECell's layout: everything can be tried without a download."""
+"""A synthetic data set in LIVECell's layout: everything can be tried without a download."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from tqdm import tqdm
 
 from effdet_tf.data.synthetic.phase_contrast import RenderedCell, render_image
 from effdet_tf.data.synthetic.shapes import CELL_TYPES
+from effdet_tf.data.synthetic.varied import LOOKS, MAX_CELLS, render_varied
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 
 IMAGES = Path("images") / "livecell_train_val_images"
 ANNOTATIONS = Path("annotations") / "LIVECell"
 _LICENSE = {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+# What each choice of looks draws in turn, one type an image, and the cells of an image unless told.
+CHOICES = {"phase": CELL_TYPES, "varied": LOOKS}
+_CELLS = {"phase": (30, 160), "varied": (0, MAX_CELLS)}
 _MIN_SIDE = 32
 _MAX_CELLS = 5000
 
@@ -37,9 +41,10 @@ def generate(
     train: int = 48,
     val: int = 12,
     size: tuple[int, int] = (520, 704),
-    cells_per_image: tuple[int, int] = (30, 160),
+    cells_per_image: tuple[int, int] | None = None,
     seed: int = 0,
     progress: bool = False,
+    looks: str = "phase",
 ) -> SyntheticReport:
     """Write images and annotations as LIVECell lays them out.
 
@@ -52,14 +57,20 @@ def generate(
         train: number of training images.
         val: number of validation images.
         size: height and width in pixels.
-        cells_per_image: minimum and maximum of an image; a cell that leaves the image may be missing.
+        cells_per_image: minimum and maximum of an image, 30 and 160 unless given; a cell that leaves the
+            image may be missing. Of varied looks only the maximum counts, 600 unless given: empty fields
+            are part of them.
         seed: of everything random.
         progress: show a progress bar on stderr.
+        looks: "phase" for phase contrast on gray, or "varied" for rims, bright and dark cells, relief and
+            bright field on any ground, of 8 to 120 pixels.
 
     Raises:
         UserError: when a number makes no sense, or `out` cannot be written to.
     """
-    low, high = cells_per_image
+    if looks not in CHOICES:
+        raise UserError(f"synthetic: unknown looks {looks!r}; choose one of {', '.join(CHOICES)}")
+    low, high = cells_per_image = cells_per_image or _CELLS[looks]
     if train < 0 or val < 0 or train + val == 0:
         raise UserError(f"synthetic: {train} train and {val} val images; give at least one image")
     if not 0 <= low <= high <= _MAX_CELLS:
@@ -74,7 +85,7 @@ def generate(
     with tqdm(total=train + val, desc="synthetic", unit="image", disable=not progress) as bar:
         for split, count in (("train", train), ("val", val)):
             try:
-                annotations = _write_split(out, split, count, size, cells_per_image, seed, bar)
+                annotations = _write_split(out, split, count, size, cells_per_image, seed, bar, looks)
             except OSError as error:
                 reason = f"cannot write to {out}: {error.strerror or error}; choose another folder"
                 raise UserError(f"synthetic: {reason}") from error
@@ -82,12 +93,13 @@ def generate(
     return SyntheticReport(images, cells)
 
 
-def image_name(split: str, index: int) -> str:
+def image_name(split: str, index: int, looks: str = "phase") -> str:
     """File name of an image, as LIVECell makes them: the type is its first token."""
-    cell_type = CELL_TYPES[index % len(CELL_TYPES)]
-    turn = index // len(CELL_TYPES)
+    cell_types = CHOICES[looks]
+    cell_type = cell_types[index % len(cell_types)]
+    turn = index // len(cell_types)
     # Rows A-D are for training and E-H for validation: the splits share no well.
-    row = ("ABCD" if split == "train" else "EFGH")[index % len(CELL_TYPES)]
+    row = ("ABCD" if split == "train" else "EFGH")[index % len(cell_types) % 4]
     crop, step = turn % 4 + 1, turn // 4
     column, step = step % 12 + 1, step // 12
     location, step = step % 2 + 1, step // 2
@@ -102,24 +114,29 @@ def _write_split(
     cells_per_image: tuple[int, int],
     seed: int,
     bar: tqdm,
+    looks: str,
 ) -> int:
     """Write the images of one split, then its JSON; return the number of cells."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
         rng = np.random.default_rng([seed, split == "val", index])
-        name = image_name(split, index)
+        name = image_name(split, index, looks)
         cell_type = name.split("_")[0]
-        n_cells = int(rng.integers(cells_per_image[0], cells_per_image[1] + 1))
-        image, cells = render_image(rng, *size, n_cells, cell_type)
+        if looks == "varied":
+            image, cells = render_varied(rng, *size, cell_type, cells_per_image[1])
+        else:
+            n_cells = int(rng.integers(cells_per_image[0], cells_per_image[1] + 1))
+            image, cells = render_image(rng, *size, n_cells, cell_type)
         with atomic_write(out / IMAGES / cell_type / name) as temporary:
             tifffile.imwrite(temporary, image, compression="zlib", metadata=None, software=False)
         image_id = index + 1 + (split == "val") * 1_000_000
         images.append({"id": image_id, "width": size[1], "height": size[0], "file_name": name})
         annotations += annotate(cells, image_id, len(annotations) + 1 + (split == "val") * 100_000_000)
         bar.update()
+    subject = "phase contrast" if looks == "phase" else "cells of varied looks"
     document = {
-        "info": {"version": "1.0", "description": f"Synthetic phase contrast, seed {seed}"},
+        "info": {"version": "1.0", "description": f"Synthetic {subject}, seed {seed}"},
         "licenses": [_LICENSE],
         "categories": [{"supercategory": "cell", "id": 1, "name": "cell"}],
         "images": images,

@@ -9,7 +9,7 @@ import numpy as np
 
 from effdet_tf.data.synthetic.shapes import CellShape, lay_out
 
-_FINE = 2  # outlines are rasterised this much finer than the picture
+FINE = 2  # outlines are rasterised this much finer than the picture
 _MARGIN = 7  # pixels round a cell that its halo reaches
 _GRAIN = 256  # more than the longest cell with its margin
 _DEPTHS = np.arange(-10, 40, 1 / 16, dtype=np.float32)  # pixels from a cell's rim, inwards
@@ -52,7 +52,7 @@ def render_image(
     """
     rng = np.random.default_rng(rng)
     outlines = lay_out(rng, height, width, n_cells, cell_type)
-    grain = _Grain(_noise(rng, 0.8), _noise(rng, 2.2))
+    grain = _Grain(noise(rng, 0.8), noise(rng, 2.2))
     canvas = np.zeros((height, width), np.float32)
     strength = rng.uniform(0.85, 1.5)
     light = rng.uniform(0, 2 * np.pi)
@@ -66,9 +66,9 @@ def render_image(
     return _expose(rng, canvas), cells
 
 
-def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Smooth noise `[_GRAIN, _GRAIN]`, zero mean and unit deviation."""
-    field = cv2.GaussianBlur(rng.standard_normal((_GRAIN, _GRAIN), np.float32), (0, 0), sigma)
+def noise(rng: np.random.Generator, sigma: float, side: int = _GRAIN) -> np.ndarray:
+    """Smooth noise float32 `[side, side]` with grains of `sigma` pixels, zero mean and unit deviation."""
+    field = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), sigma)
     field -= cv2.GaussianBlur(field, (0, 0), 2.5 * sigma)
     return field / field.std()
 
@@ -83,20 +83,14 @@ def _draw_cell(
 ) -> np.ndarray | None:
     """Draw one cell onto `canvas`; return its polygon inside it, or None when too little is visible."""
     height, width = canvas.shape
-    points = np.concatenate(outline.pieces)
-    x0, y0 = np.floor(points.min(0)).astype(int) - _MARGIN
-    x1, y1 = np.ceil(points.max(0)).astype(int) + _MARGIN
-    mask = np.zeros(((y1 - y0) * _FINE, (x1 - x0) * _FINE), np.uint8)
-    for piece in outline.pieces:
-        # 4 fractional bits; fillPoly counts from pixel centres
-        corners = np.round(((piece - (x0, y0)) * _FINE - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(mask, [corners], 1, shift=4)
-    polygon = _trace(mask, x0, y0, height, width)
+    mask, x0, y0 = rasterise(outline.pieces, _MARGIN)
+    x1, y1 = x0 + mask.shape[1] // FINE, y0 + mask.shape[0] // FINE
+    polygon = trace(mask, x0, y0, height, width)
     if polygon is None:
         return None
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
-    depth = cv2.resize((inside - outside) / _FINE, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    depth = cv2.resize((inside - outside) / FINE, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
     row, column = rng.integers(0, _GRAIN - np.array(depth.shape), endpoint=True)
     cut = np.s_[row : row + depth.shape[0], column : column + depth.shape[1]]
     fine, coarse = grain.fine[cut], grain.coarse[cut]
@@ -105,7 +99,7 @@ def _draw_cell(
     # One flank is lit and the other in shade, as with a condenser that is slightly off axis.
     across, down = cv2.Sobel(depth, cv2.CV_32F, 1, 0), cv2.Sobel(depth, cv2.CV_32F, 0, 1)
     towards = across * np.cos(light) + down * np.sin(light)
-    look += _bell(_DEPTHS, 0, 1.5)[_levels(depth)] * towards * np.float32(strength)
+    look += bell(_DEPTHS, 0, 1.5)[_levels(depth)] * towards * np.float32(strength)
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
     part = np.s_[top - y0 : bottom - y0, left - x0 : right - x0]
     cover = np.clip(depth[part] + 0.5, 0, 1) * (0.85 if outline.look == "refractile" else 0.6)
@@ -115,15 +109,28 @@ def _draw_cell(
     return polygon
 
 
-def _trace(mask: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.ndarray | None:
+def rasterise(pieces: list[np.ndarray], margin: int) -> tuple[np.ndarray, int, int]:
+    """Mask uint8 of the union of polygons, `FINE` times finer than pixels, and its first x and y."""
+    points = np.concatenate(pieces)
+    x0, y0 = np.floor(points.min(0)).astype(int) - margin
+    x1, y1 = np.ceil(points.max(0)).astype(int) + margin
+    mask = np.zeros(((y1 - y0) * FINE, (x1 - x0) * FINE), np.uint8)
+    for piece in pieces:
+        # 4 fractional bits; fillPoly counts from pixel centres
+        corners = np.round(((piece - (x0, y0)) * FINE - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(mask, [corners], 1, shift=4)
+    return mask, int(x0), int(y0)
+
+
+def trace(mask: np.ndarray, x0: int, y0: int, height: int, width: int) -> np.ndarray | None:
     """Polygon float32 `[K, 2]` round the largest part of a fine mask that lies in the image."""
     top, left = max(-y0, 0), max(-x0, 0)
-    visible = mask[top * _FINE : max(height - y0, 0) * _FINE, left * _FINE : max(width - x0, 0) * _FINE]
+    visible = mask[top * FINE : max(height - y0, 0) * FINE, left * FINE : max(width - x0, 0) * FINE]
     contours, _ = cv2.findContours(visible, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return None
     contour = cv2.approxPolyDP(max(contours, key=cv2.contourArea), 0.7, True)[:, 0]
-    polygon = ((contour + 0.5) / _FINE + (x0 + left, y0 + top)).astype(np.float32)
+    polygon = ((contour + 0.5) / FINE + (x0 + left, y0 + top)).astype(np.float32)
     return None if len(polygon) < 3 or cv2.contourArea(polygon) < 12 else polygon
 
 
@@ -134,8 +141,8 @@ def _flat(
     d = _DEPTHS
     inner = np.clip(d + 0.3, 0, 1)
     profile = -rng.uniform(2, 10) * inner * (1 - np.exp(-np.maximum(d, 0) / 2))
-    profile -= rng.uniform(16, 32) * _bell(d, 0.7, rng.uniform(0.7, 0.95))
-    profile += rng.uniform(18, 34) * _bell(d, -0.95, 0.95) + 4 * _bell(d, -3, 2.2)
+    profile -= rng.uniform(16, 32) * bell(d, 0.7, rng.uniform(0.7, 0.95))
+    profile += rng.uniform(18, 34) * bell(d, -0.95, 0.95) + 4 * bell(d, -3, 2.2)
     grains = rng.uniform(8, 18) * inner * np.clip(d / (0.26 * size), 0.25, 1)
     levels = _levels(depth)
     look = profile[levels] + grains[levels] * (fine + 0.45 * coarse)
@@ -159,8 +166,8 @@ def _draw_nucleus(rng: np.random.Generator, look: np.ndarray, depth: np.ndarray,
     u = columns * np.float32(np.cos(turn)) + rows * np.float32(np.sin(turn))
     v = rows * np.float32(np.cos(turn)) - columns * np.float32(np.sin(turn))
     distance = np.sqrt(u * u + (v / squeeze) ** 2) - radius
-    window -= rng.uniform(2, 12) * _bell(distance, 0, 0.8)
-    window += 4 * _bell(distance, -1.6, 1.0)
+    window -= rng.uniform(2, 12) * bell(distance, 0, 0.8)
+    window += 4 * bell(distance, -1.6, 1.0)
     for _ in range(rng.integers(1, 4)):
         spot = rng.normal(0, 0.35 * radius, 2)
         window -= rng.uniform(10, 26) * np.exp(-((u - spot[0]) ** 2 + (v - spot[1]) ** 2) / 1.3)
@@ -171,9 +178,9 @@ def _refractile(
 ) -> np.ndarray:
     """Gray-level change by a ball: bright ring at its rim, dark ring within, mottled or glowing centre."""
     d, scale = _DEPTHS, max(size / 15, 0.6)
-    profile = rng.uniform(45, 85) * _bell(d, 0.55 * scale, 0.95 * scale**0.5)
-    profile -= rng.uniform(45, 85) * _bell(d, 2.5 * scale, 1.05 * scale**0.5)
-    profile += rng.uniform(3, 8) * _bell(d, -4, 1.5) - rng.uniform(8, 20) * _bell(d, -1.5, 1.0)
+    profile = rng.uniform(45, 85) * bell(d, 0.55 * scale, 0.95 * scale**0.5)
+    profile -= rng.uniform(45, 85) * bell(d, 2.5 * scale, 1.05 * scale**0.5)
+    profile += rng.uniform(3, 8) * bell(d, -4, 1.5) - rng.uniform(8, 20) * bell(d, -1.5, 1.0)
     core = np.clip((d - 2.6 * scale) / 1.5, 0, 1)
     profile += core * (rng.uniform(25, 80) if rng.random() < 0.2 else rng.uniform(-12, 30))
     inner = np.clip(d / 2, 0, 1)
@@ -181,7 +188,7 @@ def _refractile(
     return profile[levels] + inner[levels] * (rng.uniform(16, 34) * fine + rng.uniform(8, 24) * coarse)
 
 
-def _bell(x: np.ndarray, centre: float, width: float) -> np.ndarray:
+def bell(x: np.ndarray, centre: float, width: float) -> np.ndarray:
     """exp(-((x - centre) / width)^2)."""
     return np.exp(-(((x - centre) / width) ** 2))
 
@@ -255,7 +262,7 @@ def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     picture += rng.uniform(0.2, 0.8) * np.sin(along * (2 * np.pi / rng.uniform(7, 16)) + 2 * bend)
     slope = rng.normal(0, 1.5, 2)
     picture += slope[0] * (x / width - 0.5) + slope[1] * (y / height - 0.5)
-    noise = rng.standard_normal((height, width), np.float32)
-    noise = 0.75 * noise + 0.6 * cv2.GaussianBlur(noise, (0, 0), 0.7)
-    picture += rng.uniform(0.8, 1.5) * noise
+    grain = rng.standard_normal((height, width), np.float32)
+    grain = 0.75 * grain + 0.6 * cv2.GaussianBlur(grain, (0, 0), 0.7)
+    picture += rng.uniform(0.8, 1.5) * grain
     return np.clip(np.round(picture + 128), 0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 # Invented types, each with its own look: refractile balls in clumps, elongated cells with processes, flat
 # cells in colonies, and somas in a net of thin neurites.
 CELL_TYPES = ("Round", "Spindle", "Cluster", "Neuron")
-_ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
 # Above this share of the image, cells are made smaller so that the number asked for still fits.
 _MAX_COVER = {"Round": 0.72, "Spindle": 0.34, "Cluster": 0.9, "Neuron": 0.3}
 
@@ -97,14 +97,14 @@ def place(
     return centres
 
 
-def _blob(rng: np.random.Generator, radius: float, aspect: float, roughness: float) -> np.ndarray:
-    """Radii `[40]` of a wobbly ellipse with a random direction, for `_ANGLES`."""
+def blob(rng: np.random.Generator, radius: float, aspect: float, roughness: float) -> np.ndarray:
+    """Radii `[40]` of a wobbly ellipse with a random direction, for `ANGLES`."""
     turn = rng.uniform(0, np.pi)
     long, short = radius * np.sqrt(aspect), radius / np.sqrt(aspect)
-    radii = long * short / np.hypot(short * np.cos(_ANGLES - turn), long * np.sin(_ANGLES - turn))
+    radii = long * short / np.hypot(short * np.cos(ANGLES - turn), long * np.sin(ANGLES - turn))
     for order in (2, 3, 4, 5, 7):
         phase, amount = rng.uniform(0, 2 * np.pi), rng.normal() * roughness / order
-        radii = radii * (1 + amount * np.cos(order * _ANGLES + phase))
+        radii = radii * (1 + amount * np.cos(order * ANGLES + phase))
     return radii
 
 
@@ -113,15 +113,15 @@ def _press(radii: np.ndarray, centres: np.ndarray, k: int, give: float) -> np.nd
     apart = centres - centres[k]
     distances = np.hypot(apart[:, 0], apart[:, 1])
     for j in np.flatnonzero((distances > 0) & (distances < 2.2 * radii.max())):
-        cosine = np.cos(_ANGLES - np.arctan2(apart[j, 1], apart[j, 0]))
+        cosine = np.cos(ANGLES - np.arctan2(apart[j, 1], apart[j, 0]))
         wall = (distances[j] / 2 + give) / np.maximum(cosine, 1e-3)
         radii = np.minimum(radii, wall)
     return radii
 
 
-def _closed(centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def closed(centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """Polygon `[40, 2]` in x, y from radii round a centre."""
-    return centre + radii[:, None] * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
+    return centre + radii[:, None] * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 
 
 def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) -> list[CellShape]:
@@ -130,10 +130,10 @@ def _round_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float)
     for k, centre in enumerate(centres):
         size = diameter * rng.uniform(0.82, 1.15)
         dividing = rng.random() < 0.05
-        radii = _blob(rng, size / 2, 1.5 if dividing else rng.uniform(1.0, 1.2), 0.03)
+        radii = blob(rng, size / 2, 1.5 if dividing else rng.uniform(1.0, 1.2), 0.03)
         radii = _press(radii, centres, k, 0.07 * diameter)
         look = "flat" if rng.random() < 0.08 else "refractile"
-        cells.append(CellShape([_closed(centre, radii)], look, size))
+        cells.append(CellShape([closed(centre, radii)], look, size))
     return cells
 
 
@@ -143,11 +143,11 @@ def _flat_cells(rng: np.random.Generator, centres: np.ndarray, diameter: float) 
     for k, centre in enumerate(centres):
         if rng.random() < 0.06:
             size = min(diameter * rng.uniform(0.45, 0.65), 22.0)
-            cells.append(CellShape([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
+            cells.append(CellShape([closed(centre, blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
             continue
         size = diameter * rng.uniform(0.9, 1.3)
-        radii = _blob(rng, 0.56 * size, rng.uniform(1.0, 1.8), 0.2)
-        pieces = [_closed(centre, _press(radii, centres, k, 0.03 * diameter))]
+        radii = blob(rng, 0.56 * size, rng.uniform(1.0, 1.8), 0.2)
+        pieces = [closed(centre, _press(radii, centres, k, 0.03 * diameter))]
         if rng.random() < 0.2:
             pieces.append(_process(rng, centre, rng.uniform(0, 2 * np.pi), size * 0.95, size * 0.6))
         cells.append(CellShape(pieces, "flat", size))
@@ -164,7 +164,7 @@ def _long_cells(
     for centre in centres:
         if rng.random() < 0.07:
             size = diameter * rng.uniform(0.4, 0.55)
-            cells.append(CellShape([_closed(centre, _blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
+            cells.append(CellShape([closed(centre, blob(rng, size / 2, 1.1, 0.03))], "refractile", size))
             continue
         size = diameter * rng.uniform(0.8, 1.25)
         x, y = centre / max(height, width)
@@ -173,14 +173,14 @@ def _long_cells(
         )
         if cell_type == "Spindle":
             pieces = [
-                _spindle(rng, centre, heading, size * rng.uniform(0.6, 0.95), size * rng.uniform(0.16, 0.26))
+                spindle(rng, centre, heading, size * rng.uniform(0.6, 0.95), size * rng.uniform(0.16, 0.26))
             ]
             headings = [heading, heading + np.pi] + [
                 rng.uniform(0, 2 * np.pi) for _ in range(rng.integers(0, 3))
             ]
             reach, thickness = (0.6, 1.5), 0.17
         else:
-            pieces = [_closed(centre, _blob(rng, size * 0.32, rng.uniform(1.0, 1.6), 0.12))]
+            pieces = [closed(centre, blob(rng, size * 0.32, rng.uniform(1.0, 1.6), 0.12))]
             headings = [heading + turn for turn in rng.uniform(0, 2 * np.pi, rng.integers(2, 6))]
             reach, thickness = (0.45, 1.2), 0.2
         for direction in headings:
@@ -189,7 +189,7 @@ def _long_cells(
     return cells
 
 
-def _spindle(
+def spindle(
     rng: np.random.Generator, centre: np.ndarray, heading: float, half: float, wide: float
 ) -> np.ndarray:
     """A bent lens `[K, 2]`: `half` long to each side and `wide` to each side of its axis."""
@@ -197,7 +197,7 @@ def _spindle(
     lens = 1 - np.abs(along) ** rng.uniform(1.4, 2.2)
     profile = wide * lens * (1 + 0.12 * rng.normal(size=along.size)) + 0.5
     bend = rng.normal() * 0.18 * half * along**2
-    return centre + _strip(along * half, bend, profile, heading)
+    return centre + strip(along * half, bend, profile, heading)
 
 
 def _process(
@@ -207,10 +207,10 @@ def _process(
     along = np.linspace(0, 1, 9)
     profile = np.maximum(wide * (1 - along) ** 2.2, rng.uniform(0.85, 1.1)) + 0.25 * rng.random(along.size)
     bend = rng.normal() * 0.16 * length * along**2
-    return start + _strip(along * length, bend, profile, heading)
+    return start + strip(along * length, bend, profile, heading)
 
 
-def _strip(along: np.ndarray, bend: np.ndarray, half_width: np.ndarray, angle: float) -> np.ndarray:
+def strip(along: np.ndarray, bend: np.ndarray, half_width: np.ndarray, angle: float) -> np.ndarray:
     """Polygon `[K, 2]` of this half width round a bent axis, turned by `angle`."""
     upper = np.stack([along, bend + half_width], 1)
     lower = np.stack([along, bend - half_width], 1)[::-1]
