@@ -121,3 +121,63 @@ def test_training_takes_them_beside_annotated_images(labelled, train_data, run_c
 def test_a_wrong_name_is_told_before_the_network_loads(tmp_path, capsys):
     assert cli.main(["pseudo", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def records_of(images: Path, out: Path, *words: str) -> dict:
+    assert cli.main(["pseudo", str(images), "--out", str(out), *words]) == 0
+    return {record.file_name: record for record in iterate_records(out)}
+
+
+@pytest.fixture
+def squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: Squares())
+
+
+def test_weak_cells_are_regions_to_ignore(images, tmp_path, squares, capsys):
+    # Scores of a.png: 250, 200 and 100 of 255.
+    record = records_of(images, tmp_path / "out", "--score", "0.5", "--ignore-from", "0.3")["a.png"]
+    assert record.iscrowd.tolist() == [0, 0, 1] and record.scores.tolist() == [1, 1, 1]
+    assert record.boxes[2].tolist() == [10, 65, 22, 77]
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.pseudo["ignore_from"] == 0.3 and "soft" not in manifest.pseudo
+    strict = records_of(images, tmp_path / "two", "--score", "0.5", "--ignore-from", "0.4")["a.png"]
+    assert strict.iscrowd.tolist() == [0, 0]  # 100 / 255 is .39
+    assert cli.main(["pseudo", str(images), "--out", str(tmp_path / "no"), "--ignore-from", "0.9"]) == 1
+    assert "--ignore-from 0.9 is above the score of a cell, 0.5" in capsys.readouterr().err
+
+
+def test_soft_labels_keep_scores_and_probabilities(images, tmp_path, monkeypatch):
+    class Unsure(Squares):
+        def find(self, image):
+            found = super().find(image)
+            half = np.linspace(100, 255, 28).astype(np.uint8)
+            masks = np.broadcast_to(half[:, None], found.masks.shape).copy()
+            return Result(found.boxes, found.scores, found.classes, masks, found.mask_boxes, *TALL)
+
+    TALL = 64, 96, ("cell",)
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: Unsure())
+    record = records_of(images, tmp_path / "soft", "--score", "0.3", "--soft", "--source", "taught")["a.png"]
+    np.testing.assert_allclose(record.scores, np.array([250, 200, 100]) / 255, atol=1e-6)
+    assert record.source == "taught" and load_manifest(tmp_path / "soft").pseudo["soft"] is True
+    # Probabilities, not coverage: from a half, where the cell begins, to one.
+    mask = record.masks[0].astype(int)
+    assert 115 < mask[0].min() <= mask[0].max() < 150 and mask[-1].min() > 245
+    hard = records_of(images, tmp_path / "hard", "--score", "0.3")["a.png"]
+    assert hard.scores.tolist() == [1, 1, 1] and set(np.unique(hard.masks[0])) <= {0, 255}
+
+
+def test_scores_and_sources_survive_packing_and_old_files_have_none(images, tmp_path, squares, train_data):
+    records_of(images, tmp_path / "soft", "--score", "0.3", "--soft", "--source", "taught")
+    store = RecordStore(train_data, pseudo=[tmp_path / "soft"])
+    assert store.sources[-3:].tolist() == ["taught"] * 3 and "taught" not in store.sources[:-3]
+    out = str(tmp_path / "both.npz")
+    assert cli.main(["pack", str(train_data), out, "--pseudo", str(tmp_path / "soft")]) == 0
+    packed = load_packed(out)
+    assert packed.sources.tolist() == store.sources.tolist()
+    np.testing.assert_allclose(np.sort(packed.arrays["scores"])[:2], [100 / 255, 200 / 255], atol=1e-6)
+    for number in (0, packed.images - 3):
+        np.testing.assert_array_equal(packed.fetch(number)["scores"], store.fetch(number)["scores"])
+    with np.load(out) as arrays:
+        old = {name: arrays[name] for name in arrays.files if name not in ("scores", "source")}
+    np.savez(tmp_path / "old.npz", **old)
+    assert (load_packed(tmp_path / "old.npz").arrays["scores"] == 1).all()
