@@ -1,0 +1,115 @@
+"""The data of a release: converted sets by source, with images kept apart for validation, and images to label."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from effdet_tf import cli
+from effdet_tf.data.manifest import MANIFEST_NAME
+from effdet_tf.errors import UserError
+from effdet_tf.images.read import IMAGE_SUFFIXES
+from training.steps import convert, run_step
+
+# Simulated cells of every look and size, so that no polarity or size belongs to one source.
+_SIMULATED = ("--looks", "varied", "--train", "160", "--val", "24", "--seed", "5")
+_KEPT = 7  # of so many images of a source of label maps, by name, the last is kept for validation
+
+
+@dataclass
+class ReleaseData:
+    """What a release trains on, chooses its score by, and is judged on."""
+
+    train: list[Path] = field(default_factory=list)  # converted, annotated by people or simulated
+    val: dict[str, Path] = field(default_factory=dict)  # converted, by source: never trained on
+    apart: dict[str, Path] = field(default_factory=dict)  # converted: nothing is chosen by them either
+    images: dict[str, Path] = field(default_factory=dict)  # folders of images for a network to label, by source
+
+
+def prepare(source: Path, out: Path) -> ReleaseData:
+    """Convert the data sets in `source`, those that are not converted yet, to `out`.
+
+    `sartorius/`, with `val_ids.txt`, is the competition's data; `general/NAME/` are label maps, or images alone;
+    `livecell/` and `usiigaci/` validate and judge. All but the first may be missing.
+
+    Raises:
+        UserError: when the competition's data are missing, or something cannot be converted.
+    """
+    data = ReleaseData()
+    _sartorius(source / "sartorius", out, data)
+    for folder in sorted(path for path in (source / "general").glob("*") if path.is_dir()):
+        if (folder / "masks").is_dir():
+            _label_maps(folder, out, data)
+        elif any(_files(folder)):
+            _gather(_files(folder), out / "images" / folder.name)
+            data.images[folder.name] = out / "images" / folder.name
+    if (source / "livecell").is_dir():
+        data.val["livecell"] = out / "livecell"
+        convert("livecell", source / "livecell", out / "livecell", "--split", "val")
+    if (source / "usiigaci").is_dir():
+        data.apart["usiigaci"] = out / "usiigaci"
+        convert("labelmaps", source / "usiigaci", out / "usiigaci")
+    _simulated(out, data)
+    return data
+
+
+def _sartorius(folder: Path, out: Path, data: ReleaseData) -> None:
+    held_out = folder / "val_ids.txt"
+    if not held_out.is_file():
+        raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
+    for name, words in (("train", ["--exclude-ids", held_out]), ("val", ["--ids", held_out])):
+        convert("sartorius", folder, out / name, "--classes", "one", *words)
+    data.train.append(out / "train")
+    data.val["sartorius"] = out / "val"
+    known = set(held_out.read_text(encoding="utf-8").split())
+    pictures = [path for path in _files(folder / "train") if path.stem not in known]
+    for name, found in (("sartorius", pictures), ("unlabelled", [*_files(folder / "train_semi_supervised")])):
+        if found:
+            _gather(found, out / "images" / name)
+            data.images[name] = out / "images" / name
+
+
+def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
+    """Convert a source of label maps; neighbours in time stay on one side, but where the two sides meet."""
+    images = sorted(_files(folder / "images"))
+    kept = max(len(images) // _KEPT, 1)
+    for part, own in (("train", images[:-kept]), ("val", images[-kept:])):
+        parted = out / "parted" / folder.name / part
+        _gather(own, parted / "images")
+        stems = {path.stem for path in own}
+        _gather((path for path in _files(folder / "masks") if path.stem in stems), parted / "masks")
+        convert("labelmaps", parted, out / f"{folder.name}_{part}", "--source", folder.name)
+    data.train.append(out / f"{folder.name}_train")
+    data.val[folder.name] = out / f"{folder.name}_val"
+    data.images[folder.name] = out / "parted" / folder.name / "train" / "images"
+
+
+def _simulated(out: Path, data: ReleaseData) -> None:
+    drawn = out / "simulated"
+    if not (out / "simulated_val" / MANIFEST_NAME).exists():
+        run_step("effdet_tf", cli.main, ["synthetic", drawn, *_SIMULATED])
+    for part in ("train", "val"):
+        convert("livecell", drawn, out / f"simulated_{part}", "--split", part, "--source", "simulated")
+    data.train.append(out / "simulated_train")
+    data.val["simulated"] = out / "simulated_val"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The images below a folder."""
+    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _gather(files: Iterator[Path] | list[Path], folder: Path) -> None:
+    """Link files into a folder, or copy them where links cannot be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        place = folder / path.name
+        if place.exists():
+            continue
+        try:
+            os.symlink(path.resolve(), place)
+        except OSError:
+            shutil.copyfile(path, place)
