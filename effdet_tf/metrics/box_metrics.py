@@ -38,9 +38,10 @@ def score_boxes(
         grid: the scores to try.
 
     Returns:
-        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_f1", "all":
-        metrics, "by": {value: metrics}}`; metrics are images, true_cells, found_cells, precision, recall, f1
-        and counts, as `summarise_counts` defines them; None stands for "not defined".
+        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_f1",
+        "report_score", "all": metrics, "by": {value: metrics}}`; metrics are images, true_cells, found_cells,
+        precision, recall, f1, mean_f1 and counts, as `summarise_counts` defines them; None stands for "not
+        defined". "report_score" is that of `score_cells`, by boxes.
 
     Raises:
         UserError: for a prediction on an unknown image or class, or without a finite score.
