@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.geometry.rle import Patch, rle_to_patch
-from effdet_tf.metrics.instances import ImageGroups, ImageInstances, iterate_instances
+from effdet_tf.metrics.instances import Fields, ImageGroups, ImageInstances, iterate_instances
 from effdet_tf.metrics.matching import Match, MatchCounts, count_matches, match_masks
 
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -23,7 +23,7 @@ def score_cells(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
     grid: Sequence[float] = SCORE_GRID,
 ) -> dict[str, Any]:
     """Score instance masks at one detection score.
@@ -33,7 +33,7 @@ def score_cells(
         predictions: COCO results with a segmentation RLE each.
         score_threshold: minimum score of a cell; None takes the best of `grid` by the Sartorius metric, on
             these very predictions (an upper bound: choose it on other images for an honest result).
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
         grid: the scores to try.
 
     Returns:
@@ -59,7 +59,7 @@ class CellEvaluator:
     def __init__(
         self,
         score_threshold: float | None = None,
-        by: str | None = "cell_type",
+        by: Fields = "cell_type",
         grid: Sequence[float] = SCORE_GRID,
     ) -> None:
         """Set the score, the split and the grid, as of `score_cells`."""

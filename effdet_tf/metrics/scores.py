@@ -9,7 +9,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.metrics.box_metrics import BoxEvaluator
 from effdet_tf.metrics.cell_metrics import CellEvaluator
 from effdet_tf.metrics.confusion import ConfusionMatrix
-from effdet_tf.metrics.instances import ImageInstances, iterate_instances
+from effdet_tf.metrics.instances import Fields, ImageInstances, iterate_instances
 from effdet_tf.metrics.protocols import KIND_NAMES, KINDS, CocoEvaluator
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
@@ -36,7 +36,7 @@ def summarise(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def summarise(
         predictions: COCO results; a network without masks gives boxes only.
         score_threshold: minimum score of a cell for the metrics that need one; None takes the best by the
             Sartorius metric on these images, or by F1 where only boxes are scored.
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
         coco: also score by COCO's own protocol, class by class.
         masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
             yes.
@@ -68,7 +68,7 @@ class Evaluator:
         self,
         categories: Sequence[dict[str, Any]],
         score_threshold: float | None = None,
-        by: str | None = "cell_type",
+        by: Fields = "cell_type",
         coco: bool = False,
     ) -> None:
         """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
@@ -99,7 +99,7 @@ class Evaluator:
         if masks:
             self._mask_matrix.add(image, self._cells.add(image))
         self._box_matrix.add(image, self._boxes.add(image))
-        known = ("id", "file_name", "cell_type")
+        known = ("id", "file_name", "source", "cell_type")
         self._images.append({name: image.image[name] for name in known if name in image.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
@@ -109,9 +109,9 @@ class Evaluator:
             `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
             evaluate_coco(...), "boxes_only", "images", "confusion", "sizes"}`, ready for JSON. "boxes_only"
             says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
-            "coco" is None when that is off. "images" has id, file_name, cell_type, true, found, sartorius
-            (of masks) and f1 of every image at the score of a cell; "confusion" and "sizes" are those of
-            `ConfusionMatrix.report`.
+            "coco" is None when that is off. "images" has id, file_name, source (of several sets), cell_type,
+            true, found, sartorius (of masks) and f1 of every image at the score of a cell; "confusion" and
+            "sizes" are those of `ConfusionMatrix.report`.
 
         Raises:
             UserError: for predictions that do not fit the images.
