@@ -174,7 +174,7 @@ class TrainConfig:
     mixed_precision: Literal["auto", "on", "off"] = "auto"  # auto: where a GPU gains from it
     xla: Literal["auto", "on", "off"] = "auto"  # TensorFlow's step, compiled by XLA; auto: on one GPU
     evaluate_every: int = 1  # epochs
-    evaluate_images: int = 0  # of the validation set each time; 0 = all of them
+    evaluate_images: int = 0  # of each validation set each time; 0 = all of them
     save_minutes: float = 5.0  # a checkpoint at least this often, besides each epoch's
 
 

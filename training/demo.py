@@ -55,7 +55,7 @@ def run_demo(options: argparse.Namespace) -> None:
     chosen = options.preset or DEFAULT_PRESET
     words = ["check", data / "train", "--preset", chosen, "--out", out / "check.png"]
     run_step("effdet_tf", cli.main, words)
-    options.data, options.val, options.pseudo = [data / "train"], data / "val", []
+    options.data, options.val, options.pseudo = [data / "train"], [data / "val"], []
     if options.minutes is None and options.epochs is None:
         options.minutes = MINUTES
     # A short training needs many steps more than it needs quiet ones.

@@ -18,6 +18,10 @@ _HELP = {
     "network's predictions and a page with charts and pictures go beside it",
     "score": "minimum score of a cell, or best: the one that is best on these very images, an upper bound "
     "(default: the one that the network was saved with; best for --predictions)",
+    "data": "folder of converted, annotated images, or several of the same classes, evaluated as one set "
+    "whose report is split by folder, too",
+    "tune-score": "choose the score that cells are reported from anew, the one of the best F1 at IoU .5, "
+    "mean over all images, write it into the run and do nothing else",
     "coco": "score by COCO's own protocol, class by class, too (default: for a network that tells classes "
     "apart)",
 }
@@ -44,7 +48,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
         options: those of the command, by name (`python -m training.evaluate --help`).
 
     Returns:
-        The metrics, the content of the file `out`.
+        The metrics, the content of the file `out`; with `tune_score` `{"report_score"}` alone.
 
     Raises:
         UserError: for an option that is unknown or wrong, or data that do not fit.
@@ -75,15 +79,20 @@ def build_parser() -> Parser:
                 "--run cells --data data/test --out cells.json",
             ),
             ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
+            (
+                "the score that a run reports cells from, chosen on the validation images of all its sources",
+                "--run runs/mine --data data/val data/val2 --tune-score",
+            ),
         ],
     )
     what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
     what.add_argument("--run", help=_HELP["run"])
     what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
-    add("--data", type=Path, required=True, help="folder of converted, annotated images")
+    add("--data", type=Path, nargs="+", required=True, help=_HELP["data"])
     add("--out", type=Path, help=_HELP["out"])
-    add("--limit", type=positive(int), help="evaluate on the first LIMIT images only")
+    add("--limit", type=positive(int), help="evaluate on the first LIMIT images of each folder only")
     add("--score", type=_score, metavar="X", help=_HELP["score"])
+    add("--tune-score", action="store_true", help=_HELP["tune-score"])
     add("--coco", action=argparse.BooleanOptionalAction, help=_HELP["coco"])
     add_view_options(parser)
     return parser
@@ -94,6 +103,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.predictions is not None and (options.tta or tuple(options.tta_scales) != (1.0,)):
         parser.error("--tta and --tta-scales go with --run: predictions are as they are")
+    if options.predictions is not None and len(options.data) > 1:
+        parser.error("--predictions goes with one folder: its image ids are those of one set")
+    others = {**vars(options), "run": None, "data": None, "tune_score": False}
+    if options.tune_score and others != {name: parser.get_default(name) for name in others}:
+        parser.error("--tune-score goes with --run and --data alone: it evaluates nothing")
     options.command = command_line("training.evaluate", arguments)
     return options
 

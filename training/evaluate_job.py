@@ -6,15 +6,16 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from effdet_tf.commands.predict import with_views
-from effdet_tf.config import PostprocessConfig
-from effdet_tf.data.manifest import load_manifest
-from effdet_tf.files import write_json
-from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
+from effdet_tf.config import PostprocessConfig, load_config
+from effdet_tf.data.annotated import folder_text, open_annotated
+from effdet_tf.errors import UserError
+from effdet_tf.files import locked, write_json
+from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run, tuned_score
 from effdet_tf.metrics.instances import image_instances, unknown_image
 from effdet_tf.metrics.scores import Evaluator, format_table
 from effdet_tf.prediction.load import load
@@ -22,7 +23,7 @@ from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.report.inventory import describe_work
 from effdet_tf.report.write import report_on_evaluation
-from effdet_tf.runs import MODELS, find_run
+from effdet_tf.runs import MODELS, config_file, find_run
 from training.prediction_files import PredictionFile, prediction_writer
 
 
@@ -35,8 +36,10 @@ def _warn_of_few(postprocess: PostprocessConfig) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Do what the options of the command say; returns the content of its file `out`."""
-    began = time.monotonic()
+    """Do what the options of the command say; returns the content of its file `out`, or the tuned score."""
+    if options.tune_score:
+        return {"report_score": tune_score(find_run(options.run), options.data)}
+    began, sets = time.monotonic(), open_annotated(options.data)
     settings = {"limit": options.limit, "score_threshold": options.score, "coco": options.coco}
     run = None if options.run is None else find_run(options.run)
     if run is not None:
@@ -47,9 +50,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             settings["score_threshold"] = None
         _warn_of_few(predictor.config.postprocess)
         predictor = with_views(predictor, options)
-        class_mismatch = CocoPredictions(
-            predictor.class_names, load_manifest(options.data).categories, options.data
-        ).class_mismatch
+        class_mismatch = CocoPredictions(predictor.class_names, sets.categories, sets.title).class_mismatch
         if class_mismatch and options.coco is None and not predictor.per_class:
             print(f"warning: {class_mismatch}; all count as one class", file=sys.stderr)
     else:
@@ -57,7 +58,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     out = options.out
     if out is None and run is not None and not run.is_relative_to(MODELS):
         # Named after the data: a second set must not replace the figures of the first.
-        out = run / f"evaluation-{options.data.resolve().name}.json"
+        out = run / f"evaluation-{'+'.join(folder.resolve().name for folder in sets.folders)}.json"
     found = out.with_suffix(".predictions.json") if out is not None and run is not None else None
     with contextlib.ExitStack() as stack:
         writers: list[Callable[[Entries], None]] = []
@@ -72,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 write(entries)
 
         if run is None:
-            report = evaluate_file(options.predictions, options.data, keep=keep, **settings)
+            report = evaluate_file(options.predictions, sets.folders[0], keep=keep, **settings)
         else:
             report = evaluate_run(predictor, options.data, keep=keep, **settings)
         print(format_table(report))
@@ -80,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             return report
         write_examples(examples_path(out), report, scratch, options.data)
     report["evaluated"] = {
-        "data": str(options.data),
+        "data": folder_text(options.data),
         "of": str(options.run or options.predictions),
         "limit": options.limit,
     }
@@ -91,6 +92,23 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         print(f"written: {found}")
     print(f"written: {report_on_evaluation(out)}")
     return report
+
+
+def tune_score(run: Path, data: Sequence[Path]) -> float:
+    """Choose the score that a run reports cells from on annotated images, and write it into the run.
+
+    Raises:
+        UserError: when this is no run folder, or one of the package, or the images tell no score.
+    """
+    path = config_file(run)
+    if run.is_relative_to(MODELS):
+        raise UserError(f"{run.name}: comes with the package, its score stays; tune that of a run of yours")
+    with locked(run, "chooses its score"):
+        config = load_config(path)
+        before, score = config.postprocess.report_score, tuned_score(load(run), data)
+        config.replace(postprocess__report_score=score).save(path)
+    print(f"{path}: cells are reported from score {score:.2f} (it was {before:.2f})")
+    return score
 
 
 def evaluate_file(
@@ -109,7 +127,7 @@ def evaluate_file(
         UserError: for a file that is no COCO results list, or does not fit the images.
     """
     predictions = PredictionFile(path)
-    evaluator = Evaluator(load_manifest(data_dir).categories, score_threshold, coco=bool(coco))
+    evaluator = Evaluator(open_annotated(data_dir).categories, score_threshold, coco=bool(coco))
     images = 0
     for one in annotated_images(data_dir, limit):
         images += 1

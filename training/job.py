@@ -26,14 +26,14 @@ def train(options: argparse.Namespace) -> None:
 
     strategy = make_strategy(options.devices)  # before TensorFlow does anything else
     config = for_devices(config, strategy.num_replicas_in_sync, chosen_settings(options), options.out)
-    from effdet_tf.data.manifest import load_manifest, refuse_pseudo
+    from effdet_tf.data.annotated import folder_text, open_annotated
     from effdet_tf.data.record import shard_paths
     from effdet_tf.data.store import RecordStore
 
     if options.val:
         # Fail early: not after the first epoch.
-        shard_paths(options.val)
-        refuse_pseudo(options.val, load_manifest(options.val), "validate on annotated images")
+        for folder in open_annotated(options.val, "validate on annotated images").folders:
+            shard_paths(folder)
     even = config.data.normalization == "content"
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo, even)
     config = resolve(config, store)
@@ -49,7 +49,7 @@ def train(options: argparse.Namespace) -> None:
 
         trainer = Trainer(config, store, options.out, options.val, options.strict, strategy=strategy)
         if first:
-            _warn(options.data, options.val)
+            _warn(options.data, options.val or [])
         trainer.announce()
         before = trainer.step
         trainer.run()
@@ -60,33 +60,33 @@ def train(options: argparse.Namespace) -> None:
 
             work = describe_work(options.command, time.monotonic() - began)
             work["data"] = [str(folder) for folder in options.data]
-            work["validation"] = None if options.val is None else str(options.val)
+            work["validation"] = folder_text(options.val) if options.val else None
             write_json(options.out / ABOUT_FILE, work)
         _conclude(options, trainer.report)
 
 
-def _warn(data: Sequence[Path], val: Path | None) -> None:
+def _warn(data: Sequence[Path], validation: Sequence[Path]) -> None:
     """Warn of validation images that are missing, trained on too, or of other classes."""
     from effdet_tf.data.manifest import load_manifest
 
-    if val is None:
-        told = "no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"
-    else:
+    told = []
+    if not validation:
+        told = ["no --val: nothing tells when it is trained enough, and no score is tuned; keep images apart"]
+    learned = [load_manifest(folder) for folder in data]
+    shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
+    classes = {name for own in learned for name in own.class_names}
+    for val in validation:
         manifest = load_manifest(val)
-        learned = [load_manifest(folder) for folder in data]
-        shards = {shard["sha256"] for own in learned for shard in own.shards} - {""}
-        classes = {name for own in learned for name in own.class_names}
         same = any(val.resolve() == folder.resolve() for folder in data)
         if same or any(shard["sha256"] in shards for shard in manifest.shards):
-            told = f"--val {val}: is trained on as well, so its metrics say nothing of new images"
+            told.append(f"--val {val}: is trained on as well, so its metrics say nothing of new images")
         elif classes.isdisjoint(manifest.class_names):
-            told = (
+            told.append(
                 f"--val {val}: its classes {', '.join(manifest.class_names)} are none of the trained ones "
                 f"({', '.join(sorted(classes))}); it is evaluated without classes"
             )
-        else:
-            return
-    print(f"warning: {told}", file=sys.stderr)
+    for line in told:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> None:
@@ -94,7 +94,7 @@ def _conclude(options: argparse.Namespace, report: dict[str, Any] | None) -> Non
     from effdet_tf.metrics.scores import format_table
     from effdet_tf.report.write import report_on_run
 
-    if options.val is None:
+    if not options.val:
         print("no --val: the weights of the last step are kept, no metrics")
     elif report is not None:
         print(format_table(report))

@@ -16,6 +16,9 @@ from effdet_tf.commands.pack import add_pseudo_option
 from effdet_tf.commands.parser import Parser, called
 from training.options import add_options, training_exit_code
 
+_VAL = """converted data to validate on, one folder or several of the same classes, evaluated as one set whose
+report is split by folder, too: the score that cells are reported from is chosen on all of their images"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed (2, wrong usage, is argparse's)."""
@@ -81,7 +84,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--data", type=Path, nargs="+", help="converted training data, one folder or several")
     add_pseudo_option(parser)
-    parser.add_argument("--val", type=Path, help="converted data to validate on")
+    parser.add_argument("--val", type=Path, nargs="+", help=_VAL)
     parser.add_argument(
         "--devices",
         type=devices,

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from effdet_tf.config import Config
+from effdet_tf.data.annotated import Folders
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.evaluation import evaluate_run
@@ -141,7 +142,7 @@ class Trainer(Run):
         config: Config,
         store: RecordStore,
         folder: Path,
-        validation: Path | None,
+        validation: Folders | None,
         strict: bool = False,
         backbone: keras.Model | None = None,
         strategy: tf.distribute.Strategy | None = None,
@@ -152,7 +153,7 @@ class Trainer(Run):
             config: as the next, of `Run`.
             store: as the next.
             folder: of the run.
-            validation: converted data to validate on, or None.
+            validation: converted data to validate on, one folder or several; None for no validation.
             strict: of `Run`.
             backbone: of `Run`.
             strategy: the devices that share a step, see `devices.make_strategy`; None: one. Of the workers of
@@ -268,7 +269,7 @@ class Trainer(Run):
                 self._keep_threshold(last)
 
     def _keep_threshold(self, last: bool) -> None:
-        """Store the score that separates cells best on the validation images with the run."""
+        """Store the score to report cells by, as the validation images have it, with the run."""
         score = reporting_score(self.report) if self.report else None
         if score is None and last:
             kept = self.config.postprocess.report_score

@@ -30,7 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder of the converted images of the evaluation, where they lie elsewhere by now",
+        nargs="+",
+        help="folder or folders of the converted images of the evaluation, in the order in which they were "
+        "evaluated, where they lie elsewhere by now",
     )
     parser.set_defaults(run=run)
     return parser
@@ -45,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out is None and source.is_relative_to(MODELS):
         raise UserError(f"{args.source}: comes with the package; name a file to write with --out")
-    if args.data is not None and not args.data.is_dir():
-        raise UserError(f"{args.data}: no such folder of converted images")
+    for folder in args.data or []:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of converted images")
     from effdet_tf.report.write import report_on_evaluation, report_on_run
 
     make = report_on_run if source.is_dir() else report_on_evaluation

@@ -12,7 +12,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.cell_metrics import SCORE_GRID, CellEvaluator, summarise_counts
-from effdet_tf.metrics.instances import ImageInstances, Instance, iterate_instances, unknown_class
+from effdet_tf.metrics.instances import Fields, ImageInstances, Instance, iterate_instances, unknown_class
 from effdet_tf.metrics.matching import Match, MatchCounts, match_boxes
 
 _OF_MASKS = {"sartorius", "pq", "matching_accuracy50", "aji", "seg"}
@@ -22,7 +22,7 @@ def score_boxes(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
     per_class: bool = False,
     grid: Sequence[float] = SCORE_GRID,
 ) -> dict[str, Any]:
@@ -33,14 +33,15 @@ def score_boxes(
         predictions: COCO results with a bbox each.
         score_threshold: minimum score of a box; None takes the best of `grid` by F1, on these very
             predictions (an upper bound: choose it on other images for an honest result).
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
         per_class: whether a match must have the right class.
         grid: the scores to try.
 
     Returns:
-        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_f1", "all":
-        metrics, "by": {value: metrics}}`; metrics are images, true_cells, found_cells, precision, recall, f1
-        and counts, as `summarise_counts` defines them; None stands for "not defined".
+        `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_f1",
+        "report_score", "all": metrics, "by": {value: metrics}}`; metrics are images, true_cells, found_cells,
+        precision, recall, f1, mean_f1 and counts, as `summarise_counts` defines them; None stands for "not
+        defined". "report_score" is that of `score_cells`, by boxes.
 
     Raises:
         UserError: for a prediction on an unknown image or class, or without a finite score.
@@ -60,7 +61,7 @@ class BoxEvaluator(CellEvaluator):
         self,
         categories: Sequence[dict[str, Any]],
         score_threshold: float | None = None,
-        by: str | None = "cell_type",
+        by: Fields = "cell_type",
         per_class: bool = False,
         grid: Sequence[float] = SCORE_GRID,
     ) -> None:

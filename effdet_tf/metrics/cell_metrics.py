@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.geometry.rle import Patch, rle_to_patch
-from effdet_tf.metrics.instances import ImageGroups, ImageInstances, iterate_instances
+from effdet_tf.metrics.instances import Fields, ImageGroups, ImageInstances, iterate_instances
 from effdet_tf.metrics.matching import Match, MatchCounts, count_matches, match_masks
 
 SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
-# What a better count may cost of the Sartorius metric: two seeds of one training differ by as much.
-COUNT_SLACK = 0.02
 
 
 def score_cells(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
     grid: Sequence[float] = SCORE_GRID,
 ) -> dict[str, Any]:
     """Score instance masks at one detection score.
@@ -35,14 +33,14 @@ def score_cells(
         predictions: COCO results with a segmentation RLE each.
         score_threshold: minimum score of a cell; None takes the best of `grid` by the Sartorius metric, on
             these very predictions (an upper bound: choose it on other images for an honest result).
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
         grid: the scores to try.
 
     Returns:
         `{"score_threshold", "chosen": "given" or "best here", "best_score_threshold", "best_sartorius",
-        "counting_score_threshold", "all": metrics, "by": {value: metrics}}`; see `summarise_counts` for the
-        metrics. The counting score has the smallest count error among those whose Sartorius metric is within
-        `COUNT_SLACK` of the best.
+        "report_score", "all": metrics, "by": {value: metrics}}`; see `summarise_counts` for the metrics.
+        "report_score" is the score to report cells by: of those of `grid` at which a cell matches, the one
+        of the best "mean_f1", the lowest of equals; None where none matches.
 
     Raises:
         UserError: for a prediction on an unknown image or without a finite score.
@@ -61,7 +59,7 @@ class CellEvaluator:
     def __init__(
         self,
         score_threshold: float | None = None,
-        by: str | None = "cell_type",
+        by: Fields = "cell_type",
         grid: Sequence[float] = SCORE_GRID,
     ) -> None:
         """Set the score, the split and the grid, as of `score_cells`."""
@@ -96,8 +94,9 @@ class CellEvaluator:
         summaries = {score: self.summarise(list(counts.values())) for score, counts in self._counts.items()}
         quality = {score: summary[self.best_by] or 0.0 for score, summary in summaries.items()}
         best_score = max(self.grid, key=lambda score: (quality[score], -score))
-        near = [score for score in self.grid if quality[score] >= (1 - COUNT_SLACK) * quality[best_score]]
-        counting = min(near, key=lambda score: (summaries[score]["count_mean_error"], score))
+        # Where nothing matches, a score is good for the images without cells alone.
+        matching = [score for score in self.grid if summaries[score]["f1"]]
+        report_score = max(matching, key=lambda score: (summaries[score]["mean_f1"], -score), default=None)
         chosen = best_score if self.given is None else float(self.given)
         own = self._counts[chosen]
         groups = {name: [own[image] for image in sorted(ids)] for name, ids in self._groups.split().items()}
@@ -106,7 +105,7 @@ class CellEvaluator:
             "chosen": "best here" if self.given is None else "given",
             "best_score_threshold": best_score,
             f"best_{self.best_by}": quality[best_score],
-            **({"counting_score_threshold": counting} if self.best_by == "sartorius" else {}),
+            "report_score": report_score,
             "all": summaries[chosen],
             "by": {name: self.summarise(counts) for name, counts in groups.items()},
         }
@@ -148,6 +147,7 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         images, true_cells, found_cells: numbers.
         sartorius: see `sartorius`.
         precision, recall, f1: at IoU .5, counts pooled over images; f1 = 2 TP / (2 TP + FP + FN).
+        mean_f1: see `mean_f1`.
         pq: panoptic quality at IoU .5, pooled: sum of matched IoUs / (TP + FP / 2 + FN / 2) (Kirillov et
             al. 2019, "Panoptic segmentation").
         matching_accuracy50: TP / (TP + FP + FN) at IoU .5, pooled. StarDist and Cellpose print it as "AP"
@@ -174,6 +174,7 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         "precision": _ratio(hits, found_cells),
         "recall": _ratio(hits, true_cells),
         "f1": _ratio(2 * hits, true_cells + found_cells),
+        "mean_f1": mean_f1(counts),
         "pq": _ratio(sum(c.matched_iou for c in counts), hits + (false + missed) / 2),
         "matching_accuracy50": _ratio(hits, hits + false + missed),
         "aji": float(np.mean(jaccard)) if jaccard else None,
@@ -197,6 +198,16 @@ def sartorius(counts: Sequence[MatchCounts]) -> float:
         union = one.true + one.found - one.matched
         scores.append(np.where(union > 0, one.matched / np.maximum(union, 1), 1.0).mean())
     return float(np.mean(scores))
+
+
+def mean_f1(counts: Sequence[MatchCounts]) -> float:
+    """Mean over images of the image's own F1 at IoU .5: an image of few cells weighs as one of many.
+
+    An image without cells scores 1 when nothing is found in it, else 0.
+    """
+    cells = [one.true + one.found for one in counts]
+    pairs = zip(counts, cells, strict=True)
+    return float(np.mean([2 * one.matched[0] / both if both else 1.0 for one, both in pairs]))
 
 
 def _ratio(part: float, whole: float) -> float | None:

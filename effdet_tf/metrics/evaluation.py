@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from effdet_tf.data.annotated import Folders, open_annotated
 from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry, match_classes
-from effdet_tf.data.manifest import load_manifest, refuse_pseudo
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import image_instances
-from effdet_tf.metrics.scores import Evaluator
+from effdet_tf.metrics.scores import Evaluator, reporting_score
 from effdet_tf.prediction.overlap import ahead, behind
 from effdet_tf.prediction.results import Result
 
@@ -70,43 +70,50 @@ class AnnotatedImage(NamedTuple):
     cells: Entries  # its entries of COCO's "annotations"
 
 
-def annotated_images(data_dir: str | Path, limit: int | None = None) -> Iterator[AnnotatedImage]:
-    """The images of a converted data set, all or the first `limit`, one by one.
+def annotated_images(data: Folders, limit: int | None = None) -> Iterator[AnnotatedImage]:
+    """The images of converted data sets, of each all or the first `limit`, one by one.
+
+    Ids are those of the set; of several sets, see `AnnotatedSets`.
 
     Raises:
-        UserError: when a network labelled the images, there is none, or two have the same id.
+        UserError: as `open_annotated`, and when a set has no image, or two of the same id.
     """
-    manifest = load_manifest(data_dir)
-    refuse_pseudo(data_dir, manifest, "evaluate on annotated images")
-    ids = [int(category["id"]) for category in manifest.categories]
-    seen: dict[int, str] = {}
-    for record in islice(iterate_records(data_dir), limit):
-        entry = image_entry(record)
-        if entry["id"] in seen:
-            same = f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}"
-            raise UserError(f"{same}; convert the data again with distinct ids")
-        seen[entry["id"]] = record.file_name
-        yield AnnotatedImage(record, entry, cell_entries(record, ids))
-    if not seen:
-        raise UserError(f"{data_dir}: no image to evaluate on; convert annotated images first")
+    sets = open_annotated(data)
+    ids = [int(category["id"]) for category in sets.categories]
+    for index, folder in enumerate(sets.folders):
+        seen: dict[int, str] = {}
+        for record in islice(iterate_records(folder), limit):
+            entry, cells = image_entry(record), cell_entries(record, ids)
+            if entry["id"] in seen:
+                same = f"{record.file_name} and {seen[entry['id']]} have the same image id {entry['id']}"
+                raise UserError(f"{same}; convert the data again with distinct ids")
+            seen[entry["id"]] = record.file_name
+            if place := sets.place(index):
+                first, source = place
+                entry |= {"id": first + len(seen) - 1, "source": source}
+                cells = [cell | {"image_id": entry["id"]} for cell in cells]
+            yield AnnotatedImage(record, entry, cells)
+        if not seen:
+            raise UserError(f"{folder}: no image to evaluate on; convert annotated images first")
 
 
 def evaluate_run(
     predictor: Predictor,
-    data_dir: str | Path,
+    data: Folders,
     limit: int | None = None,
     progress: bool = True,
     score_threshold: float | None = None,
     coco: bool | None = None,
     keep: Callable[[Entries], object] | None = None,
 ) -> dict[str, Any]:
-    """Predict on the images of a converted data set and score the result, image by image.
+    """Predict on the images of a converted data set, or several, and score the result, image by image.
 
     Args:
         predictor: has `predict(image [H, W, C]) -> Result`, `class_names`, tuple of str, and `per_class`,
             whether it tells classes apart.
-        data_dir: folder with manifest and shards.
-        limit: only the first images; None for all.
+        data: folder with manifest and shards, or several folders: the report is of all their images, split by
+            source beside by cell type (see `AnnotatedSets`).
+        limit: only the first images of each; None for all.
         progress: whether to draw a progress bar on stderr.
         score_threshold: see `summarise`.
         coco: also score by COCO's own protocol; None does so for a network that tells classes apart.
@@ -118,10 +125,11 @@ def evaluate_run(
         category: the metrics without classes stay valid, and there is no confusion matrix.
 
     Raises:
-        UserError: for data that cannot be read; for `coco` with class names that do not fit.
+        UserError: for data that cannot be read, or sets that do not go together; for `coco` with class names
+            that do not fit.
     """
-    manifest = load_manifest(data_dir)
-    cells = CocoPredictions(predictor.class_names, manifest.categories, data_dir)
+    sets = open_annotated(data)
+    cells = CocoPredictions(predictor.class_names, sets.categories, sets.title)
     if cells.class_mismatch:
         if coco:
             raise UserError(cells.class_mismatch)
@@ -129,8 +137,7 @@ def evaluate_run(
             print(f"no figures by COCO's protocol: {cells.class_mismatch}", file=sys.stderr)
         coco = False
     coco = predictor.per_class if coco is None else coco
-    evaluator = Evaluator(manifest.categories, score_threshold, coco=coco)
-    images = manifest.images if limit is None else min(limit, manifest.images)
+    evaluator = Evaluator(sets.categories, score_threshold, sets.by, coco)
 
     def add(predicted: Iterator[tuple[AnnotatedImage, Result]]) -> None:
         for one, result in predicted:
@@ -139,11 +146,33 @@ def evaluate_run(
             if keep is not None:
                 keep(found)
 
-    read = ahead((one, decode_pixels(one.record)) for one in annotated_images(data_dir, limit))
+    read = ahead((one, decode_pixels(one.record)) for one in annotated_images(data, limit))
+    total = sets.images(limit)
     with behind(add) as hand:
-        for one, pixels in tqdm(read, "predict", images, unit="image", file=sys.stderr, disable=not progress):
+        for one, pixels in tqdm(read, "predict", total, unit="image", file=sys.stderr, disable=not progress):
             hand((one, predictor.predict(pixels)))
     report = evaluator.report(cells.masks)
     if cells.class_mismatch:
         report["confusion"] = None
     return {**report, "left_out": cells.left_out}
+
+
+def tuned_score(predictor: Predictor, data: Folders, progress: bool = True) -> float:
+    """The score to report cells of a network by, chosen on annotated images: see `reporting_score`.
+
+    Args:
+        predictor: as of `evaluate_run`.
+        data: folders of converted images, one for each source; every image has the same weight.
+        progress: whether to draw a progress bar on stderr.
+
+    Raises:
+        UserError: as `evaluate_run`, and when no cell that is found matches one that is there.
+    """
+    score = reporting_score(evaluate_run(predictor, data, progress=progress))
+    if score is None:
+        title = open_annotated(data).title
+        raise UserError(
+            f"{title}: no found cell matches an annotated one, so no score can be chosen; give images of "
+            "cells that the network knows"
+        )
+    return score

@@ -18,24 +18,29 @@ ANY_CLASS = 1
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-class ImageGroups:
-    """The ids of the evaluated images, split by a field of theirs."""
+# A field of an image that metrics are split by, several of which no two share a value, or none.
+Fields = str | Sequence[str] | None
 
-    def __init__(self, by: str | None) -> None:
-        """`by` names the field; None for no split."""
+
+class ImageGroups:
+    """The ids of the evaluated images, split by a field of theirs, or by several, one after the other."""
+
+    def __init__(self, by: Fields) -> None:
+        """`by` names the field or fields; None for no split."""
         self.ids: list[int] = []
-        self._by = by
-        self._groups: dict[str, set[int]] = defaultdict(set)
+        fields = (by,) if isinstance(by, str) else by or ()
+        self._groups: dict[str, dict[str, set[int]]] = {field: defaultdict(set) for field in fields}
 
     def add(self, image: dict[str, Any]) -> None:
         """Take an image of COCO's, `{"id", ...}`."""
         self.ids.append(image["id"])
-        if self._by is not None:
-            self._groups[str(image.get(self._by) or "unknown")].add(image["id"])
+        for field, groups in self._groups.items():
+            groups[str(image.get(field) or "unknown")].add(image["id"])
 
     def split(self) -> dict[str, set[int]]:
-        """Image ids per value of the field, sorted by value; empty when no image has the field."""
-        return {} if set(self._groups) <= {"unknown"} else dict(sorted(self._groups.items()))
+        """Image ids per value of a field, sorted by value; nothing of a field that no image has."""
+        known = [groups for groups in self._groups.values() if not set(groups) <= {"unknown"}]
+        return {value: ids for groups in known for value, ids in sorted(groups.items())}
 
 
 def compress_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import (
     ANY_CLASS,
+    Fields,
     ImageGroups,
     ImageInstances,
     Instance,
@@ -54,7 +55,7 @@ class CocoEvaluator:
     """Computes average precision of annotated images that are added one by one."""
 
     def __init__(
-        self, categories: Sequence[dict[str, Any]], protocol: str = "livecell", by: str | None = "cell_type"
+        self, categories: Sequence[dict[str, Any]], protocol: str = "livecell", by: Fields = "cell_type"
     ) -> None:
         """Set the rules, as of `evaluate_coco`; `categories` are COCO's, `{"id", "name"}`.
 
@@ -165,7 +166,7 @@ def evaluate_coco(
     predictions: Sequence[dict[str, Any]],
     kinds: Sequence[str] = KINDS,
     protocol: str = "livecell",
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
 ) -> dict[str, Any]:
     """Score predictions against annotated images.
 
@@ -182,7 +183,7 @@ def evaluate_coco(
         predictions: COCO results: image_id, category_id, score, bbox, segmentation RLE.
         kinds: "bbox", "segm" or both.
         protocol: a name in `PROTOCOLS`.
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
 
     Returns:
         `{"protocol", "all": group, "by": {value: group}, "curves"}`, a group being `{"images", "cells",

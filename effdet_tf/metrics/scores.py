@@ -9,7 +9,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.metrics.box_metrics import BoxEvaluator
 from effdet_tf.metrics.cell_metrics import CellEvaluator
 from effdet_tf.metrics.confusion import ConfusionMatrix
-from effdet_tf.metrics.instances import ImageInstances, iterate_instances
+from effdet_tf.metrics.instances import Fields, ImageInstances, iterate_instances
 from effdet_tf.metrics.protocols import KIND_NAMES, KINDS, CocoEvaluator
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
@@ -19,6 +19,7 @@ COCO_COLUMNS = {name: "AR" if name == "AR100" else name for name in _COCO}
 CELL_LINES = (
     ("sartorius", "Sartorius metric", "mean TP/(TP+FP+FN) over IoU .50:.05:.95, per image, cells disjoint"),
     ("f1", "F1", "at IoU .5, counts of all images pooled"),
+    ("mean_f1", "F1, mean of images", "at IoU .5; chooses the score that cells are reported from"),
     ("precision", "precision", "share of found cells that are true, IoU .5"),
     ("recall", "recall", "share of true cells that are found, IoU .5"),
     ("pq", "PQ", "panoptic quality, IoU .5"),
@@ -35,7 +36,7 @@ def summarise(
     ground_truth: dict[str, Any],
     predictions: Sequence[dict[str, Any]],
     score_threshold: float | None = None,
-    by: str | None = "cell_type",
+    by: Fields = "cell_type",
     coco: bool = False,
     masks: bool | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def summarise(
         predictions: COCO results; a network without masks gives boxes only.
         score_threshold: minimum score of a cell for the metrics that need one; None takes the best by the
             Sartorius metric on these images, or by F1 where only boxes are scored.
-        by: image field to split the images by; None for no split.
+        by: image field to split the images by, or several; None for no split.
         coco: also score by COCO's own protocol, class by class.
         masks: whether the network makes masks; None looks at the predictions, of which none at all counts as
             yes.
@@ -67,7 +68,7 @@ class Evaluator:
         self,
         categories: Sequence[dict[str, Any]],
         score_threshold: float | None = None,
-        by: str | None = "cell_type",
+        by: Fields = "cell_type",
         coco: bool = False,
     ) -> None:
         """Set the rules, as of `summarise`; `categories` are COCO's, `{"id", "name"}`."""
@@ -98,7 +99,7 @@ class Evaluator:
         if masks:
             self._mask_matrix.add(image, self._cells.add(image))
         self._box_matrix.add(image, self._boxes.add(image))
-        known = ("id", "file_name", "cell_type")
+        known = ("id", "file_name", "source", "cell_type")
         self._images.append({name: image.image[name] for name in known if name in image.image})
 
     def report(self, masks: bool | None = None) -> dict[str, Any]:
@@ -108,9 +109,9 @@ class Evaluator:
             `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
             evaluate_coco(...), "boxes_only", "images", "confusion", "sizes"}`, ready for JSON. "boxes_only"
             says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
-            "coco" is None when that is off. "images" has id, file_name, cell_type, true, found, sartorius
-            (of masks) and f1 of every image at the score of a cell; "confusion" and "sizes" are those of
-            `ConfusionMatrix.report`.
+            "coco" is None when that is off. "images" has id, file_name, source (of several sets), cell_type,
+            true, found, sartorius (of masks) and f1 of every image at the score of a cell; "confusion" and
+            "sizes" are those of `ConfusionMatrix.report`.
 
         Raises:
             UserError: for predictions that do not fit the images.
@@ -167,19 +168,15 @@ def choosing_score(figures: dict[str, float | None]) -> float:
 
 
 def reporting_score(report: dict[str, Any]) -> float | None:
-    """The minimum score of a cell to report by, as these images have it.
+    """The minimum score of a cell to report by, as these images have it: "report_score" of `score_cells`.
 
-    None where no prediction matches, or there is nothing to match: any score is right where no cell is.
-
-    Of masks the counting score of `score_cells`: the best by the Sartorius metric alone may count a quarter
-    of the cells too few for a hundredth of it. Of boxes the best by F1, which weighs missed and false alike.
+    The score of the best F1 at IoU .5, mean over the images, of the masks or, where they are not scored, the
+    boxes. The best by the Sartorius metric finds too few: a cell that is found a bit off costs it more at
+    its high IoUs than one that is missed. None where no prediction matches: any score is right where no cell
+    is.
     """
-    ways = (("cells", "best_sartorius", "counting"), ("boxes", "best_f1", "best"))
-    for kind, metric, score in ways:
-        found = report.get(kind)
-        if found and found[metric] > 0 and found["all"]["true_cells"]:
-            return float(found[f"{score}_score_threshold"])
-    return None
+    score = (report["cells"] or report["boxes"])["report_score"]
+    return None if score is None else float(score)
 
 
 def format_table(report: dict[str, Any]) -> str:

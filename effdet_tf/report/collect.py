@@ -60,7 +60,7 @@ def from_run(folder: Path) -> Material:
     return Material(
         name=folder.resolve().name,
         report=_figures(figures) if figures.exists() else None,
-        data=str(about.get("validation") or ""),
+        data=", ".join(_folders(about.get("validation"))),
         config=config,
         about=about,
         examples=read_examples(examples_path(figures)) if figures.exists() else None,
@@ -76,20 +76,25 @@ def from_evaluation(path: Path) -> Material:
     """
     report = _figures(path)
     evaluated = report.get("evaluated") or {}
-    of, data = str(evaluated.get("of") or ""), str(evaluated.get("data") or "")
+    of, data = str(evaluated.get("of") or ""), _folders(evaluated.get("data"))
     run = find_run(of) if of else path.parent
     if not run.exists() and Path(of).name == path.parent.resolve().name:
         run = path.parent  # the run was moved, and its evaluation with it
     has_run = (run / CONFIG_FILE).is_file()
     return Material(
-        name=f"{Path(of).name} on {Path(data).name}" if of and data else path.stem,
+        name=f"{Path(of).name} on {', '.join(Path(one).name for one in data)}" if of and data else path.stem,
         report=report,
-        data=data,
+        data=", ".join(data),
         config=load_config(run / CONFIG_FILE) if has_run else None,
         about=report.get("about") or {},
         examples=read_examples(examples_path(path)),
         **(_of_network(run) if has_run else {}),
     )
+
+
+def _folders(written: Any) -> list[str]:
+    """What a file says of the folders that it is about: one as text, several as a list, or nothing."""
+    return list(map(str, written if isinstance(written, list) else [written] if written else []))
 
 
 def _of_network(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.data.annotated import Folders, folder_list, folder_text
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
 from effdet_tf.files.untrusted import read_json
@@ -58,14 +59,14 @@ class FoundScratch:
         return marshal.load(self._file)  # noqa: S302 (our own file)
 
 
-def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data: str | Path) -> None:
+def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data: Folders) -> None:
     """Write the chosen images of an evaluation beside its figures.
 
     Args:
         path: JSON to write.
         report: of `metrics.scores.Evaluator.report`.
         found: the predictions on its images.
-        data: folder of the converted images; their pixels and annotated cells stay there.
+        data: folder or folders of the converted images; their pixels and annotated cells stay there.
     """
     figures = report["boxes"] if report["boxes_only"] else report["cells"]
     score = figures["score_threshold"]
@@ -77,7 +78,8 @@ def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data
         }
         for what, image in choose(report["images"])
     ]
-    kept = {"data": str(Path(data).resolve()), "score": score, "masks": not report["boxes_only"]}
+    folders = folder_text([folder.resolve() for folder in folder_list(data)])
+    kept = {"data": folders, "score": score, "masks": not report["boxes_only"]}
     write_json(path, kept | {"images": chosen}, None)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from effdet_tf.data.annotated import folder_list
 from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
 from effdet_tf.report import charts, tables
@@ -92,7 +92,7 @@ def precision(report: Mapping[str, Any] | None) -> dict[str, Any]:
         *_recall_charts("pr", curves),
         *([charts.ap_by_iou("apiou", curves)] if curves else []),
         _ap_by_size(livecell["all"]),
-        *([_ap_by_type(livecell["by"])] if livecell["by"] else []),
+        *([_ap_by_group(report)] if livecell["by"] else []),
     ]
     return {
         "text": "By the LIVECell protocol, in %: classes count as one, up to 100, 500 and 2,000 detections "
@@ -127,13 +127,16 @@ def _ap_by_size(group: Mapping[str, Any]) -> str:
     return charts.bars("apsize", "AP by cell size", list(charts.SIZES.values()), values)
 
 
-def _ap_by_type(groups: Mapping[str, Any]) -> str:
+def _ap_by_group(report: Mapping[str, Any]) -> str:
+    groups = report["livecell"]["by"]
+    several = any("source" in image for image in report.get("images", []))
+    title = "AP by source and cell type" if several else "AP by cell type"
     values = {
         label: [_in_percent(group.get(kind, {}).get("AP")) for group in groups.values()]
         for kind, label in KIND_NAMES.items()
         if any(kind in group for group in groups.values())
     }
-    return charts.bars("aptype", "AP by cell type", list(groups), values)
+    return charts.bars("aptype", title, list(groups), values)
 
 
 def _in_percent(value: float | None) -> float | None:
@@ -194,8 +197,9 @@ def gallery(material: Material) -> dict[str, Any]:
         none = "what was found in single images was not kept; evaluate again"
         why = none if examples is None else "no image has a true or a found cell"
         return {"missing": f"There are no pictures: {why}."}
-    if not Path(examples["data"]).is_dir():
-        gone = f"the images were in {examples['data']}, and are not there any more"
+    folders = folder_list(examples["data"])
+    if not all(folder.is_dir() for folder in folders):
+        gone = f"the images were in {', '.join(map(str, folders))}, and are not there any more"
         advice = "`python -m effdet_tf report ... --data FOLDER` names another place"
         return {"missing": f"There are no pictures: {gone}. {advice}."}
     pictures = make_gallery(examples)
@@ -208,7 +212,7 @@ def gallery(material: Material) -> dict[str, Any]:
         outlines.append({"name": name, "meaning": meaning, "shown": name != "true", "count": count})
     return {
         "pictures": [_picture(picture) for picture in pictures],
-        "missing": f"{lacking} images are not in {examples['data']} any more." if lacking else "",
+        "missing": f"{lacking} images are not in {', '.join(map(str, folders))} any more." if lacking else "",
         "text": f"By the {figure} of the image. {shapes} of the cells of score {examples['score']:.2f} and "
         "more, whatever their class; a click on a picture makes it large.",
         "outlines": outlines,
@@ -221,7 +225,7 @@ def _picture(picture: GalleryPicture) -> dict[str, Any]:
     for key, label in (("sartorius", "Sartorius metric"), ("f1", "F1")):
         if entry.get(key) is not None:
             figures.append(f"{label} {entry[key]:.3f}")
-    kind = [str(entry["cell_type"])] if entry.get("cell_type") else []
+    kind = [str(entry[name]) for name in ("source", "cell_type") if entry.get(name)]
     return {
         **picture._asdict(),
         "title": ", ".join([str(entry.get("file_name", entry["id"])), *kind, *figures]),

@@ -107,10 +107,12 @@ def cell_table(result: Mapping[str, Any]) -> Table:
 def image_table(images: Sequence[dict[str, Any]]) -> Table:
     """Every image, the worst first; at most `MAX_IMAGES`."""
     figure = ranking_figure(images)
+    sources = any("source" in image for image in images)
     ranked = sorted(images, key=lambda image: (image.get(figure) is None, image.get(figure) or 0.0))
     rows = [
         [
             str(image.get("file_name", image["id"])),
+            *([str(image.get("source") or "-")] if sources else []),
             str(image.get("cell_type") or "-"),
             str(image["true"]),
             str(image["found"]),
@@ -121,7 +123,8 @@ def image_table(images: Sequence[dict[str, Any]]) -> Table:
         for image in ranked[:MAX_IMAGES]
     ]
     metric = ["Sartorius metric"] if figure == "sartorius" else []
-    return table(["image", "cell type", "true", "found", "difference", *metric, "F1"], rows, words=(0, 1))
+    words = ["image", *(["source"] if sources else []), "cell type"]
+    return table([*words, "true", "found", "difference", *metric, "F1"], rows, words=range(len(words)))
 
 
 def confusion_table(confusion: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def is_work(about: Any) -> bool:
 def is_examples(examples: Any) -> bool:
     """Whether this is what `examples.write_examples` wrote."""
     return (
-        isinstance(examples["data"], str)
+        _folders(examples["data"])
         and isinstance(examples["score"], float)
         and isinstance(examples["masks"], bool)
         and all(
@@ -70,6 +70,11 @@ def is_examples(examples: Any) -> bool:
             for image in examples["images"]
         )
     )
+
+
+def _folders(data: Any) -> bool:
+    several = isinstance(data, list) and data and all(isinstance(folder, str) for folder in data)
+    return isinstance(data, str) or bool(several)
 
 
 def _protocol(protocol: dict[str, Any]) -> bool:

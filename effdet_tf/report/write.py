@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.data.annotated import Folders, folder_text
 from effdet_tf.files import atomic_write
 from effdet_tf.metrics.scores import format_table, headline, percent
 from effdet_tf.report import sections
@@ -17,7 +18,7 @@ from effdet_tf.runs import REPORT_FILE
 PAGE = Path(__file__).resolve().parent / "template"
 
 
-def report_on_run(folder: Path, out: Path | None = None, data: Path | None = None) -> Path:
+def report_on_run(folder: Path, out: Path | None = None, data: Folders | None = None) -> Path:
     """Write the report of a run folder; gives the file.
 
     Args:
@@ -31,7 +32,7 @@ def report_on_run(folder: Path, out: Path | None = None, data: Path | None = Non
     return _write(out or folder / REPORT_FILE, from_run(folder), "training", data)
 
 
-def report_on_evaluation(figures: Path, out: Path | None = None, data: Path | None = None) -> Path:
+def report_on_evaluation(figures: Path, out: Path | None = None, data: Folders | None = None) -> Path:
     """Write the report of an evaluation; gives the file.
 
     Args:
@@ -45,9 +46,9 @@ def report_on_evaluation(figures: Path, out: Path | None = None, data: Path | No
     return _write(out or figures.with_suffix(".html"), from_evaluation(figures), "evaluation", data)
 
 
-def _write(out: Path, material: Material, kind: str, data: Path | None) -> Path:
+def _write(out: Path, material: Material, kind: str, data: Folders | None) -> Path:
     if data is not None and material.examples is not None:
-        material.examples["data"] = str(data)
+        material.examples["data"] = folder_text(data)
     text = render(material, kind)
     with atomic_write(out) as temporary:
         temporary.write_text(text, encoding="utf-8")

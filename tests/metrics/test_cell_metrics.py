@@ -245,24 +245,69 @@ def test_the_best_score_is_the_best_of_the_grid():
     assert given["best_score_threshold"] == report["score_threshold"]
 
 
-@pytest.mark.parametrize(("faint", "expected"), [(1, 0.2), (4, 0.6)])
-def test_the_counting_score_counts_better_for_little_of_the_metric(faint, expected):
-    """Of 50 cells some are faint, and found with an IoU of .56.
+def test_the_report_score_has_the_best_f1_of_an_image():
+    """Of ten cells four are faint, and found with an IoU of .56.
 
-    One: the metric is 49/50 = .98 without it and (2 x 1 + 8 x 49/51) / 10 = .969 with it, 1.2 % less: the
-    better count is worth it. Four: .92 and (2 x 1 + 8 x 46/54) / 10 = .881, 4 % less: it is not.
+    The Sartorius metric is .6 without them and (2 x 1 + 8 x 6/14) / 10 = .543 with them: it prefers .6. The
+    F1 is 2 x 6 / 16 = .75 without them and 1 with them.
     """
-    cells = [full(6 * (k // 10), 7 * (k % 10), 5, 5) for k in range(50)]
-    parts = [full(6 * (k // 10), 7 * (k % 10), 2, 7) for k in range(50)]
-    for k in range(50):  # 14 of 25 px
-        parts[k] &= cells[k]
-        parts[k][6 * (k // 10) + 2, 7 * (k % 10) : 7 * (k % 10) + 4] = True
-    found = [(m, 0.8) for m in cells[faint:]] + [(m, 0.4) for m in parts[:faint]]
+    cells = [full(0, 7 * k, 5, 5) for k in range(10)]
+    parts = [mask.copy() for mask in cells]
+    for k, mask in enumerate(parts):  # 14 of 25 px
+        mask[:, 7 * k + 3 :] = mask[4, 7 * k + 2] = False
+    assert parts[0].sum() == 14
+    found = [(m, 0.8) for m in cells[4:]] + [(m, 0.4) for m in parts[:4]]
     report = score_cells(*case({1: cells}, {1: found}), grid=(0.2, 0.4, 0.6, 0.8))
     # Ties go to the lowest score: .6 stands for .8, .2 for .4.
-    assert report["best_score_threshold"] == 0.6
-    assert report["counting_score_threshold"] == expected
-    assert report["score_threshold"] == 0.6  # the figures stay those of the best
+    assert report["best_score_threshold"] == report["score_threshold"] == 0.6
+    assert report["best_sartorius"] == pytest.approx(0.6)
+    assert report["all"]["mean_f1"] == pytest.approx(0.75)
+    assert report["report_score"] == 0.2
+    at_score = score_cells(*case({1: cells}, {1: found}), score_threshold=0.2)["all"]
+    assert at_score["sartorius"] == pytest.approx(0.2 + 0.8 * 6 / 14)
+    assert at_score["mean_f1"] == 1.0
+
+
+def test_every_image_weighs_alike_in_the_mean_f1():
+    """Image 1: 20 cells, of score .3; the others: one cell of score .9, and a false one of .5.
+
+    At .2 the F1 of the images are 1, 2/3, 2/3, ..., at .6 they are 0, 1, 1, ...: of three images the lower
+    score is the better one, of five the higher, though with counts pooled it has 8/28, the other 48/52.
+    """
+    many = [full(6 * (k // 10), 7 * (k % 10), 5, 5) for k in range(20)]
+    one, false = full(0, 0, 5, 5), full(30, 30, 5, 5)
+    sparse = [(one, 0.9), (false, 0.5)]
+    for images, means, chosen in ((2, (7 / 9, 2 / 3), 0.2), (4, (11 / 15, 0.8), 0.6)):
+        true = {1: many} | {2 + k: [one] for k in range(images)}
+        found = {1: [(mask, 0.3) for mask in many]} | {2 + k: sparse for k in range(images)}
+        report = score_cells(*case(true, found), grid=(0.2, 0.6))
+        for score, mean in zip((0.2, 0.6), means, strict=True):
+            at_score = score_cells(*case(true, found), score_threshold=score)["all"]
+            assert at_score["mean_f1"] == pytest.approx(mean)
+        assert report["report_score"] == chosen
+
+
+def test_an_image_without_cells_speaks_for_the_score_at_which_nothing_is_found():
+    """Image 1: one of two cells at .3, both at .2; images 2 and 3: none, and a false one of .2.
+
+    At .1 the F1 of the images are 1, 0, 0; at .3 they are 2/3, 1, 1. At .9 they would be 0, 1, 1, which the
+    one of .3 must not lose to; without it, nothing matches there, and no score is told.
+    """
+    cells, spot = [full(0, 0, 5, 5), full(0, 20, 5, 5)], full(30, 30, 5, 5)
+    found = {1: [(cells[0], 0.3), (cells[1], 0.2)], 2: [(spot, 0.2)], 3: [(spot, 0.2)]}
+    report = score_cells(*case({1: cells, 2: [], 3: []}, found), grid=(0.1, 0.3, 0.9))
+    assert report["report_score"] == 0.3
+    assert report["all"]["mean_f1"] == pytest.approx((2 / 3 + 1 + 1) / 3)
+    empty = score_cells(*case({1: cells, 2: [], 3: []}, {2: [(spot, 0.2)]}), grid=(0.1, 0.3))
+    assert empty["report_score"] is None and empty["best_sartorius"] == pytest.approx(2 / 3)
+
+
+def test_a_score_at_which_nothing_matches_is_not_reported_by():
+    """Two images without cells have a false one of .5, the third its cell at .4: any score is bad for one."""
+    cell, spot = full(0, 0, 5, 5), full(30, 30, 5, 5)
+    found = {1: [(cell, 0.4)], 2: [(spot, 0.5)], 3: [(spot, 0.5)]}
+    report = score_cells(*case({1: [cell], 2: [], 3: []}, found), grid=(0.3, 0.6))
+    assert report["report_score"] == 0.3  # mean F1 1/3; at .6 it is 2/3, and the cell is lost
 
 
 def test_a_match_is_counted_alike_at_any_score_and_from_scratch():

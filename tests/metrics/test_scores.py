@@ -100,7 +100,9 @@ def test_a_network_without_masks_is_scored_on_boxes(ground_truth, half):
     assert headline(report)["mask_AP"] is headline(report)["sartorius"] is None
     # Four of six boxes are found, and nothing else.
     assert headline(report)["f1"] == pytest.approx(8 / 10)
-    assert reporting_score(report) == report["boxes"]["best_score_threshold"] == 0.05
+    assert reporting_score(report) == report["boxes"]["report_score"] == 0.05
+    # Of the three images one is perfect, one missed, one rightly empty.
+    assert report["boxes"]["all"]["mean_f1"] == pytest.approx(2 / 3)
     assert "Only boxes are scored: the predictions have no masks." in format_table(report)
 
 
@@ -116,6 +118,23 @@ def test_images_without_cells_tell_no_score(ground_truth, half):
     empty = {**ground_truth, "annotations": []}
     assert reporting_score(summarise(ground_truth, half)) is not None
     assert reporting_score(summarise(empty, half)) is None and reporting_score(summarise(empty, [])) is None
+
+
+def test_boxes_are_reported_by_the_mean_f1_of_images_too(ground_truth, half):
+    """Image 2 has its two from .3 down; images 1 and 3 have a false one of .5.
+
+    At .05 the F1 of the images are 8/9, 1 and 0, mean .63, and 12/14 with counts pooled; at .55 they are 1, 0
+    and 1, mean .67, and 8/10.
+    """
+    false = [{"image_id": i, "category_id": 1, "bbox": [60, 60, 4, 4], "score": 0.5} for i in (1, 3)]
+    late = [{**c, "score": 0.3} for c in ground_truth["annotations"] if c["image_id"] == 2]
+    found = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in [*half, *late, *false]]
+    report = summarise(ground_truth, found)
+    boxes = report["boxes"]
+    assert boxes["best_score_threshold"] == boxes["score_threshold"] == 0.05
+    assert boxes["best_f1"] == pytest.approx(12 / 14)
+    assert boxes["all"]["mean_f1"] == pytest.approx((8 / 9 + 1) / 3)
+    assert reporting_score(report) == boxes["report_score"] == 0.55
 
 
 def test_cells_annotated_by_boxes_are_scored_on_boxes(ground_truth, half):

@@ -274,7 +274,15 @@ def test_a_folder_that_was_not_converted_ends_in_exit_code_1(tmp_path, capsys):
 
 
 def test_wrong_usage_ends_in_exit_code_2(data):
-    for arguments in (["--data", str(data)], ["--run", "x", "--data", str(data), "--limit", "0"]):
+    for arguments in (
+        ["--data", str(data)],
+        ["--run", "x", "--data", str(data), "--limit", "0"],
+        ["--predictions", "x.json", "--data", str(data), "other"],
+        ["--predictions", "x.json", "--data", str(data), "--tune-score"],
+        ["--run", "x", "--data", str(data), "--tune-score", "--score", "0.5"],
+        ["--run", "x", "--data", str(data), "--tune-score", "--limit", "3"],
+        ["--run", "x", "--data", str(data), "--tune-score", "--tta"],
+    ):
         with pytest.raises(SystemExit) as caught:
             evaluate.main(arguments)
         assert caught.value.code == 2

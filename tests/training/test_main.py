@@ -177,6 +177,31 @@ def test_wrong_usage(wrong: list[str], capsys) -> None:
     assert "usage:" in capsys.readouterr().err
 
 
+def test_several_sources_are_validated_as_one_set(
+    arguments: list[str],
+    val_data: Path,
+    records: Sequence[ImageRecord],
+    write_records: Callable[..., Path],
+    tmp_path: Path,
+    capsys,
+) -> None:
+    """The second source has images of the same ids as the first, the third other classes."""
+    second = write_records(tmp_path / "second", records[3:])
+    run = tmp_path / "run"
+    assert command.main([*arguments, "--val", str(val_data), str(second), "--out", str(run)]) == 0
+    report = json.loads((run / FIGURES_FILE).read_text())
+    group = report["cells"]["by"]
+    assert (group[val_data.name]["images"], group["second"]["images"], group["Round"]["images"]) == (2, 3, 5)
+    assert report["cells"]["all"]["true_cells"] == sum(len(one.rles) for one in [*records[3:], *records[4:]])
+    assert [image["id"] for image in report["images"]] == [1, 2, 3, 4, 5]
+    assert json.loads((run / ABOUT_FILE).read_text())["validation"] == [str(val_data), str(second)]
+    assert f"evaluated on {val_data}, {second}: 5 images" in (run / REPORT_FILE).read_text()
+    other = write_records(tmp_path / "other", records[3:], [{"id": 1, "name": "nucleus"}])
+    capsys.readouterr()
+    assert command.main([*arguments, "--val", str(val_data), str(other), "--out", str(tmp_path / "x")]) == 1
+    assert f"{other}: classes nucleus differ from cell of {val_data}; convert both alike" in one_error(capsys)
+
+
 def test_an_interrupt_says_how_to_go_on(arguments: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
     def stop(options):
         raise KeyboardInterrupt

@@ -97,7 +97,7 @@ class Scores:
         figure = self.figures[len(self.limits) - 1]
         if isinstance(figure, BaseException):
             raise figure
-        boxes = {"score_threshold": 0.5, "best_f1": 0}
+        boxes = {"score_threshold": 0.5, "report_score": None}
         return {"mask_AP": figure, "cells": None, "boxes": boxes, "boxes_only": "made up", "images": []}
 
 
