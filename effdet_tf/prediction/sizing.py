@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 LIMITS = (0.25, 4.0)  # an image is made so much smaller and larger at most
 LOOK = 0.25  # scale of the look that tells whether cells are too large to be seen whole
 _SHORTEST = 64  # px, shorter side of the smallest image that is looked at so
-_MORE = 2.0  # the look must see so many times as much of the image under cells ...
-_FEWEST = 3  # ... and so many cells
+# The look counts when it sees so many times as much of the image under cells, or is so many times as sure of
+# them, and sees so many.
+_MORE, _SURER, _FEWEST = 2.0, 1.25, 5
 # Nearer to 1 an image stays as it is: training varies the size by as much. And the steps between scales that
 # are chosen by a look, so that images of a kind get the same one.
 _STEP = 2**0.5
@@ -179,14 +180,16 @@ def _looked_at(predictor: Predictor, image: np.ndarray, score: float | None, fou
     """The cells of an image, of which `found` is known: as it is, or smaller where that shows far more.
 
     Cells that are far too large are outlined in pieces, or not at all. Where they are as the network knows
-    them they vanish when the image is made smaller, so a small copy that shows more says that they were not.
+    them they vanish when the image is made smaller, so a small copy that shows more of them, or shows them
+    more surely, says that they were not.
     """
     if min(image.shape[:2]) * LOOK < _SHORTEST:
         return found
     own, usual = predictor.config.postprocess.report_score, predictor.config.data.cell_size[1]
     look = _predict_at(predictor, image, score, Scale(LOOK, ""))
-    seen, weight = _seen(look, own)
-    if len(seen) < _FEWEST or weight < _MORE * _seen(found, own)[1]:
+    (seen, area, sure), (_, plain_area, plain_sure) = _seen(look, own), _seen(found, own)
+    pays = area >= _MORE * plain_area or sure >= _SURER * plain_sure
+    if len(seen) < _FEWEST or not pays:
         return found
     size = float(np.median(seen))
     reason = f"its cells look to be of about {size:.0f} px, the network knows {usual:g} px best"
@@ -197,8 +200,9 @@ def _looked_at(predictor: Predictor, image: np.ndarray, score: float | None, fou
     return found if factor == 1 else _predict_at(predictor, image, score, Scale(factor, reason))
 
 
-def _seen(result: Result, score: float) -> tuple[np.ndarray, float]:
-    """Diameters of the cells that reach a score, px, and their area, each times its score, px."""
+def _seen(result: Result, score: float) -> tuple[np.ndarray, float, float]:
+    """Diameters of the cells that reach a score, px, their area, each times its score, and mean score."""
     index = result.scores >= score
-    area = np.prod(result.boxes[index, 2:] - result.boxes[index, :2], axis=1)
-    return np.sqrt(area), float((area * result.scores[index]).sum())
+    scores, sides = result.scores[index], result.boxes[index, 2:] - result.boxes[index, :2]
+    area = sides.prod(axis=1)
+    return np.sqrt(area), float((area * scores).sum()), float(scores.mean()) if len(scores) else 0.0
