@@ -293,7 +293,7 @@ class Session:
         image, um_per_px = self.read(entry, predictor.read)
         pictures = picture_files(image)
         self._mark(entry, ticket, pictures, shown=True)
-        result = predictor.predict(image, um_per_px)
+        result = predictor.predict(image, um_per_px=um_per_px)
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
         info = ImageInfo(entry.name.name, *classes, um_per_px=um_per_px)
