@@ -22,7 +22,7 @@ from effdet_tf.plates.beam_pipeline import run_pipeline
 from effdet_tf.plates.plan import Shard, find_sources, missing, update_plan
 from effdet_tf.plates.work import IMAGE_SCHEMA, IMAGES, Task, labels_file
 from effdet_tf.prediction.load import saved_model_version
-from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing
+from effdet_tf.prediction.sizing import Sizing
 from effdet_tf.runs import config_file, find_run, weights_file
 
 
@@ -47,7 +47,7 @@ def run_plate(
     score: float | None = None,
     labels: bool = True,
     channel: str | None = None,
-    sizing: Sizing = AS_THEY_ARE,
+    sizing: Sizing | None = None,
     shard_files: int = 64,
     shard_bytes: int = 256 << 20,
     retry_failed: bool = False,
@@ -63,7 +63,8 @@ def run_plate(
         score: keep cells with this score or more; None: the network's own.
         labels: write label tifs.
         channel: of files with several: its number from 1, its name, "all", or None as `effdet_tf predict`.
-        sizing: what is known of the size of cells: images are scaled by it, or by what is seen of them.
+        sizing: what is known of the size of cells: images are scaled by it, or by what is seen of them; None:
+            by what is seen and by what files say of their pixels.
         shard_files: files in a shard at most.
         shard_bytes: their size at most.
         retry_failed: work through shards again in which an image failed.
@@ -75,6 +76,7 @@ def run_plate(
             process works there, or the engine cannot do what was asked.
         OSError: when results cannot be written.
     """
+    sizing = sizing or Sizing()
     task = Task(source, out, run, score, labels, channel, sizing)
     settings: dict[str, Any] = {"model": model_digest(run), "score": score, "labels": labels}
     settings |= {"channel": channel} if channel else {}
