@@ -31,12 +31,14 @@ from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.load import load as load_predictor
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import Sizing, check_sizing, predict_sized
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
     from matplotlib.axes import Axes
 
+_How = tuple[float, Sizing]  # score from which on cells are reported, and what is said of their size
 ImageSource = str | os.PathLike[str] | ArrayLike
 
 
@@ -72,7 +74,7 @@ class Cells:
         category_ids: COCO id of each class.
         name: of the image, which names of files begin with: that of its file without suffix.
         file_name: of its file, as COCO states it.
-        um_per_px: side of a pixel in micrometres where the file says so, else None.
+        um_per_px: side of a pixel in micrometres where the file or the call says so, else None.
     """
 
     image: np.ndarray
@@ -122,7 +124,9 @@ class Cells:
         result = self.result
         counts = np.bincount(result.classes, minlength=len(result.class_names))
         classes = ", ".join(f"{n} {name}" for name, n in zip(result.class_names, counts, strict=True) if n)
-        return f"<{len(self)} cells in {self.name}, {result.height} x {result.width} px: {classes or 'none'}>"
+        scaled = "" if result.scale == 1 else f", scaled {result.scale:.3g} times for the network"
+        size = f"{result.height} x {result.width} px{scaled}"
+        return f"<{len(self)} cells in {self.name}, {size}: {classes or 'none'}>"
 
     def label_image(self) -> np.ndarray:
         """Integers `[H, W]`: 0 is background, the pixels of cell k hold k + 1; no pixel is in two cells.
@@ -216,7 +220,15 @@ class Model:
         self.score = predictor.config.postprocess.report_score
         self.class_names = predictor.class_names
 
-    def predict(self, image: ImageSource, score: float | None = None, page: int | None = None) -> Cells:
+    def predict(
+        self,
+        image: ImageSource,
+        score: float | None = None,
+        page: int | None = None,
+        cell_size: float | None = None,
+        um_per_px: float | None = None,
+        rescale: bool = True,
+    ) -> Cells:
         """Find the cells of one image.
 
         Args:
@@ -225,17 +237,21 @@ class Model:
             score: report cells from this score on, 0 to 1; None takes the network's own, `self.score`; 0
                 gives all candidates, also those whose pixels all lie in better ones.
             page: of a file with several, from 0.
+            cell_size: usual diameter of the cells, px: the image is scaled to what the network knows best;
+                None: by the size of a pixel where it is known of both, else by what the network sees.
+            um_per_px: side of a pixel in micrometres; None takes the file's.
+            rescale: False shows the image to the network as it is.
 
         Returns:
             The cells that `effdet_tf predict` reports.
 
         Raises:
             UserError: for an unreadable file, a stack without `page`, an array that is no image, or a score
-                outside 0 to 1.
+                outside 0 to 1, a size that is not above 0, or one that the network has no use for.
         """
-        score = self._checked(score)
+        how = self._checked(score), Sizing(rescale, cell_size, um_per_px)
         if not isinstance(image, (str, os.PathLike)):
-            return self._find(check_image(np.asanyarray(image)), score)
+            return self._find(check_image(np.asanyarray(image)), how)
         with Stack(image) as stack:
             if page is None and stack.pages > 1:
                 raise UserError(
@@ -243,7 +259,7 @@ class Model:
                 )
             if not 0 <= (page or 0) < stack.pages:
                 raise UserError(f"{image}: has {stack.pages} pages, counted from 0; there is no page {page}")
-            return self._page(stack, page or 0, Path(image).stem, score)
+            return self._page(stack, page or 0, Path(image).stem, how)
 
     def predict_many(
         self,
@@ -252,6 +268,9 @@ class Model:
         progress: bool = True,
         failed: list[tuple[str, str]] | None = None,
         channel: str | int | None = None,
+        cell_size: float | None = None,
+        um_per_px: float | None = None,
+        rescale: bool = True,
     ) -> Iterator[Cells]:
         """Find the cells of many images, one after another, each page of a stack on its own.
 
@@ -264,12 +283,15 @@ class Model:
             failed: name and reason of each image that was left out are added to this list.
             channel: of files with several: its number from 1, its name, "all", or None for the one without
                 fluorescence by what the file says, else the first.
+            cell_size: as for `predict`, and `um_per_px` and `rescale`.
+            um_per_px: likewise.
+            rescale: likewise.
 
         Yields:
             The cells of an image or page; `name` tells which.
 
         Raises:
-            UserError: before the first image, when a file, folder or pattern matches nothing.
+            UserError: before the first image, when a pattern matches nothing, or for a size as `predict`.
         """
         if isinstance(images, (str, os.PathLike)) or hasattr(images, "__array__"):
             images = [images]  # type: ignore[list-item]
@@ -279,12 +301,14 @@ class Model:
                 jobs += find_images([image])
             else:
                 jobs.append((image, f"image_{k}"))
-        return self._predict_jobs(jobs, self._checked(score), progress, failed, channel)
+        how = self._checked(score), Sizing(rescale, cell_size, um_per_px)
+        check_sizing(self.predictor.config, how[1])
+        return self._predict_jobs(jobs, how, progress, failed, channel)
 
     def _predict_jobs(
         self,
         jobs: list[tuple[ImageSource, str]],
-        score: float,
+        how: _How,
         progress: bool,
         failed: list[tuple[str, str]] | None,
         channel: str | int | None,
@@ -296,7 +320,7 @@ class Model:
             tqdm.write(f"error: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
 
         for image, name in tqdm(jobs, "predict", unit="image", disable=not progress):
-            for place, find in self._pages(image, name, score, channel, leave_out):
+            for place, find in self._pages(image, name, how, channel, leave_out):
                 try:
                     cells = find()
                 except Exception as error:  # whatever is wrong with one image, the others follow
@@ -308,13 +332,13 @@ class Model:
         self,
         image: ImageSource,
         name: str,
-        score: float,
+        how: _How,
         channel: str | int | None,
         leave_out: Callable[[str, Exception], None],
     ) -> Iterator[tuple[str, Callable[[], Cells]]]:
         """Name of each page of an image, and what finds its cells."""
         if not isinstance(image, (str, os.PathLike)):
-            yield name, lambda: self._find(check_image(np.asanyarray(image)), score, name)
+            yield name, lambda: self._find(check_image(np.asanyarray(image)), how, name)
             return
         try:
             stack = Stack(image)
@@ -331,21 +355,25 @@ class Model:
                 warnings.warn(f"{name}: {left}", stacklevel=4)
             for page in chosen:
                 place = name if stack.pages == 1 else f"{name}_{page + 1:04d}"
-                yield place, partial(self._page, stack, page, place, score)
+                yield place, partial(self._page, stack, page, place, how)
 
-    def _page(self, stack: Stack, page: int, name: str, score: float) -> Cells:
-        cells = self._find(stack.read(page), score, name)
-        return dataclasses.replace(cells, file_name=stack.path.name, um_per_px=stack.um_per_px)
+    def _page(self, stack: Stack, page: int, name: str, how: _How) -> Cells:
+        cells = self._find(stack.read(page), how, name, stack.um_per_px)
+        return dataclasses.replace(cells, file_name=stack.path.name)
 
-    def _find(self, image: np.ndarray, score: float, name: str = "image") -> Cells:
-        result = self.predictor.predict(image, score)
+    def _find(
+        self, image: np.ndarray, how: _How, name: str = "image", um_per_px: float | None = None
+    ) -> Cells:
+        score, sizing = how
+        result = predict_sized(self.predictor, image, *how, um_per_px)
         if result.truncated:
             limit = "more cells than the network reports at once (data.max_instances)"
             warnings.warn(f"{name}: {limit}; weaker ones are missing", stacklevel=3)
         if result.disturbed:
             warnings.warn(f"{name}: {result.disturbed}", stacklevel=3)
         numbered = outputs.number_cells(result, min_visible=0.5 if score else 0.0)
-        return Cells(image, numbered, tuple(self.predictor.category_ids), name, name)
+        ids, side = tuple(self.predictor.category_ids), sizing.um_per_px or um_per_px
+        return Cells(image, numbered, ids, name, name, side)
 
     def _checked(self, score: float | None) -> float:
         if score is None:

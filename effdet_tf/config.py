@@ -116,6 +116,10 @@ class DataConfig:
     # training (before the random scale) and in prediction. none: every pixel counts as it is.
     resize: Literal["none", "fit"] = "none"
     zoom: float = 1.0  # with resize=none: every image is magnified this much, in training and prediction
+    # Diameters (root of height x width of the box) at 5, 50 and 95 % of the training cells, px before `zoom`;
+    # training fills it in. Empty: not known, and no image is scaled to it (`prediction.sizing`).
+    cell_size: tuple[float, ...] = ()
+    um_per_px: float = 0.0  # side of a pixel of the training images in micrometres; 0: unknown, or several
     # By mean and std of each image (image), of what of it shows cells (content: without borders, bars,
     # saturated areas and hot pixels, evenly lit; `effdet_tf.images.content`), or by these (fixed):
     normalization: Literal["image", "content", "fixed"] = "image"
@@ -283,6 +287,8 @@ _RANGES: dict[str, tuple[float, float]] = {
         ((0, 100), "model.mask.expand"),
         ((1, 2**15), "data.crop_size"),
         ((0.1, 10), "data.zoom"),
+        ((1e-3, 1e5), "data.cell_size"),
+        ((0, 1e3), "data.um_per_px"),
         ((1, 10**5), "data.max_instances train.batch"),
         ((1, 10**6), "postprocess.top_k"),
         ((0, 10**7), "model.mask.samples data.crops_per_image train.epochs train.evaluate_every"),
@@ -296,10 +302,15 @@ _MANY = 10_000  # entries of a list
 
 
 def checked(config: Config) -> Config:
-    """The configuration, when its classes have a name and an id each; UserError otherwise."""
+    """The configuration, when its classes and sizes of cells are such; UserError otherwise."""
     if not config.class_names or len(config.class_names) != len(set(config.category_ids)):
         counts = f"{len(config.class_names)} class_names, {len(set(config.category_ids))} category_ids"
         raise UserError(f"{counts}: each class needs one of both")
+    sizes = config.data.cell_size
+    if sizes and (len(sizes) != 3 or list(sizes) != sorted(sizes)):
+        raise UserError(
+            f"data.cell_size {list(sizes)}: give three rising diameters in px, at 5, 50 and 95 % of the cells"
+        )
     return config
 
 

@@ -97,6 +97,15 @@ def test_an_unknown_key_names_the_near_ones(setting, near):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("sizes", ["[10, 20]", "[20, 10, 30]", "[0, 10, 20]", "[-1, 5, 9]"])
+def test_known_sizes_of_cells_are_three_that_rise(tmp_path, sizes):
+    (tmp_path / "config.yaml").write_text(f"data: {{cell_size: {sizes}}}")
+    with pytest.raises(UserError, match=r"data\.cell_size"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("data: {cell_size: [10, 20, 30]}")
+    assert load_config(tmp_path / "config.yaml").data.cell_size == (10, 20, 30)
+
+
 def test_a_run_from_before_a_setting_existed_keeps_its_behaviour(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("preset: d0\ndata: {channels: 1, normalization: image}\naugment: {flip: true}\n")

@@ -17,6 +17,7 @@ from effdet_tf.geometry.boxes import iou
 from effdet_tf.metrics.evaluation import evaluate_run
 from effdet_tf.model.network import build_network
 from effdet_tf.prediction.load import load
+from effdet_tf.prediction.sizing import Sizing, predict_sized
 from effdet_tf.pretrained.fit import start_from
 from effdet_tf.pretrained.open import open_source
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, MODELS, find_run, model_names, weights_file
@@ -86,6 +87,22 @@ def test_what_a_microscope_adds_costs_no_cells(cells, added):
     best = np.asarray(iou(inner.boxes[:, None], found.boxes[None] - offset)).max(axis=1)
     assert len(inner) > 20 and (best > 0.75).mean() > 0.93
     assert not found.disturbed
+
+
+def test_an_image_of_another_magnification_has_the_same_cells(cells):
+    known = cells.config.data
+    assert known.cell_size == (11.5, 19.5, 66.8) and known.um_per_px == 1.24
+    image = render_image(np.random.default_rng(0), 300, 420, 60, "Round")[0]
+    large = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR)
+    wanted = cells.predict(image, 0.3)
+    by_size = predict_sized(cells, large, 0.3, Sizing(cell_size=78))
+    by_pixel = predict_sized(cells, large, 0.3, Sizing(), um_per_px=0.31)
+    assert by_size.scale == by_pixel.scale == 0.25 and len(wanted) > 20
+    np.testing.assert_array_equal(by_size.boxes, by_pixel.boxes)
+    sure = wanted.filter(0.5)  # weaker ones come and go with a gray value
+    best = np.asarray(iou(sure.boxes[:, None] * 4, by_size.boxes[None])).max(axis=1)
+    assert len(sure) >= 10 and (best > 0.8).all() and np.median(best) > 0.95
+    assert abs(len(by_size) - len(wanted)) <= 0.1 * len(wanted)
 
 
 def test_predict_needs_no_run(tmp_path, capsys):

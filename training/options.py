@@ -141,7 +141,7 @@ def _starting_point(options: argparse.Namespace) -> Config:
 
 
 def resolve(config: Config, data: TrainingImages) -> Config:
-    """Fill in what the data decide: classes, anchors, and a larger `max_instances` where needed.
+    """Fill in what the data decide: classes, anchors, sizes of cells, a larger `max_instances` where needed.
 
     Raises:
         UserError: for settings that the data cannot serve.
@@ -172,11 +172,19 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         found = suggest_anchors(sizes, levels, per_level, ratios, scale)
         chosen = {"anchors__sizes": found.sizes, "anchors__ratios": found.ratios}
         config = config.replace(anchors__from_data=False, **chosen)
+    if len(data.cell_sizes):
+        config = config.replace(data__cell_size=known_sizes(data.cell_sizes))
     if data.max_cells > config.data.max_instances:
         change = f"from {config.data.max_instances} to {data.max_cells}"
         print(f"data.max_instances raised {change}, the cells of the fullest image")
         config = config.replace(data__max_instances=data.max_cells)
     return config
+
+
+def known_sizes(cell_sizes: np.ndarray) -> tuple[float, ...]:
+    """Diameters at 5, 50 and 95 % of cells, from their heights and widths `[N, 2]`, in one decimal."""
+    diameters = np.sqrt(np.prod(np.asarray(cell_sizes, np.float64), axis=1))
+    return tuple(round(float(value), 1) for value in np.percentile(diameters, (5, 50, 95)))
 
 
 def check_zoom(config: Config) -> None:
@@ -202,8 +210,9 @@ def open_run(config: Config, folder: Path, write: bool = True) -> Config:
     if has_state(folder) and path.exists():
         past = load_config(path)
         free = {key: getattr(config.train, key) for key in FREE}
-        # The run itself tuned the reporting score.
-        config = config.replace(postprocess__report_score=past.postprocess.report_score)
+        # The run itself tuned the reporting score; one begun before sizes were kept goes on without.
+        kept = {"postprocess__report_score": past.postprocess.report_score}
+        config = config.replace(**kept, data__cell_size=past.data.cell_size)
         same = dataclasses.replace(past, train=dataclasses.replace(past.train, **free))
         if differences := _differences(same, config):
             raise UserError(

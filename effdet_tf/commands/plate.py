@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from effdet_tf.commands.parser import positive
-from effdet_tf.commands.predict import share
+from effdet_tf.commands.predict import add_size_options, share, sizing_of
 from effdet_tf.runs import DEFAULT_MODEL
 
 _DESCRIPTION = """\
@@ -49,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     add("--run", dest="run_folder", default=DEFAULT_MODEL, metavar="RUN", help=network)
     add("--score", type=share, metavar="X", help="as for `predict`")
     add("--channel", metavar="N", help="as for `predict`")
+    add_size_options(parser)
     add("--no-labels", dest="labels", action="store_false", help="write no label tifs")
     add("--shard-images", type=positive(int), default=64, metavar="N", help="files in a shard (%(default)s)")
     add("--shard-mb", type=positive(float), default=256, metavar="MB", help="its size at most (%(default)s)")
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Work through a plate and print its counts; returns the exit code."""
     from effdet_tf.errors import needs
 
-    options = _beam_options(args)
+    options, sizing = _beam_options(args), sizing_of(args)
     logging.disable(logging.WARNING)  # of every cloud whose package is missing, Apache Beam warns
     try:
         with needs("plates", "`effdet_tf plate`"):
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         score=args.score,
         labels=args.labels,
         channel=args.channel,
+        sizing=sizing,
         shard_files=args.shard_images,
         shard_bytes=int(args.shard_mb * 2**20),
         retry_failed=args.retry_failed,

@@ -14,6 +14,7 @@ from effdet_tf.runs import DEFAULT_MODEL
 if TYPE_CHECKING:
     from effdet_tf.outputs.jobs import Job
     from effdet_tf.prediction.predictor import Predictor
+    from effdet_tf.prediction.sizing import Sizing
 
 # As in effdet_tf.outputs, which is too heavy to import for --help; a test holds them equal.
 FORMATS = ("labels", "table", "coco", "overlay", "imagej", "geojson", "yolo")
@@ -79,6 +80,11 @@ _HELP = {
     "channel": "of files with several: number from 1, name, or all (default: the one without fluorescence by "
     "what the file says, else the first; the others are left out, and empty in the label image)",
     "um": "side of a pixel in micrometres (default: what a tif says of itself)",
+    "cell-size": "usual diameter of the cells in these images, px: they are scaled to what the network knows "
+    "best (default: by the size of a pixel where file and network say it, else by what the network sees)",
+    "magnification": "of the objective, 10 for 10x: --um-per-px is then the side of a pixel of the camera, "
+    "which is divided by it",
+    "no-rescale": "show every image to the network as it is, whatever the size of its cells",
 }
 
 
@@ -121,9 +127,34 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     add("--score", type=share, metavar="X", help=_HELP["score"])
     add("--sartorius", type=Path, metavar="CSV", help="also write a Sartorius submission")
     add("--formats", type=_formats, default=FORMATS[:4], metavar="A,B", help=_HELP["formats"])
-    add("--um-per-px", type=positive(float), metavar="UM", help=_HELP["um"])
     add("--channel", metavar="N", help=_HELP["channel"])
+    add_size_options(parser)
     add("--overwrite", action="store_true", help="replace the predictions that DIR holds")
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is said of the size of pixels and cells."""
+    parser.add_argument("--um-per-px", type=positive(float), metavar="UM", help=_HELP["um"])
+    parser.add_argument("--magnification", type=positive(float), metavar="X", help=_HELP["magnification"])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--cell-size", type=positive(float), metavar="PX", help=_HELP["cell-size"])
+    size.add_argument("--no-rescale", dest="rescale", action="store_false", help=_HELP["no-rescale"])
+
+
+def sizing_of(args: argparse.Namespace) -> Sizing:
+    """What the options of `add_size_options` say; UserError for a magnification that does not fit them."""
+    from effdet_tf.errors import UserError
+    from effdet_tf.prediction.sizing import Sizing
+
+    side, times = args.um_per_px, args.magnification
+    if times is not None and args.cell_size is not None:
+        raise UserError("--magnification and --cell-size: both say how large cells are; leave out one")
+    if times is not None and side is None:
+        raise UserError(
+            f"--magnification {times:g}: says nothing of pixels without --um-per-px, the side of a pixel of "
+            "the camera in micrometres"
+        )
+    return Sizing(args.rescale, args.cell_size, side if side is None or times is None else side / times)
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -153,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
     from effdet_tf.prediction.load import load
 
+    sizing_of(args)  # likewise
     return predict_images(with_views(load(args.run_folder), args), images, args)
 
 
@@ -169,9 +201,8 @@ def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.N
     from effdet_tf.outputs.batch import predict_files
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score
-    same = {
-        name: getattr(args, name) for name in ("sartorius", "formats", "um_per_px", "channel", "overwrite")
-    }
+    same = {name: getattr(args, name) for name in ("sartorius", "formats", "channel", "overwrite")}
+    same["sizing"] = sizing_of(args)
     report = predict_files(predictor, images, args.out, score=score, progress=True, **same)
     print(f"{report.done} images, {report.cells} cells: {report.out}")
     if report.done and not report.cells:

@@ -9,6 +9,7 @@ import secrets
 import sys
 
 from effdet_tf.commands.parser import between, positive
+from effdet_tf.commands.predict import add_size_options, sizing_of
 from effdet_tf.errors import needs
 from effdet_tf.runs import DEFAULT_MODEL
 
@@ -49,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     port = "default: 8765, or the next that is free; 0 takes any"
     add("--port", type=between(0, 65535, int), metavar="N", help=port)
     add("--host", default="127.0.0.1", metavar="ADDRESS", help=_HELP["host"])
+    add_size_options(parser)
     add("--max-pixels", type=positive(int), default=25_000_000, metavar="N", help=_HELP["pixels"])
     add("--token", action="store_true", help=_HELP["token"])
     add("--timeout", type=positive(float), default=600.0, metavar="S", help=_HELP["timeout"])
@@ -59,6 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Serve the web app until Ctrl-C; returns the exit code."""
+    sizing = sizing_of(args)
     with needs("serve", "the web app"):
         from effdet_tf.webapp.launch import bind, serve
 
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         from effdet_tf.webapp.networks import Networks
         from effdet_tf.webapp.session import Limits, Session
 
-        session = Session(Networks(args.run_folder, args.timeout), Limits(pixels=args.max_pixels))
+        session = Session(Networks(args.run_folder, args.timeout, sizing), Limits(pixels=args.max_pixels))
         token = secrets.token_urlsafe(24) if args.token else ""
         # Without a display, Python would start a browser in the terminal.
         display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

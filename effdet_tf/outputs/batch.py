@@ -29,6 +29,7 @@ from effdet_tf.outputs.written import Record, files_of
 from effdet_tf.prediction.overlap import Stopped, ahead, behind
 from effdet_tf.prediction.predictor import Predictor, is_large
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing, check_sizing, predict_sized, scale_words
 
 SUMMARY, WELLS, ERRORS = "summary.csv", "wells.csv", "errors.log"
 
@@ -59,7 +60,7 @@ def predict_files(
     score: float | None = None,
     sartorius: str | os.PathLike[str] | None = None,
     formats: Collection[str] = outputs.DEFAULT_FORMATS,
-    um_per_px: float | None = None,
+    sizing: Sizing = AS_THEY_ARE,
     channel: str | int | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -76,7 +77,7 @@ def predict_files(
         score: keep cells with this score or more; None keeps all that the predictor gives.
         sartorius: also write a Sartorius submission to this file.
         formats: some of `outputs.FORMATS`; a network without masks has no label images.
-        um_per_px: side of a pixel in micrometres; None takes what a tif says of itself.
+        sizing: what is said of the size of pixels and cells, by which images are scaled and measured.
         channel: of files with several, as `channel_pages` in `effdet_tf.images.channels` takes it.
         overwrite: replace the predictions that `out` holds, with all that was written of the same images.
         progress: show a progress bar and one line per failure on stderr.
@@ -90,7 +91,7 @@ def predict_files(
     sartorius = None if sartorius is None else Path(sartorius)
     tables |= {sartorius: ["id", "predicted"]} if sartorius else {}
     _check_free(report.out, tables, overwrite)
-    batch = _Batch(predictor, report, score, formats, um_per_px, channel, sartorius is not None, progress)
+    batch = _Batch(predictor, report, score, formats, sizing, channel, sartorius is not None, progress)
     with ExitStack() as stack:
         stack.enter_context(locked(report.out, "writes predictions there"))
         record, stems = Record(report.out), Counter(map(_stem, images))
@@ -174,13 +175,18 @@ class _Batch:
     report: PredictReport
     score: float | None
     formats: Collection[str]
-    um_per_px: float | None
+    sizing: Sizing
     channel: str | int | None
     submission: bool
     progress: bool
     told: set[str] = field(default_factory=set)  # what was left out of files so far
     files: list[str] = field(default_factory=list)  # that the image at hand has now
     best: float = 0.0  # score of an image without cells, while no other has any
+
+    def __post_init__(self) -> None:
+        """Raise a UserError for a size that the network has no use for, before the first image."""
+        if self.sizing.cell_size is not None:
+            check_sizing(self.predictor.config, self.sizing)
 
     def read(self, jobs: Sequence[Job]) -> Iterator[list[_Page]]:
         """The pages of all files, by as many as the network takes at once."""
@@ -228,22 +234,29 @@ class _Batch:
         if len(images) > 1:
             try:
                 found = self.predictor.predict_batch(images, self.score)
+                pairs = [(one, self._sized(one, result)) for one, result in zip(group, found, strict=True)]
             except Exception:  # of one of them: each on its own
-                found = []
-            if found:
-                yield from zip(group, found, strict=True)
+                pairs = []
+            if pairs:
+                yield from pairs
                 return
         for page in group:
             result = None
             if page.image is not None:
                 try:
-                    result = self.predictor.predict(page.image, self.score)
+                    result = self._sized(page)
                     if not (len(result) or self.report.cells or self.best):
                         # To say how far the score is too high.
                         self.best = float(self.predictor.predict(page.image).scores[:1].max(initial=0.0))
                 except Exception as error:
                     page = page._replace(error=error)
             yield page, result
+
+    def _sized(self, page: _Page, found: Result | None = None) -> Result:
+        """The cells of a page; `found` are those of the page as it is, if known."""
+        assert page.image is not None
+        side = None if page.file is None else page.file.um_per_px
+        return predict_sized(self.predictor, page.image, self.score, self.sizing, side, found)
 
     def write(
         self,
@@ -297,7 +310,7 @@ class _Batch:
                 if add is None:
                     self._tell(job, file.left)
                     classes = self.predictor.category_ids, self.predictor.class_names
-                    scale = self.um_per_px or file.um_per_px
+                    scale = self.sizing.um_per_px or file.um_per_px
                     info = outputs.ImageInfo(
                         printable(job.path.name), *classes, file.axes, scale, file.is_ome
                     )
@@ -320,16 +333,17 @@ class _Batch:
                 self.files = files_of(job.name, pages, made)
         return rows, submitted
 
-    def _tell(self, job: Job, left: str) -> None:
-        if left and self.progress and left not in self.told:
-            tqdm.write(f"{job.path}: {left} (told once for files like this one)", file=sys.stderr)
-        self.told.add(left)
+    def _tell(self, job: Job, words: str) -> None:
+        if words and self.progress and words not in self.told:
+            tqdm.write(f"{job.path}: {words} (told once for files like this one)", file=sys.stderr)
+        self.told.add(words)
 
     def _count(self, job: Job, result: Result, page: outputs.Page) -> None:
         self.report.boxes_only = page.cells.labels is None
         self.report.done += 1
         self.report.cells += len(page.table)
         self.report.best = max(self.report.best, self.best, float(np.max(result.scores, initial=0.0)))
+        self._tell(job, scale_words(result))
         if result.truncated and self.progress:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)

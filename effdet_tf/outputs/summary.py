@@ -16,11 +16,12 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
 
     `page` is that of a stack, from 1; well, site and minutes are read from names as Incucyte and LIVECell
     write them; `covered` is the share of the image under cells; mean_score and mean_area are empty without
-    cells, um_per_px and mean_area_um2 where the size of a pixel is not known.
+    cells, um_per_px and mean_area_um2 where the size of a pixel is not known; `scale` is what the image was
+    scaled by for the network, 1 as a rule.
     """
     return [
         *("image", "page", "well", "site", "minutes"),
-        *("height", "width", "um_per_px", "cells"),
+        *("height", "width", "um_per_px", "scale", "cells"),
         *(f"cells_{name}" for name in class_names),
         *("mean_score", "mean_area", "mean_area_um2", "covered", "error"),
     ]
@@ -42,7 +43,8 @@ def summary_row(image: str, page: Page, info: ImageInfo) -> list[Any]:
             mean_area_um2 = "" if scale is None else round(area * scale**2, 3)
     return [
         *_place(image, page.number, info.pages),
-        *(result.height, result.width, "" if scale is None else round(scale, 6), len(result), *counts),
+        *(result.height, result.width, "" if scale is None else round(scale, 6)),
+        *(round(result.scale, 4), len(result), *counts),
         *(mean_score, mean_area, mean_area_um2, covered, ""),
     ]
 

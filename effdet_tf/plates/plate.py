@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from effdet_tf.plates.beam_pipeline import run_pipeline
 from effdet_tf.plates.plan import Shard, find_sources, missing, update_plan
 from effdet_tf.plates.work import IMAGE_SCHEMA, IMAGES, Task, labels_file
 from effdet_tf.prediction.load import saved_model_version
+from effdet_tf.prediction.sizing import Sizing
 from effdet_tf.runs import config_file, find_run, weights_file
 
 
@@ -45,6 +47,7 @@ def run_plate(
     score: float | None = None,
     labels: bool = True,
     channel: str | None = None,
+    sizing: Sizing | None = None,
     shard_files: int = 64,
     shard_bytes: int = 256 << 20,
     retry_failed: bool = False,
@@ -60,6 +63,8 @@ def run_plate(
         score: keep cells with this score or more; None: the network's own.
         labels: write label tifs.
         channel: of files with several: its number from 1, its name, "all", or None as `effdet_tf predict`.
+        sizing: what is known of the size of cells: images are scaled by it, or by what is seen of them; None:
+            by what is seen and by what files say of their pixels.
         shard_files: files in a shard at most.
         shard_bytes: their size at most.
         retry_failed: work through shards again in which an image failed.
@@ -71,9 +76,11 @@ def run_plate(
             process works there, or the engine cannot do what was asked.
         OSError: when results cannot be written.
     """
-    task = Task(source, out, run, score, labels, channel)
+    sizing = sizing or Sizing()
+    task = Task(source, out, run, score, labels, channel, sizing)
     settings: dict[str, Any] = {"model": model_digest(run), "score": score, "labels": labels}
     settings |= {"channel": channel} if channel else {}
+    settings |= {"size": dataclasses.asdict(sizing)} if sizing != Sizing() else {}
     found = find_sources(source, out)
     alone = locked(Path(out), "works on this plate") if storage.is_local(out) else contextlib.nullcontext()
     with alone:
@@ -98,7 +105,9 @@ def write_tables(out: str, shards: Iterable[Shard]) -> tuple[pd.DataFrame, pd.Da
     for shard in shards:
         content = storage.read(storage.join(out, IMAGES, f"{shard.name}.parquet"))
         tables.append(pq.read_table(pa.BufferReader(content)))
-    images = pa.concat_tables(tables).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    # Those of a plate that was begun before there was a scale have no such column.
+    together = pa.concat_tables(tables, promote_options="default")
+    images = together.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     images = images.sort_values(["image", "page"], ignore_index=True)
     counts = count_cells(images)
     failed = images.loc[images["error"] != "", ["image", "page", "error"]]

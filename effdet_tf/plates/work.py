@@ -25,6 +25,7 @@ from effdet_tf.plates.plan import PlateFile, Shard, content_of, done_file
 from effdet_tf.prediction.overlap import ahead, behind
 from effdet_tf.prediction.predictor import LARGE, Predictor, is_large
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing, predict_sized, scale_words
 
 LABELS, CELLS, IMAGES = "labels", "cells", "images"
 _PLACE = [
@@ -41,6 +42,7 @@ IMAGE_SCHEMA = pa.schema(
         *_PLACE,
         ("height", pa.int32()),
         ("width", pa.int32()),
+        ("scale", pa.float64()),
         ("cells", pa.int64()),
         ("mean_score", pa.float64()),
         ("mean_area", pa.float64()),
@@ -61,6 +63,7 @@ class Task:
     score: float | None  # cells with this score or more are kept; None: the network's own
     labels: bool  # whether label tifs are written
     channel: str | None = None  # of files with several, see `images.channels`
+    sizing: Sizing = AS_THEY_ARE  # what is known of the size of cells
 
 
 def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, int]:
@@ -86,7 +89,7 @@ def work_through(task: Task, shard: Shard, predictor: Predictor) -> dict[str, in
 
     with behind(write) as hand:
         for page in ahead(_pages(task, shard, contents), lambda page: page.is_large):
-            hand(_find(page, predictor, score), page.is_large)
+            hand(_find(page, predictor, score, task.sizing), page.is_large)
     images = pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA)
     cells = pa.concat_tables([CELL_SCHEMA.empty_table(), *tables])
     for kind, table in ((CELLS, cells), (IMAGES, images)):
@@ -139,8 +142,7 @@ def _pages(task: Task, shard: Shard, contents: dict[str, str]) -> Iterator[_Page
             except (UserError, OSError) as error:
                 yield _Page(file, 0, None, reason(error))
                 continue
-            if left:
-                _tell(left, file.path)
+            _tell(left, file.path)
             about = stack.axes, stack.um_per_px, stack.is_ome
             for number in chosen:
                 try:
@@ -150,12 +152,12 @@ def _pages(task: Task, shard: Shard, contents: dict[str, str]) -> Iterator[_Page
                 yield page
 
 
-def _find(page: _Page, predictor: Predictor, score: float) -> tuple[_Page, Result | None]:
+def _find(page: _Page, predictor: Predictor, score: float, sizing: Sizing) -> tuple[_Page, Result | None]:
     """The cells of a page; None, and the error, where there are none to be had."""
     if page.image is None:
         return page, None
     try:
-        return page, predictor.predict(page.image, score)
+        return page, predict_sized(predictor, page.image, score, sizing, page.um_per_px)
     except Exception as error:
         return page._replace(error=reason_of(error) or "cannot be predicted"), None
 
@@ -187,6 +189,7 @@ def _write_file(
                 continue
             if result.disturbed:
                 logging.getLogger("effdet_tf").warning("%s: %s", page.file.path, result.disturbed)
+            _tell(scale_words(result), page.file.path)
             rows.append({**place, "page": page.number, **_image_columns(cells, table, result.truncated)})
             table = table.assign(**place, page=page.number)
             tables.append(pa.Table.from_pandas(table, CELL_SCHEMA, preserve_index=False))
@@ -194,8 +197,9 @@ def _write_file(
                 continue
             if labels is None:
                 local = opened.enter_context(storage.writing(target))
+                scale = task.sizing.um_per_px or page.um_per_px
                 wide = many or cells.labels.size > LARGE
-                labels = outputs.LabelPages(local, page.axes, wide, page.um_per_px, page.is_ome)
+                labels = outputs.LabelPages(local, page.axes, wide, scale, page.is_ome)
                 opened.enter_context(labels)
             labels.add(cells.labels, page.number)
         if labels is None:
@@ -205,11 +209,11 @@ def _write_file(
 _told: set[str] = set()  # by this worker
 
 
-def _tell(left: str, path: str) -> None:
-    """Say what is left out, once for all files like this one."""
-    if left not in _told:
-        _told.add(left)
-        logging.getLogger("effdet_tf").warning("%s: %s (told once for files like this one)", path, left)
+def _tell(words: str, path: str) -> None:
+    """Say what is left out or scaled, once for all files like this one."""
+    if words and words not in _told:
+        _told.add(words)
+        logging.getLogger("effdet_tf").warning("%s: %s (told once for files like this one)", path, words)
 
 
 def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated: bool) -> dict[str, Any]:
@@ -217,6 +221,7 @@ def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated:
     return {
         "height": result.height,
         "width": result.width,
+        "scale": result.scale,
         "cells": count,
         "mean_score": float(result.scores.mean()) if count else None,
         "mean_area": float(table["area"].mean()) if count and labels is not None else None,

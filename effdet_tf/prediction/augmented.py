@@ -32,7 +32,12 @@ class View(NamedTuple):
         if self.scale != 1:
             height, width = (max(1, round(side * self.scale)) for side in image.shape[:2])
             way = cv2.INTER_LINEAR if self.scale > 1 else cv2.INTER_AREA
-            image = cv2.resize(image, (width, height), interpolation=way)
+            kind = image.dtype
+            plain = kind in (np.uint8, np.uint16, np.float32, np.float64)  # others OpenCV does not know
+            image = cv2.resize(
+                image if plain else image.astype(np.float64), (width, height), interpolation=way
+            )
+            image = image if plain or kind.kind == "f" else np.rint(image).astype(kind)
         image = image.swapaxes(0, 1) if self.transpose else image
         image = image[::-1] if self.flip_y else image
         return np.ascontiguousarray(image[:, ::-1] if self.flip_x else image)

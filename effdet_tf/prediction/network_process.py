@@ -25,6 +25,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.images.read import Stack
+from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing, check_sizing, predict_sized
 from effdet_tf.runs import find_run
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ class NetworkProcess:
             self._key = key
         self._send("open", source)
 
-    def predict(self, image: np.ndarray) -> None:
-        """Find the cells of an image `[H, W]` or `[H, W, 3]`; the answer is a `Result`."""
-        self._send("predict", image)
+    def predict(
+        self, image: np.ndarray, um_per_px: float | None = None, sizing: Sizing = AS_THEY_ARE
+    ) -> None:
+        """Find the cells of an image `[H, W]` or `[H, W, 3]` by `predict_sized`; the answer is a `Result`."""
+        self._send("predict", (image, um_per_px, sizing))
 
     def answer(self, seconds: float) -> Any | None:
         """The answer to the last question; None when it has not come within some seconds, or was closed.
@@ -130,18 +133,21 @@ class ApartPredictor:
         config: of the network.
     """
 
-    def __init__(self, source: str | os.PathLike[str], seconds: float) -> None:
+    def __init__(self, source: str | os.PathLike[str], seconds: float, sizing: Sizing = AS_THEY_ARE) -> None:
         """Open it.
 
         Args:
             source: as `effdet_tf.load` takes it.
             seconds: that reading or predicting one image may take.
+            sizing: what is known of the size of cells.
 
         Raises:
-            UserError: when it cannot be opened.
+            UserError: when it cannot be opened, or has no use for what is said of the size.
         """
         self._source, self._seconds, self._process = os.fspath(source), seconds, NetworkProcess()
+        self._sizing = sizing
         self.config: Config = self._answer("config", None)
+        check_sizing(self.config, sizing)
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -149,16 +155,17 @@ class ApartPredictor:
         return self.config.category_ids
 
     def read(self, path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
-        """As `read_one`, in the other process."""
-        return self._answer("read", (path, max_pixels))
+        """As `read_one`, in the other process; the side of a pixel that was said comes before the file's."""
+        image, side = self._answer("read", (path, max_pixels))
+        return image, self._sizing.um_per_px or side
 
-    def predict(self, image: np.ndarray) -> Result:
-        """As `Predictor.predict`, of an array.
+    def predict(self, image: np.ndarray, um_per_px: float | None = None) -> Result:
+        """As `predict_sized`, of an array and the side of its pixels, where it is known.
 
         Raises:
             UserError: when it is no image for this network, takes too long, or the network fails on it.
         """
-        return self._answer("predict", image)
+        return self._answer("predict", (image, um_per_px, self._sizing))
 
     def close(self) -> None:
         """End the process."""
@@ -210,7 +217,7 @@ def _pump(answers: IO[bytes], into: queue.SimpleQueue) -> None:
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer questions, pickles `("open", source)`, `("predict", image)` and others, until there are no more.
+    """Answer questions, pickles `("open", source)`, `("predict", ...)` and others, until there are no more.
 
     The answers are pickles of "done", "user error" or "failed", and a value or message.
     """
@@ -222,7 +229,8 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             question, value = pickle.load(questions)  # noqa: S301 (our own process)
             try:
                 if question == "predict":
-                    answer: Any = opened[1].predict(value)
+                    image, side, sizing = value
+                    answer: Any = predict_sized(opened[1], image, sizing=sizing, um_per_px=side)
                 elif question == "read":
                     answer = read_one(*value)
                 elif question == "config":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
@@ -31,6 +31,8 @@ class Result:
         class_names: name of each class.
         truncated: whether the network found as many cells as it may report, so that weaker ones are missing.
         disturbed: what of the image moves the values that it is normalised by, in words; empty: nothing.
+        scale: the image was scaled by this for the network, see `effdet_tf.prediction.sizing`.
+        scale_reason: why, in words; empty where it was not.
     """
 
     boxes: np.ndarray
@@ -43,6 +45,8 @@ class Result:
     class_names: tuple[str, ...]
     truncated: bool = False
     disturbed: str = ""
+    scale: float = 1.0
+    scale_reason: str = ""
 
     def __post_init__(self) -> None:
         """Raise a ValueError when a shape, the order or a class is wrong."""
@@ -87,9 +91,7 @@ class Result:
             index = index.astype(np.intp)  # an empty list comes as float
         if np.array_equal(index, np.ones(len(self), bool) if index.dtype == bool else np.arange(len(self))):
             return self  # a large image's masks are not copied for nothing
-        found = self.detections.take(index)[:5]
-        about = self.height, self.width, self.class_names, self.truncated, self.disturbed
-        return Result(*found, *about)
+        return replace(self, **dict(zip(Detections._fields, self.detections.take(index)[:5], strict=False)))
 
     def filter(self, min_score: float) -> Result:
         """Keep the cells with a score of `min_score` or more."""

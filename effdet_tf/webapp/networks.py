@@ -7,6 +7,7 @@ import os
 from effdet_tf.errors import UserError
 from effdet_tf.prediction.load import report_score
 from effdet_tf.prediction.network_process import ApartPredictor
+from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing
 from effdet_tf.runs import MODELS, find_run, model_names
 
 
@@ -18,15 +19,18 @@ class Networks:
         scores: by name, the score that `predict` reports cells from, tuned on the run's validation images.
     """
 
-    def __init__(self, run: str | os.PathLike[str], seconds: float = 600) -> None:
+    def __init__(
+        self, run: str | os.PathLike[str], seconds: float = 600, sizing: Sizing = AS_THEY_ARE
+    ) -> None:
         """Load the first network, so that a wrong one is told at once.
 
         Args:
             run: what `effdet_tf.load` opens.
             seconds: that an image may take.
+            sizing: what is known of the size of cells in all images.
 
         Raises:
-            UserError: when it cannot be loaded.
+            UserError: when it cannot be loaded, or has no use for what is said of the size.
         """
         packaged = {name: MODELS / name for name in model_names()}
         source, name = find_run(run), str(run)
@@ -34,8 +38,8 @@ class Networks:
             name = f"./{name}"
         self._sources = {name: source} | {other: path for other, path in packaged.items() if other != name}
         self.names = list(self._sources)
-        self._seconds = seconds
-        self._loaded: dict[str, ApartPredictor] = {name: ApartPredictor(source, seconds)}
+        self._seconds, self._sizing = seconds, sizing
+        self._loaded: dict[str, ApartPredictor] = {name: ApartPredictor(source, seconds, sizing)}
         self.scores = {other: report_score(self._sources[other]) or 0.0 for other in self.names[1:]}
         self.scores[name] = float(self._loaded[name].config.postprocess.report_score)
 
@@ -55,7 +59,7 @@ class Networks:
             UserError: when it cannot be loaded.
         """
         if name not in self._loaded:
-            self._loaded[name] = ApartPredictor(self._sources[name], self._seconds)
+            self._loaded[name] = ApartPredictor(self._sources[name], self._seconds, self._sizing)
         return self._loaded[name]
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from effdet_tf.files import atomic_write
 from effdet_tf.outputs import ImageInfo, number_cells
 from effdet_tf.prediction.network_process import read_one
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import scale_words
 from effdet_tf.webapp.drawing import outline_files, picture_files
 from effdet_tf.webapp.networks import Networks
 
@@ -80,6 +81,7 @@ class Entry:
             "shown": self.shown,
             "revision": self.revision,
             "truncated": self.predicted is not None and self.predicted[0].truncated,
+            "scaled": "" if self.predicted is None else scale_words(self.predicted[0]),
         }
 
 
@@ -291,7 +293,7 @@ class Session:
         image, um_per_px = self.read(entry, predictor.read)
         pictures = picture_files(image)
         self._mark(entry, ticket, pictures, shown=True)
-        result = predictor.predict(image)
+        result = predictor.predict(image, um_per_px=um_per_px)
         classes = predictor.category_ids, result.class_names
         # The name is stated in the COCO file; no path is made of it.
         info = ImageInfo(entry.name.name, *classes, um_per_px=um_per_px)

@@ -77,6 +77,36 @@ PREDICT = [
         ("--um-per-px", "0 is not above 0"),
     ),
     Mistake(
+        "cells without a size",
+        "effdet_tf predict images --run run --out found --cell-size 0",
+        2,
+        ("--cell-size", "0 is not above 0"),
+    ),
+    Mistake(
+        "a magnification that no pixel size goes with",
+        "effdet_tf predict images --run run --out found --magnification 20",
+        1,
+        ("--magnification 20", "without --um-per-px, the side of a pixel of the camera"),
+    ),
+    Mistake(
+        "two ways at once to say how large cells are",
+        "effdet_tf predict images --run run --out found --magnification 20 --um-per-px 6.5 --cell-size 40",
+        1,
+        ("--magnification and --cell-size", "leave out one"),
+    ),
+    Mistake(
+        "a size of cells that is not to be used",
+        "effdet_tf predict images --run run --out found --cell-size 40 --no-rescale",
+        2,
+        ("--no-rescale", "not allowed with argument --cell-size"),
+    ),
+    Mistake(
+        "a size of cells, and a run that does not say what it knows",
+        "effdet_tf predict images --run run --out found --cell-size 40",
+        1,
+        ("does not say what size of cells it knows", "write data.cell_size into its run's config.yaml"),
+    ),
+    Mistake(
         "an empty file among others",
         "effdet_tf predict images --run run --out found",
         3,

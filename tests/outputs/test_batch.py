@@ -29,6 +29,7 @@ from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.predictor import missing_from
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import Sizing
 from effdet_tf.presets import preset
 from tests.predictors import Finder
 
@@ -420,7 +421,9 @@ def test_text_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):
     cv2.imwrite(str(tmp_path / "in" / "=HYPERLINK(1).png"), _blobs())
     cv2.imwrite(str(tmp_path / "in" / "-1_A7_1_00d00h00m.png"), _blobs())
     out = tmp_path / "out"
-    predict_files(Named(), find_images([tmp_path / "in"]), out, sartorius=out / "s.csv", um_per_px=0.5)
+    predict_files(
+        Named(), find_images([tmp_path / "in"]), out, sartorius=out / "s.csv", sizing=Sizing(False, None, 0.5)
+    )
     table = pd.read_csv(out / "summary.csv")
     assert table["image"].tolist() == ["'-1_A7_1_00d00h00m", "'=HYPERLINK(1)"] and table[
         "cells"

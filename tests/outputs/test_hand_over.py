@@ -26,6 +26,7 @@ from effdet_tf.images.read import Stack
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.sizing import Sizing
 from tests.predictors import Finder
 
 HEIGHT, WIDTH = 90, 120
@@ -124,7 +125,11 @@ def test_without_a_calibration_there_are_no_micrometres_unless_told(tmp_path, st
     predict_files(Drawn(), find_images([tmp_path / "a.tif"]), tmp_path / "none", formats=["table"])
     assert "area_um2" not in pd.read_csv(tmp_path / "none" / "a.cells.csv")
     predict_files(
-        Drawn(), find_images([tmp_path / "a.tif"]), tmp_path / "told", formats=["table"], um_per_px=2.0
+        Drawn(),
+        find_images([tmp_path / "a.tif"]),
+        tmp_path / "told",
+        formats=["table"],
+        sizing=Sizing(False, None, 2.0),
     )
     told = pd.read_csv(tmp_path / "told" / "a.cells.csv")
     assert (told["area_um2"] == 4 * told["area"]).all()

@@ -12,6 +12,7 @@ import pytest
 from effdet_tf.errors import UserError
 from effdet_tf.prediction import load as predictors
 from effdet_tf.prediction.network_process import NetworkProcess, last_change, serve
+from effdet_tf.prediction.sizing import AS_THEY_ARE
 from tests.napari_plugin.stubs import StubNetwork
 
 
@@ -89,14 +90,14 @@ def test_a_network_is_opened_once(monkeypatch):
             class postprocess:
                 report_score = 0.25
 
-        def predict(self, image):
+        def predict(self, image, score=None):
             return int(image.sum())
 
     def load(source):
         opened.append(source)
         return Predictor()
 
-    one = ("predict", np.ones((2, 3)))
+    one = ("predict", (np.ones((2, 3)), None, AS_THEY_ARE))
     replies = ask([("open", "a"), one, ("open", "a"), ("open", "b"), one], monkeypatch, load)
     assert replies == [("done", value) for value in (0.25, 6, 0.25, 0.25, 6)]
     assert opened == ["a", "b"]

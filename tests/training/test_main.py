@@ -231,6 +231,16 @@ def test_max_instances_rises_to_the_fullest_image(
     assert (resolved.class_names, resolved.category_ids) == (("cell",), (5,))
 
 
+def test_the_sizes_of_the_cells_are_kept_with_the_run(
+    finished: Path, train_data: Path, run_config: Path
+) -> None:
+    heights, widths = RecordStore(train_data).cell_sizes.T
+    wanted = np.percentile(np.sqrt(heights * widths), (5, 50, 95)).round(1)
+    assert wanted[0] < wanted[1] < wanted[2]
+    assert resolve(load_config(run_config), RecordStore(train_data)).data.cell_size == tuple(wanted)
+    assert load_config(finished / "config.yaml").data.cell_size == tuple(wanted)
+
+
 def test_anchors_come_from_the_data_where_the_preset_wants_it(
     train_data: Path, run_config: Path, records: Sequence[ImageRecord]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tifffile
 
 from effdet_tf.images.read import encode_png
+from effdet_tf.prediction.sizing import Sizing
 from tests.webapp.discs import Discs
 
 
@@ -22,7 +23,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     loaded: dict[str, Discs] = {}
 
-    def load(path: Path, seconds: float) -> Discs:
+    def load(path: Path, seconds: float, sizing: Sizing) -> Discs:
         loaded[path.name] = Discs(len(path.name), masks=path.name != "boxes")
         return loaded[path.name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,6 +52,14 @@ class Discs(Finder):
 
     def close(self) -> None:
         """The network of the web app is a process of its own, which is ended; this one is not."""
+
+    def predict(
+        self, image: np.ndarray, score: float | None = None, um_per_px: float | None = None
+    ) -> Result:
+        """As `Predictor` and `ApartPredictor`; images of 17 rows are said to be scaled."""
+        found = super().predict(image, score)
+        scaled = image.shape[0] == 17
+        return replace(found, scale=0.5, scale_reason="of 17 rows") if scaled else found
 
     def find(self, image: np.ndarray) -> Result:
         Discs.asked += 1

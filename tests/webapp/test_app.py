@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from effdet_tf import outputs
 from effdet_tf.images.content import stretch_contrast
+from effdet_tf.images.read import encode_png
 from effdet_tf.outputs.batch import predict_files
 from effdet_tf.outputs.jobs import find_images
 from effdet_tf.outputs.written import RECORD
@@ -179,6 +180,14 @@ def test_what_fails_is_told_in_a_line_and_the_others_go_on(
     with zipfile.ZipFile(io.BytesIO(app.get("/api/all.zip?score=0.5").content)) as archive:
         summary = archive.read("summary.csv").decode()
     assert all(text in summary for _, text in faults.values()) and "/tmp" not in summary
+
+
+def test_the_browser_is_told_of_a_scaled_image(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app()
+    app.add(png, "a.png")
+    app.add(encode_png(np.random.default_rng(0).integers(0, 255, (17, 40)).astype(np.uint8)), "b.png")
+    told = {image["name"]: image["scaled"] for image in app.done()}
+    assert list(told.values()) == ["", "scaled 0.5 times for the network: of 17 rows"]
 
 
 def test_limits_of_a_file_and_an_image(open_app: Callable[..., WebApp], png: bytes) -> None:

@@ -172,6 +172,7 @@ function renderDetail(image, count) {
       parts.push(opened.classes.map((name, k) => `${name} ${tally[k]}`).join(", "));
     }
     if (!opened.masks) parts.push("boxes only: this network has no mask head");
+    if (image.scaled) parts.push(image.scaled);
     if (image.truncated) parts.push("the network reports no more cells: weaker ones are missing");
   }
   $("detail").textContent = $("detail").title = parts.join(" · ");
