@@ -125,7 +125,9 @@ def looks(seed: tf.Tensor, config: AugmentConfig) -> Callable[[tf.Tensor], tf.Te
         return None
 
     def change(part: tf.Tensor) -> tf.Tensor:
-        changed = tf.numpy_function(lambda *given: restyle(*given, config), [part, seed], tf.float32, False)
+        changed = tf.numpy_function(
+            lambda image, key: restyle(image, key, config), [part, seed], tf.float32, False
+        )
         return tf.ensure_shape(changed, part.shape)
 
     return change

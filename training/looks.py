@@ -92,8 +92,9 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (0, 1):
         room = [(reach, reach) if axis == k else (0, 0) for k in range(3)]
         wide, length = np.pad(image, room, mode="edge"), image.shape[axis]
-        parts = (wide.take(range(k, k + length), axis) * tap for k, tap in enumerate(taps))
-        image = np.sum(list(parts), axis=0, dtype=np.float32)
+        image = np.zeros_like(image)
+        for first, tap in enumerate(taps):
+            image += wide.take(range(first, first + length), axis) * tap
     return image
 
 

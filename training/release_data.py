@@ -1,10 +1,10 @@
-"""The data of a release: converted sets by source, with images kept apart for validation, and images to label."""
+"""The data of a release: converted sets by source, images kept for validation, and images to label."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,19 +21,20 @@ _KEPT = 7  # of so many images of a source of label maps, by name, the last is k
 
 @dataclass
 class ReleaseData:
-    """What a release trains on, chooses its score by, and is judged on."""
+    """What a release trains on, chooses its score by, and is judged on, each by the name of its source."""
 
-    train: list[Path] = field(default_factory=list)  # converted, annotated by people or simulated
-    val: dict[str, Path] = field(default_factory=dict)  # converted, by source: never trained on
+    train: dict[str, Path] = field(default_factory=dict)  # converted, annotated by people or simulated
+    val: dict[str, Path] = field(default_factory=dict)  # converted: never trained on
     apart: dict[str, Path] = field(default_factory=dict)  # converted: nothing is chosen by them either
-    images: dict[str, Path] = field(default_factory=dict)  # folders of images for a network to label, by source
+    images: dict[str, Path] = field(default_factory=dict)  # folders of the images of `train`, for a network
+    unlabelled: dict[str, Path] = field(default_factory=dict)  # folders of images without annotation
 
 
 def prepare(source: Path, out: Path) -> ReleaseData:
-    """Convert the data sets in `source`, those that are not converted yet, to `out`.
+    """Convert the data sets in `source` to `out`, those that are not converted yet.
 
-    `sartorius/`, with `val_ids.txt`, is the competition's data; `general/NAME/` are label maps, or images alone;
-    `livecell/` and `usiigaci/` validate and judge. All but the first may be missing.
+    `sartorius/`, with `val_ids.txt`, is the competition's data; `general/NAME/` are label maps, or images
+    alone; `livecell/` and `usiigaci/` validate and judge. All but the first may be missing.
 
     Raises:
         UserError: when the competition's data are missing, or something cannot be converted.
@@ -43,9 +44,8 @@ def prepare(source: Path, out: Path) -> ReleaseData:
     for folder in sorted(path for path in (source / "general").glob("*") if path.is_dir()):
         if (folder / "masks").is_dir():
             _label_maps(folder, out, data)
-        elif any(_files(folder)):
-            _gather(_files(folder), out / "images" / folder.name)
-            data.images[folder.name] = out / "images" / folder.name
+        elif (folder / "images").is_dir():
+            data.unlabelled[folder.name] = _gather(_files(folder / "images"), out / "images" / folder.name)
     if (source / "livecell").is_dir():
         data.val["livecell"] = out / "livecell"
         convert("livecell", source / "livecell", out / "livecell", "--split", "val")
@@ -62,14 +62,13 @@ def _sartorius(folder: Path, out: Path, data: ReleaseData) -> None:
         raise UserError(f"{held_out}: no such file; it names the images that are kept for validation")
     for name, words in (("train", ["--exclude-ids", held_out]), ("val", ["--ids", held_out])):
         convert("sartorius", folder, out / name, "--classes", "one", *words)
-    data.train.append(out / "train")
-    data.val["sartorius"] = out / "val"
+    data.train["sartorius"], data.val["sartorius"] = out / "train", out / "val"
     known = set(held_out.read_text(encoding="utf-8").split())
     pictures = [path for path in _files(folder / "train") if path.stem not in known]
-    for name, found in (("sartorius", pictures), ("unlabelled", [*_files(folder / "train_semi_supervised")])):
-        if found:
-            _gather(found, out / "images" / name)
-            data.images[name] = out / "images" / name
+    data.images["sartorius"] = _gather(pictures, out / "images" / "sartorius")
+    if (folder / "train_semi_supervised").is_dir():
+        more = _gather(_files(folder / "train_semi_supervised"), out / "images" / "unlabelled")
+        data.unlabelled["unlabelled"] = more
 
 
 def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
@@ -82,7 +81,7 @@ def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
         stems = {path.stem for path in own}
         _gather((path for path in _files(folder / "masks") if path.stem in stems), parted / "masks")
         convert("labelmaps", parted, out / f"{folder.name}_{part}", "--source", folder.name)
-    data.train.append(out / f"{folder.name}_train")
+    data.train[folder.name] = out / f"{folder.name}_train"
     data.val[folder.name] = out / f"{folder.name}_val"
     data.images[folder.name] = out / "parted" / folder.name / "train" / "images"
 
@@ -93,7 +92,7 @@ def _simulated(out: Path, data: ReleaseData) -> None:
         run_step("effdet_tf", cli.main, ["synthetic", drawn, *_SIMULATED])
     for part in ("train", "val"):
         convert("livecell", drawn, out / f"simulated_{part}", "--split", part, "--source", "simulated")
-    data.train.append(out / "simulated_train")
+    data.train["simulated"] = out / "simulated_train"
     data.val["simulated"] = out / "simulated_val"
 
 
@@ -102,8 +101,8 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _gather(files: Iterator[Path] | list[Path], folder: Path) -> None:
-    """Link files into a folder, or copy them where links cannot be made."""
+def _gather(files: Iterable[Path], folder: Path) -> Path:
+    """Link files into a folder, or copy them where links cannot be made; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in files:
         place = folder / path.name
@@ -113,3 +112,4 @@ def _gather(files: Iterator[Path] | list[Path], folder: Path) -> None:
             os.symlink(path.resolve(), place)
         except OSError:
             shutil.copyfile(path, place)
+    return folder

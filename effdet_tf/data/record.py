@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,12 @@ class ImageRecord:
     source: str  # name of the data set
     cell_type: str  # cell type, empty when unknown
     # float32 `[N]`, how sure each label is: 1 of people's (the default), of a network's the score to aim at
-    scores: np.ndarray = None  # type: ignore[assignment]
+    scores: np.ndarray = field(default_factory=lambda: np.ones(0, np.float32))
 
     def __post_init__(self) -> None:
         """Refuse arrays that disagree."""
         cells = len(self.rles)
-        if self.scores is None:
+        if not len(self.scores):
             object.__setattr__(self, "scores", np.ones(cells, np.float32))
         size = self.masks.shape[-1] if self.masks.ndim == 3 else -1
         expected = {

@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from effdet_tf.config import Config, load_config
+from effdet_tf.data.manifest import load_manifest
+from effdet_tf.data.record import iterate_records
+from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import read_arrays, save_arrays, to_arrays
@@ -16,6 +20,7 @@ from effdet_tf.prediction.run import load_run
 from effdet_tf.presets import preset
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, LAST_FILE
 from training import release
+from training.release_data import ReleaseData, prepare
 
 
 @pytest.fixture
@@ -75,32 +80,85 @@ def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
         release.pack([earlier_run, later], tmp_path / "model")
 
 
-def test_a_run_is_packed_evaluated_and_described(earlier_run, train_data, val_data, tmp_path, capsys):
+SEEN = 96, 128  # height and width
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch) -> Path:
+    """Folders of data sets: a competition of three images, two sources of label maps, images alone."""
+    monkeypatch.setattr(
+        "training.release_data._SIMULATED", ("--looks", "varied", "--train", "2", "--val", "1")
+    )
+    rng, source = np.random.default_rng(0), tmp_path / "source"
+    rows = ["id,annotation,width,height,cell_type"]
+    for name in ("000a", "000b", "000c"):
+        picture(rng, source / "sartorius" / "train" / f"{name}.png")
+        first = 20 * SEEN[1] + 31  # counted from 1: rows 20 to 39, columns 30 to 49
+        runs = " ".join(f"{first + row * SEEN[1]} 20" for row in range(20))
+        rows.append(f"{name},{runs},{SEEN[1]},{SEEN[0]},cort")
+    (source / "sartorius" / "train.csv").write_text("\n".join(rows) + "\n")
+    (source / "sartorius" / "val_ids.txt").write_text("000b\n")
+    for number in range(8):
+        picture(rng, source / "general" / "disks" / "images" / f"t{number}.png")
+        labels = cv2.circle(np.zeros(SEEN, np.uint16), (60, 50), 15 + number, 1, -1)
+        (source / "general" / "disks" / "masks").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(source / "general" / "disks" / "masks" / f"t{number}.png"), labels)
+    picture(rng, source / "general" / "bare" / "images" / "x.png")
+    return source
+
+
+def picture(rng: np.random.Generator, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), rng.integers(0, 255, SEEN, dtype=np.uint8))
+
+
+def test_sources_are_parted_and_nothing_is_converted_twice(sets, tmp_path, capsys):
+    data = prepare(sets, tmp_path / "out")
+    counts = {name: load_manifest(folder).images for name, folder in data.train.items()}
+    assert counts == {"sartorius": 2, "disks": 7, "simulated": 2}
+    assert {name: load_manifest(folder).images for name, folder in data.val.items()} == {
+        "sartorius": 1, "disks": 1, "simulated": 1,
+    }  # fmt: skip
+    names = [record.file_name for record in iterate_records(data.val["disks"])]
+    assert names == ["t7.png"]  # the last in time
+    store = RecordStore(list(data.train.values()))
+    assert sorted(set(store.sources.tolist())) == ["disks", "sartorius", "simulated"]
+    assert sorted(path.name for path in data.images["sartorius"].iterdir()) == ["000a.png", "000c.png"]
+    assert len(list(data.images["disks"].iterdir())) == 7
+    assert [path.name for path in data.unlabelled["bare"].iterdir()] == ["x.png"] and not data.apart
+    capsys.readouterr()
+    assert prepare(sets, tmp_path / "out") == data
+    assert "$ python" not in capsys.readouterr().out
+
+
+def test_a_run_is_packed_evaluated_and_described(earlier_run, sets, tmp_path, capsys):
     out = tmp_path / "out"
-    for name, folder in (("train", train_data), ("val", val_data)):
-        shutil.copytree(folder, out / "data" / name)
-    source = tmp_path / "source" / "sartorius"
-    source.mkdir(parents=True)
-    (source / "val_ids.txt").write_text("0140b3c8f445\n")
-    words = [str(source.parent), "--out", str(out), "--run", str(earlier_run), "--minutes", "7"]
-    words += ["--upright", "5", "--score", "0.15"]
-    assert release.main(words) == 0, capsys.readouterr().err
-    card = (out / "model" / "MODEL_CARD.md").read_text()
+    words = [str(sets), "--out", str(out), "--run", str(earlier_run), "--small-minutes", "7"]
+    assert release.main([*words, "--score", "0.15"]) == 0, capsys.readouterr().err
+    model = out / "model" / "cells"
+    card = (model / "MODEL_CARD.md").read_text()
     parameters = sum(
         np.prod(v.shape) for v in build_network(load_config(earlier_run / CONFIG_FILE)).trainable_variables
     )
     assert f"{parameters:,} parameters" in card
-    assert "python -m training.release DATA --out release --minutes 7 --upright 5 --score 0.15" in card
-    assert "Trained on the 4 annotated images" in card and "2 images," in card and "at score 0.15," in card
-    assert "zero-shot" not in card.split("## Figures")[1].split("## Limits")[0]  # not there, not judged
-    assert sorted(p.name for p in (out / "model").iterdir()) == [
+    command = (
+        "--large-minutes 120 120 --large-init imagenet --small-minutes 7 --small-init imagenet --score 0.15"
+    )
+    assert f"python -m training.release DATA --out release {command}" in card
+    assert "| sartorius | 2 | Kaggle" in card and "| disks | 7 | its own |" in card
+    assert "| bare | 1 |" in card and "| Sartorius validation images: 1 images, 1 cells" in card
+    assert "| disks: 1 images, 1 cells" in card and "at score 0.15," in card
+    assert (
+        "livecell" not in card.split("## Figures")[1].split("## Limits")[0].lower()
+    )  # not there, not judged
+    assert sorted(p.name for p in model.iterdir()) == [
         "MODEL_CARD.md", "best.npz", "config.yaml", "metrics.json",
     ]  # fmt: skip
 
 
 def test_a_network_of_another_name_says_how_it_was_trained(earlier_run, tmp_path):
     release.pack([earlier_run], tmp_path / "model")
-    card = release.model_card("cells-large", tmp_path / "model", {}, "By hand, on Monday.", 3)
+    card = release.model_card("cells-large", tmp_path / "model", {}, "By hand, on Monday.", ReleaseData())
     assert card.startswith("# cells-large\n") and 'effdet_tf.load("cells-large")' in card
     assert "--run cells-large --out" in card and "--init cells-large" in card
     assert "## Training\n\nBy hand, on Monday.\n" in card and "training.release" not in card
@@ -109,38 +167,45 @@ def test_a_network_of_another_name_says_how_it_was_trained(earlier_run, tmp_path
 
 
 @pytest.mark.slow
-def test_it_trains_in_parts_and_packs_the_mean_of_the_upright_ones(
-    earlier_run, train_data, tmp_path, monkeypatch
+def test_both_networks_train_in_parts_and_the_small_one_learns_from_the_large(
+    earlier_run, sets, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    for name in ("train", "val"):
-        shutil.copytree(train_data, out / "data" / name)
-    source = tmp_path / "source" / "sartorius"
-    source.mkdir(parents=True)
-    (source / "val_ids.txt").write_text("0140b3c8f445\n")
     parts = []
 
     def train(words):
-        given = dict(zip(words[::2], words[1::2], strict=True))
-        settings = [value for flag, value in zip(words[::2], words[1::2], strict=True) if flag == "--set"]
-        parts.append((given, preset(given["--preset"]).override(settings)))
-        shutil.copytree(earlier_run, given["--out"])
+        flags = [place for place, word in enumerate(words) if word.startswith("--")]
+        given: dict[str, list[str]] = {}
+        for first, last in zip(flags, [*flags[1:], len(words)], strict=True):
+            given.setdefault(words[first], []).extend(words[first + 1 : last])
+        config = preset(given.get("--preset", ["cells-lite0"])[0]).override(given["--set"])
+        parts.append((given, config))
+        shutil.copytree(earlier_run, given["--out"][0])
         return 0
 
     monkeypatch.setattr(release.training_main, "main", train)
-    words = [str(source.parent), "--out", str(out), "--minutes", "7", "--upright", "5", "4"]
-    assert release.main([*words, "--set", "train.ema=0.9"]) == 0
-    (first, before), (second, after), (third, _) = parts
-    assert (first["--init"], first["--minutes"]) == ("imagenet", "7.0")
-    assert (second["--init"], second["--minutes"]) == (first["--out"], "5.0")
-    assert (third["--init"], third["--minutes"]) == (second["--out"], "4.0")
-    assert [config.train.seed for _, config in parts] == [0, 1, 2]
-    assert before.augment.rot90 and before.augment.flip and before.augment.flip_vertical
-    assert not after.augment.rot90 and not after.augment.flip
-    assert before.train.ema == after.train.ema == 0.9
-    np.testing.assert_allclose(  # both upright parts have the same weights here
-        next(iter(read_arrays(out / "model" / BEST_FILE).values())),
-        next(iter(read_arrays(Path(second["--out"]) / LAST_FILE).values())),
+    words = [str(sets), "--out", str(out), "--large-minutes", "7", "5", "4", "--small-minutes", "3"]
+    assert release.main([*words, "--score", "0.2", "--set", "train.ema=0.9"]) == 0
+    (first, before), (second, after), (third, _), (small, taught) = parts
+    assert first["--preset"] == ["cells-lite2"] and first["--init"] == ["imagenet"]
+    assert "--pseudo" not in first and first["--minutes"] == ["7.0"]
+    assert second["--init"] == first["--out"] and third["--init"] == second["--out"]
+    assert "--preset" not in second and second["--minutes"] == ["5.0"]
+    assert [config.train.seed for _, config in parts] == [0, 1, 2, 0]
+    assert before.data.source_share == {"sartorius": 0.4, "disks": 0.055, "simulated": 0.15}
+    assert not before.augment.rot90 and before.train.ema == after.train.ema == 0.9
+    assert (before.train.learning_rate, after.train.learning_rate) == (4e-3, 1e-3)
+    # The large one labels what nobody has annotated, the small one learns from its scores on everything.
+    assert [Path(folder).name for folder in second["--pseudo"]] == ["bare"]
+    about = load_manifest(second["--pseudo"][0])
+    assert about.pseudo["ignore_from"] == 0.08 and about.source == "labelled_bare"
+    assert sorted(Path(folder).name for folder in small["--pseudo"]) == ["bare", "disks", "sartorius"]
+    assert all(load_manifest(folder).pseudo["soft"] for folder in small["--pseudo"])
+    assert small["--preset"] == ["cells-lite0"] and taught.data.source_share["sartorius"] == 0.3
+    assert (out / "model" / "cells" / BEST_FILE).is_file()
+    np.testing.assert_allclose(  # both later parts have the same weights here
+        next(iter(read_arrays(out / "model" / "cells-large" / BEST_FILE).values())),
+        next(iter(read_arrays(Path(second["--out"][0]) / LAST_FILE).values())),
         rtol=1e-3,
         atol=6e-8,  # the distance of the smallest numbers that float16 has
     )
