@@ -12,7 +12,7 @@ from tests.import_graph import PACKAGES, Sources, imports, modules, read_sources
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
     ("files",),
-    ("geometry",),
+    ("geometry", "settings"),
     ("config", "runs"),
     ("presets", "images"),
     ("model",),

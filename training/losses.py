@@ -153,14 +153,7 @@ def detection_losses(
     matched_boxes = ops.take_along_axis(cells, assignment.matched[..., None], axis=1)
     matched_classes = ops.take_along_axis(classes, assignment.matched, axis=1)
 
-    weight = ops.cast(positive, "float32")
-    if assignment.alignment is not None:
-        weight, quality = assignment.alignment, assignment.alignment
-    else:
-        quality = ops.stop_gradient(ops.where(positive, box_ops.iou(boxes, matched_boxes), 0.0))
-    if "scores" in batch:
-        sure = ops.take_along_axis(ops.cast(batch["scores"], "float32"), assignment.matched, axis=1)
-        weight, quality = weight * sure, quality * sure
+    weight, quality = _weight_and_quality(assignment, boxes, matched_boxes, batch)
     # Where there is no cell the loss may be anything, infinite too: it is left out, not multiplied by 0.
     box_loss = ops.where(positive, _box_loss(config, boxes, deltas, anchors, matched_boxes), 0.0)
 
@@ -176,6 +169,22 @@ def detection_losses(
         return result | {"mask": ops.zeros(()), "instances": ops.zeros(())}
     mask, instances = _mask_term(config, head, outputs, batch, assignment, step, first)
     return result | {"mask": mask, "instances": instances}
+
+
+def _weight_and_quality(
+    assignment: Assignment, boxes: Tensor, matched_boxes: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """How much each anchor's box counts, and the score that is taught there, `[B, A]` each."""
+    if assignment.alignment is not None:
+        weight = quality = assignment.alignment
+    else:
+        positive = assignment.state == int(State.POSITIVE)
+        weight = ops.cast(positive, "float32")
+        quality = ops.stop_gradient(ops.where(positive, box_ops.iou(boxes, matched_boxes), 0.0))
+    if "scores" not in batch:
+        return weight, quality
+    sure = ops.take_along_axis(ops.cast(batch["scores"], "float32"), assignment.matched, axis=1)
+    return weight * sure, quality * sure
 
 
 def _class_loss(config: Config, logits: Tensor, matched_classes: Tensor, quality: Tensor) -> Tensor:

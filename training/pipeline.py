@@ -50,8 +50,7 @@ def training_dataset(
         `classes [B, M]` int32 (-1 = padding), `masks [B, M, m, m]` uint8, `scores [B, M]` float32 (how sure
         each label is), `ignored [B, R, 4]` float32 (regions that are neither cell nor background; padding is
         empty), `scale [B, 2]` float32 (crop pixels per source pixel), `image_id [B]` int64, and `dropped [B]`
-        int32: how many cells a crop
-        had beyond M = max_instances. The largest M stay, so the lost ones cover the fewest pixels.
+        int32: cells beyond M = max_instances. The largest M stay, so the lost ones cover the fewest pixels.
 
     Raises:
         UserError: for unusable data (see `RecordStore`) or fewer crops than one batch.

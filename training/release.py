@@ -271,16 +271,21 @@ def _row(source: str, report: dict[str, Any], apart: bool) -> str:
     """A line of the card's figures."""
     groups = report["livecell"]["all"]
     box, mask, cells = groups["bbox"], groups["segm"], report["cells"]
-    kinds = ", ".join(f"{kind} {figures['sartorius']:.3f}" for kind, figures in cells["by"].items() if kind)
+    kinds = ", ".join(f"{kind} {_three(own['sartorius'])}" for kind, own in cells["by"].items() if kind)
     title = _TITLES.get(source, source) + (", nothing chosen by it" if apart else "")
     return (
         f"| {title}: {groups['images']} images, {groups['cells']:,} cells "
         f"| {percent(box['AP'])} / {percent(box['AP50'])} "
         f"| {percent(mask['AP'])} / {percent(mask['AP50'])} / {percent(mask['AP75'])} "
-        f"| {percent(mask['AFNR'])} % | {cells['all']['sartorius']:.3f}{f' ({kinds})' if kinds else ''} "
-        f"| {cells['all']['f1']:.3f} "
+        f"| {percent(mask['AFNR'])} % | {_three(cells['all']['sartorius'])}{f' ({kinds})' if kinds else ''} "
+        f"| {_three(cells['all']['f1'])} "
         f"| {cells['all']['count_mean_error']:.1f} of {cells['all']['count_mean_true']:.0f} |"
     )
+
+
+def _three(value: float | None) -> str:
+    """A figure with three digits; a dash stands for "not defined"."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def build_parser() -> Parser:

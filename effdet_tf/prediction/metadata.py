@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from effdet_tf._version import __version__
-from effdet_tf.config import Config, build, checked
+from effdet_tf.config import Config, checked
 from effdet_tf.errors import UserError
 from effdet_tf.files.untrusted import parse_json
+from effdet_tf.settings import build
 
 METADATA_FILE = "effdet_tf.json"
 FORMAT = 1

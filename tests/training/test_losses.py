@@ -135,6 +135,7 @@ def make_batch(cells, count=6, seed=0):
     images = rng.normal(size=(len(cells), SIZE, SIZE, 1)).astype(np.float32)
     ignored = np.zeros((len(cells), 2, 4), np.float32)  # padding alone
     arrays = {"image": images, "boxes": boxes, "classes": classes, "masks": masks, "ignored": ignored}
+    arrays["scores"] = (classes >= 0).astype(np.float32)
     return {name: tf.constant(v) for name, v in arrays.items()}
 
 
@@ -174,6 +175,22 @@ def test_empty_images_give_finite_losses_and_gradients(network, tiny_config, cel
 @pytest.fixture(scope="module")
 def points_network(tiny_points):
     return build_network(tiny_points)
+
+
+def test_an_unsure_label_counts_less_and_teaches_a_lower_score(points_network, tiny_points):
+    config = tiny_points.override(["assign.method=task_aligned", "loss.class_loss=quality_focal"])
+    batch = make_batch([CELLS])
+    sure, _, _ = run(points_network, config, batch)
+    half, _, _ = run(points_network, config, {**batch, "scores": batch["scores"] * 0.5})
+    for name in ("positives", "box", "mask", "instances"):
+        assert half[name] == pytest.approx(sure[name] / 2, rel=1e-5), name
+    assert 0 < half["class"] < sure["class"]  # the network begins with low scores: the nearer aim costs less
+    without, _, _ = run(points_network, config, {k: v for k, v in batch.items() if k != "scores"})
+    assert without == pytest.approx(sure)
+    # Only the cell in doubt is concerned.
+    doubt = batch["scores"] * np.array([[1, 0, 1, 1, 1, 1]], np.float32)
+    some, _, _ = run(points_network, config, {**batch, "scores": doubt})
+    assert 0 < some["instances"] == sure["instances"] - 1 and some["positives"] < sure["positives"]
 
 
 @pytest.mark.parametrize("cells", [[[], []], [[], CELLS]], ids=["all padding", "one empty image"])
