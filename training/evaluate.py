@@ -80,7 +80,7 @@ def build_parser() -> Parser:
             ),
             ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
             (
-                "the score that a run reports cells from, chosen on the validation images of all its sources",
+                "the score that a run reports cells from, chosen on all its sources",
                 "--run runs/mine --data data/val data/val2 --tune-score",
             ),
         ],

@@ -198,11 +198,11 @@ def test_a_session_goes_on_after_a_crash(
     network = networks.predictor("cells")
     predict, asked = network.predict, []
 
-    def once(image: np.ndarray) -> Any:
+    def once(image: np.ndarray, um_per_px: float | None = None) -> Any:
         asked.append(image)
         if len(asked) == 1:
             raise UserError("the process of the network ended (code -11)")
-        return predict(image)
+        return predict(image, um_per_px)
 
     monkeypatch.setattr(network, "predict", once)
     session = Session(networks)
