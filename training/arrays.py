@@ -15,7 +15,7 @@ from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.packed import PackedSet
 from training.crop_processes import ALIGNED, Batch, CropProcesses
 from training.numpy_crops import augment
-from training.order import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
+from training.order import IGNORED_REGIONS, PADDING_CLASS, PER_CELL, epoch_plan, steps_per_epoch
 
 PLACES = 64  # for cells in a batch come in this many; each shape is compiled once
 _SLACK = 1.5  # cells of one image are not spread evenly
@@ -148,8 +148,8 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
         places *= 2
     places = min(places, max_instances)
     batch = {name: np.stack([crop[name] for crop in crops]) for name in ("image", "scale", "image_id")}
-    for name, padding in (("boxes", 0), ("classes", PADDING_CLASS), ("masks", 0), ("scores", 0)):
-        one = crops[0][name]
+    for name in PER_CELL:
+        one, padding = crops[0][name], PADDING_CLASS if name == "classes" else 0
         batch[name] = np.full((len(crops), places, *one.shape[1:]), padding, one.dtype)
     batch["ignored"] = np.zeros((len(crops), IGNORED_REGIONS, 4), np.float32)
     for place, crop in enumerate(crops):
@@ -157,7 +157,7 @@ def stack(crops: list[dict[str, Any]], max_instances: int, places: int = PLACES)
         if counts[place] > max_instances:
             area = (crop["boxes"][:, 2:] - crop["boxes"][:, :2]).prod(-1)
             chosen = np.sort(np.argsort(-area, kind="stable")[:max_instances])
-        for name in ("boxes", "classes", "masks", "scores"):
+        for name in PER_CELL:
             kept = crop[name][chosen]
             batch[name][place, : len(kept)] = kept
         regions = crop["ignored"]

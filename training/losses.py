@@ -79,8 +79,7 @@ def _mask_term(
     cells = ops.shape(batch["boxes"])[1]
     index, weight = sample_instances(assignment, cells, config.model.mask.samples, step, first)
     cell = ops.take_along_axis(assignment.matched, index, axis=1)
-    if "scores" in batch:
-        weight = weight * ops.take_along_axis(ops.cast(batch["scores"], "float32"), cell, axis=1)
+    weight = weight * ops.take_along_axis(ops.cast(batch["scores"], "float32"), cell, axis=1)
     boxes = ops.take_along_axis(batch["boxes"], cell[..., None], axis=1)
     bitmaps = ops.take_along_axis(batch["masks"], cell[..., None, None], axis=1)
     location = index // config.anchors.per_location
@@ -129,7 +128,7 @@ def detection_losses(
         batch: `image` `[B, H, W, C]`, `boxes` `[B, M, 4]`, `classes` `[B, M]` (-1 = padding),
             `masks` `[B, M, m, m]` uint8, `ignored` `[B, R, 4]`, where nothing is background, and `scores`
             `[B, M]`, how sure each label is: a cell counts that much, and the score that is taught is lower
-            by it. Without them all are 1.
+            by it.
         step: int32 scalar; varies what is sampled.
         first: place of the first image in the whole batch, where several devices share it.
 
@@ -181,8 +180,6 @@ def _weight_and_quality(
         positive = assignment.state == int(State.POSITIVE)
         weight = ops.cast(positive, "float32")
         quality = ops.stop_gradient(ops.where(positive, box_ops.iou(boxes, matched_boxes), 0.0))
-    if "scores" not in batch:
-        return weight, quality
     sure = ops.take_along_axis(ops.cast(batch["scores"], "float32"), assignment.matched, axis=1)
     return weight * sure, quality * sure
 

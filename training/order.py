@@ -10,6 +10,7 @@ from effdet_tf.config import DataConfig
 from effdet_tf.errors import UserError
 
 PADDING_CLASS = -1
+PER_CELL = ("boxes", "classes", "masks", "scores")  # arrays of a crop with one entry a cell
 IGNORED_REGIONS = 128  # places for them in a batch; a crop has a few dozen at most
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from effdet_tf.config import AugmentConfig, DataConfig
 from effdet_tf.data.store import RecordStore
 from training.augment import augment
-from training.order import IGNORED_REGIONS, PADDING_CLASS, epoch_plan, steps_per_epoch
+from training.order import IGNORED_REGIONS, PADDING_CLASS, PER_CELL, epoch_plan, steps_per_epoch
 
 _PLAN = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))  # as `epoch_plan` gives it
 
@@ -87,7 +87,7 @@ def fit_cells(example: dict[str, tf.Tensor], max_instances: int) -> dict[str, tf
         [IGNORED_REGIONS, 4]` (the largest, beyond that) and the scalar int32 `dropped`, the number of cells
         that had no place.
     """
-    cells = [example[name] for name in ("boxes", "classes", "masks", "scores")]
+    cells = [example[name] for name in PER_CELL]
     boxes, classes, masks, scores = cells
     count = tf.shape(classes)[0]
     regions = tf.pad(example["ignored"], [[0, IGNORED_REGIONS], [0, 0]])

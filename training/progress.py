@@ -24,7 +24,7 @@ from effdet_tf.model.network import build_network
 from effdet_tf.model.weights import named_variables, save_arrays
 from effdet_tf.runs import LAST_FILE
 from training.optimizer import learning_rate, make_optimizer
-from training.order import steps_per_epoch
+from training.order import PER_CELL, steps_per_epoch
 from training.run_log import RunLog
 from training.state import has_state, load_state, save_state, start_weights
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from effdet_tf.data.packed import PackedSet
     from effdet_tf.data.store import RecordStore
 
-FED = ("image", "boxes", "classes", "masks", "scores", "ignored")  # what a step is given of a batch
+FED = ("image", *PER_CELL, "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
 FIGURES = (*TERMS, "positives", "instances", "gradient_norm")

@@ -25,6 +25,7 @@ from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
 from training.devices import check_batch, cluster_task, local_replicas, own_part, total, uses_xla
 from training.losses import combine, detection_losses
+from training.order import PER_CELL
 from training.pipeline import training_dataset
 from training.progress import FED, TERMS, Run
 from training.vectors import Vectors
@@ -105,7 +106,7 @@ def most_cells(batch: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def with_places(batch: dict[str, tf.Tensor], places: int | tf.Tensor) -> dict[str, tf.Tensor]:
     """A batch without places for cells beyond the first `places`: most are padding for all crops."""
-    return {k: v[:, :places] if k in ("boxes", "classes", "masks", "scores") else v for k, v in batch.items()}
+    return {k: v[:, :places] if k in PER_CELL else v for k, v in batch.items()}
 
 
 def few_places(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

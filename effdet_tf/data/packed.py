@@ -22,6 +22,7 @@ from effdet_tf.model.weights import read_arrays
 
 FORMAT = 1
 SUFFIX = ".npz"
+CELL_ARRAYS = ("boxes", "classes", "masks", "iscrowd", "scores")  # of an image, one entry a cell
 _ABOUT = "about"
 # Type and shape of every array; I images, N cells, P pixel values, m the side of a bitmap.
 _ARRAYS = {
@@ -106,7 +107,7 @@ class PackedSet:
             name: self.arrays[name][number] for name in ("mean", "std", "bit_depth", "image_id")
         }
         first, last = self._cells[number : number + 2]
-        for name in ("boxes", "classes", "masks", "iscrowd", "scores"):
+        for name in CELL_ARRAYS:
             found[name] = self.arrays[name][first:last]
         first, last = self._pixels[number : number + 2]
         found["image"] = self.arrays["image"][first:last].reshape(self.arrays["size"][number])

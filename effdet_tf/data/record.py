@@ -37,7 +37,6 @@ _FIELDS = {
     "iscrowd": ("cells/iscrowd", "u1"),
     "scores": ("cells/scores", "<f4"),
 }
-CELL_ARRAYS = ("boxes", "classes", "masks", "iscrowd", "scores")  # that training reads
 _COUNT, _MASK_SIZE, _MASKS, _RLES = "cells/count", "cells/mask_size", "cells/masks", "cells/rles"
 _SCORES = _FIELDS["scores"][
     0

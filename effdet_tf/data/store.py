@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from effdet_tf.data import record as record_lib
 from effdet_tf.data.manifest import Manifest, load_manifest, refuse_pseudo, verify_shards
+from effdet_tf.data.packed import CELL_ARRAYS
 from effdet_tf.errors import UserError
 from effdet_tf.images.normalize import even_pixels
 
@@ -208,7 +209,7 @@ class RecordStore:
     def _fetch_cached(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         first, last, cell, cell_end, height, width, channels = tf.unstack(self._spans[number])
         example = {name: value[number] for name, value in self._scalars.items()}
-        for name in record_lib.CELL_ARRAYS:
+        for name in CELL_ARRAYS:
             example[name] = self._flat[name][cell:cell_end]
         example["image"] = tf.reshape(self._flat["image"][first:last], tf.stack([height, width, channels]))
         return example

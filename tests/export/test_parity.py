@@ -6,16 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import patch_to_bitmap
-from effdet_tf.geometry.rle import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from export import trial_images as image_sources
 from export.agreement import Agreement, mask_iou, match
 from export.parity import FAILED, NOT_EVALUATED, PASSED, TOLERANCES, Artifact, check, circumstances, compare
 from export.parity_table import format_parity
+from tests.records import record_of
 
 CONFIG = preset("cells-lite0").override(
     ["postprocess.score_threshold=0.1", "postprocess.report_score=0.5", "postprocess.mask_scoring=false"]
@@ -182,26 +181,7 @@ def make_record(image_id, corners):
     for y, x in corners:
         image[y, x] = 255
     patches = [Patch(y, x, np.ones((12, 16), bool)) for y, x in corners]
-    boxes = np.array([[y, x, y + 12, x + 16] for y, x in corners], np.float32).reshape(-1, 4)
-    return ImageRecord(
-        image=cv2.imencode(".png", image)[1].tobytes(),
-        height=64,
-        width=96,
-        channels=1,
-        bit_depth=8,
-        mean=100.0,
-        std=1.0,
-        boxes=boxes,
-        annotated_boxes=boxes,
-        classes=np.zeros(len(corners), np.int32),
-        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8).reshape(-1, 28, 28),
-        rles=[patch_to_rle(p, 64, 96)["counts"].encode() for p in patches],
-        iscrowd=np.zeros(len(corners), np.uint8),
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        source="made up",
-        cell_type="BV2",
-    )
+    return record_of(image, patches, image_id, cell_type="BV2")
 
 
 @pytest.fixture(scope="module")

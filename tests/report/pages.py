@@ -7,12 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from effdet_tf.data.record import ImageRecord
-from effdet_tf.geometry.masks import patch_to_bitmap
 from effdet_tf.geometry.rle import Patch, patch_to_rle
+from tests.records import record_of
 
 HEIGHT, WIDTH = 80, 120
 # A class and a cell type that would be markup, or mathematics, if nobody escaped them.
@@ -37,27 +36,10 @@ def make_record(image_id: int, masks: bool) -> ImageRecord:
     patches = [Patch(y, x, np.ones((h, w), bool)) for y, x, h, w in CELLS[image_id]]
     for y, x, h, w in CELLS[image_id]:
         image[y : y + h, x : x + w] += 60
-    boxes = np.array([[y, x, y + h, x + w] for y, x, h, w in CELLS[image_id]], np.float32)
-    codes = [patch_to_rle(p, HEIGHT, WIDTH)["counts"].encode() for p in patches]
-    return ImageRecord(
-        image=cv2.imencode(".png", image)[1].tobytes(),
-        height=HEIGHT,
-        width=WIDTH,
-        channels=1,
-        bit_depth=8,
-        mean=100.0,
-        std=4.0,
-        boxes=boxes,
-        annotated_boxes=boxes,
-        classes=np.arange(len(boxes), dtype=np.int32) % 2,
-        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8),
-        rles=codes if masks else [b""] * len(boxes),
-        iscrowd=np.zeros(len(boxes), np.uint8),
-        image_id=image_id,
-        file_name=f"{image_id}<script>.png",
-        source="made up",
-        cell_type=TYPES[image_id % 2],
-    )
+    changes = {} if masks else {"rles": [b""] * len(patches)}
+    classes = np.arange(len(patches), dtype=np.int32) % 2
+    name, kind = f"{image_id}<script>.png", TYPES[image_id % 2]
+    return record_of(image, patches, image_id, classes=classes, file_name=name, cell_type=kind, **changes)
 
 
 def predictions(masks: bool) -> list[dict[str, Any]]:

@@ -6,18 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from effdet_tf.data.record import ImageRecord, iterate_records
+from effdet_tf.data.record import iterate_records
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import patch_to_bitmap
-from effdet_tf.geometry.rle import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.metrics import evaluation
 from effdet_tf.metrics.scores import format_table
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
+from tests.records import record_of
 from training import evaluate
 from training.evaluate_job import evaluate_file
 
@@ -32,26 +31,9 @@ def make_record(image_id, corners):
     patches = [Patch(y, x, np.ones((12, 16), bool)) for y, x in corners]
     for y, x in corners:
         image[y, x] = 255
-    boxes = np.array([[y, x, y + 12, x + 16] for y, x in corners], np.float32).reshape(-1, 4)
-    return ImageRecord(
-        image=cv2.imencode(".png", image)[1].tobytes(),
-        height=HEIGHT,
-        width=WIDTH,
-        channels=1,
-        bit_depth=8,
-        mean=100.0,
-        std=1.0,
-        boxes=boxes,
-        annotated_boxes=boxes,
-        classes=np.arange(len(corners), dtype=np.int32) % 2,
-        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8).reshape(-1, 28, 28),
-        rles=[patch_to_rle(p, HEIGHT, WIDTH)["counts"].encode() for p in patches],
-        iscrowd=np.zeros(len(corners), np.uint8),
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        source="made up",
-        cell_type="BV2" if image_id == 31 else "A172",
-    )
+    kind = "BV2" if image_id == 31 else "A172"
+    classes = np.arange(len(corners), dtype=np.int32) % 2
+    return record_of(image, patches, image_id, classes=classes, cell_type=kind)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from effdet_tf.data.annotated import folder_text, open_annotated
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import patch_to_bitmap
-from effdet_tf.geometry.rle import Patch, patch_to_rle
+from effdet_tf.geometry.rle import Patch
 from effdet_tf.metrics.evaluation import annotated_images, evaluate_run, tuned_score
 from effdet_tf.metrics.scores import format_table
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from effdet_tf.report.gallery import make_gallery
+from tests.records import record_of
 from training import evaluate
 
 SIDE, CELL = 64, 8
@@ -37,26 +37,7 @@ def record(image_id: int, places: Places, level: int, cell_type: str = "") -> Im
     for y, x, _ in places:
         image[y, x] = level
     patches = [Patch(y, x, np.ones((CELL, CELL), bool)) for y, x, real in places if real]
-    boxes = np.array([[p.y, p.x, p.y + CELL, p.x + CELL] for p in patches], np.float32).reshape(-1, 4)
-    return ImageRecord(
-        image=cv2.imencode(".png", image)[1].tobytes(),
-        height=SIDE,
-        width=SIDE,
-        channels=1,
-        bit_depth=8,
-        mean=0.0,
-        std=1.0,
-        boxes=boxes,
-        annotated_boxes=boxes,
-        classes=np.zeros(len(boxes), np.int32),
-        masks=np.array([patch_to_bitmap(p, 28) for p in patches], np.uint8).reshape(-1, 28, 28),
-        rles=[patch_to_rle(p, SIDE, SIDE)["counts"].encode() for p in patches],
-        iscrowd=np.zeros(len(boxes), np.uint8),
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        source="made up",
-        cell_type=cell_type,
-    )
+    return record_of(image, patches, image_id, cell_type=cell_type)
 
 
 class Lit:
