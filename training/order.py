@@ -34,8 +34,10 @@ def steps_per_epoch(store: Images, data_config: DataConfig, batch_size: int) -> 
     """Return the batches in one epoch.
 
     Raises:
-        UserError: when there are fewer crops than one batch.
+        UserError: when there are fewer crops than one batch, and as of `crop_shares`: before any is made.
     """
+    if data_config.source_share:
+        crop_shares(store, data_config)
     crops = store.images * data_config.crops_per_image
     if crops < batch_size:
         raise UserError(

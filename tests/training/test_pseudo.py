@@ -123,6 +123,14 @@ def test_a_wrong_name_is_told_before_the_network_loads(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_a_source_that_no_image_has_is_told_before_the_first_step(train_data, run_config, tmp_path, capsys):
+    words = ["--data", str(train_data), "--config", str(run_config), "--epochs", "1"]
+    words += ["--set", "data.source_share={mine: 0.5}", "--out", str(tmp_path / "run")]
+    assert training_main.main(words) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "error: data.source_share names mine; the sources of the data are made up"
+
+
 def records_of(images: Path, out: Path, *words: str) -> dict:
     assert cli.main(["pseudo", str(images), "--out", str(out), *words]) == 0
     return {record.file_name: record for record in iterate_records(out)}
