@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
 import sys
@@ -30,6 +32,9 @@ from effdet_tf.prediction.run import RunPredictor
 from export.flatbuffer_merge import custom_operators, merge
 
 LABELS_FILE = "labels.txt"
+# Beginnings of layers' names: where the body starts, behind the first convolutions, and where the heads do.
+_BODY = ("block4_", "mask_")
+_HEADS = ("class_", "box_")
 
 Tensors = dict[str, Any]
 
@@ -72,23 +77,20 @@ def convert(
     image = tf.TensorSpec((1, *size, config.data.channels), tf.float32)
     shown = tf.TensorSpec((2,), tf.int32)
 
-    # Rounded to float16, the heads alone turn as many choices between near-equal boxes as all the rest.
-    first, second = split(network, config, float_heads or precision == "float16")
+    parts = split(network.dense, precision, float_heads)
+    last = parts.pop()[0] if parts[-1][1] == "float32" else dict
 
-    def rest(frame: tf.Tensor, **middle: tf.Tensor) -> Tensors:
-        return _cells(predictor, second(middle), image.shape[1:3], frame)
+    def rest(frame: tf.Tensor, **tensors: tf.Tensor) -> Tensors:
+        return _cells(predictor, last(**tensors), image.shape[1:3], frame)
 
-    def whole(image: tf.Tensor, frame: tf.Tensor) -> Tensors:
-        return rest(frame, **first(image))
-
+    models, inputs = [], {"image": image}
     with _explained(precision), _quiet():
-        if precision == "float32":
-            model = _Part(network, whole, {"image": image, "frame": shown}).convert(precision)
-        else:
-            small = _Part(network, first, {"image": image})
-            floating = _Part(network, rest, {"frame": shown, **small.outputs})
-            inputs = ({"image": _fitted(image, config, size)} for image in images)
-            model = merge(small.convert(precision, inputs), floating.convert("float32"))
+        for function, own in parts:
+            part = _Part(network, function, inputs)
+            models.append(part.convert(own, ({"image": _fitted(image, config, size)} for image in images)))
+            inputs = part.outputs
+        models.append(_Part(network, rest, {"frame": shown, **inputs}).convert("float32"))
+        model = functools.reduce(merge, models)
     foreign = custom_operators(model)
     if foreign:
         raise UserError(f"TFLite has no builtin for what this network needs: {', '.join(foreign)}")
@@ -137,36 +139,55 @@ def keras_reference(predictor: RunPredictor, size: tuple[int, int]) -> FixedSize
 
 
 def split(
-    network: Network, config: Config, float_heads: bool
-) -> tuple[Callable[..., Tensors], Callable[[Tensors], Tensors]]:
-    """Cut the dense network in two, what is quantised and what is not.
+    dense: keras.Model, precision: str, float_heads: bool = False
+) -> list[tuple[Callable[..., Tensors], str]]:
+    """Cut the dense network into parts that run one after another, each with the precision of its weights.
 
-    With `float_heads` the cut is before the class and box heads; else the second part is empty.
+    Args:
+        dense: the network of a configuration, without decoding.
+        precision: float32, float16 or int8, of most weights.
+        float_heads: for int8: keep the class and box heads in float32. For float16 they always are, with the
+            first convolutions: the few weights of which rounding turns most choices between near-equal boxes.
 
     Returns:
-        Image batch -> named tensors; these -> the outputs of the dense network.
+        Tensors by name -> those that the next part takes, and the precision, of each part. The first takes
+        `image`, the last gives the outputs of the dense network.
     """
-    dense = network.dense
-    if not float_heads:
-        return lambda image: dense(image, training=False), lambda middle: middle
-    layer = "conv0" if config.model.head_repeats else "predict"
-    heads = (f"class_{layer}", f"box_{layer}")
-    pyramid: list[Any] = []
-    for node in (node for nodes in dense._nodes_by_depth.values() for node in nodes):
-        known = any(tensor is other for tensor in node.input_tensors for other in pyramid)
-        if node.operation.name in heads and not known:
-            pyramid += node.input_tensors
-    middle = {f"feature_{k:02d}": tensor for k, tensor in enumerate(pyramid)}
-    late = {name: tensor for name, tensor in dense.output.items() if name != "mask_feature"}
-    early = {name: tensor for name, tensor in dense.output.items() if name == "mask_feature"}
-    first = keras.Model(dense.input, middle | early)
-    second = keras.Model(list(middle.values()), late)
+    cuts, precisions = [], [precision]
+    if precision == "float16" and any(layer.name.startswith(_BODY) for layer in dense.layers):
+        cuts, precisions = [_BODY], ["float32", precision]
+    if precision == "float16" or float_heads:
+        cuts, precisions = [*cuts, _HEADS], [*precisions, "float32"]
+    part: dict[int, int] = {}  # of a tensor, by its id
+    borders: list[dict[int, Any]] = [{} for _ in cuts]  # tensors that go from each part to the next
+    for depth in sorted(dense._nodes_by_depth, reverse=True):
+        for node in dense._nodes_by_depth[depth]:
+            begun = [k for k, names in enumerate(cuts, 1) if node.operation.name.startswith(names)]
+            number = max([0, *begun, *(part[id(tensor)] for tensor in node.input_tensors)])
+            part.update((id(tensor), number) for tensor in node.outputs)
+            for tensor in node.input_tensors:
+                for border in borders[part[id(tensor)] : number]:
+                    border[id(tensor)] = tensor
+    for tensor in dense.output.values():
+        for border in borders[part[id(tensor)] :]:
+            border[id(tensor)] = tensor
+    names = {key: f"feature_{k:02d}" for k, key in enumerate(dict.fromkeys(itertools.chain(*borders)))}
+    names |= {id(tensor): name for name, tensor in dense.output.items()}
+    named = [{names[key]: tensor for key, tensor in border.items()} for border in borders]
+    ends = [{"image": dense.input}, *named, dict(dense.output)]
+    parts = [_between(before, after) for before, after in itertools.pairwise(ends)]
+    return list(zip(parts, precisions, strict=True))
 
-    def finish(tensors: Tensors) -> Tensors:
-        found = second([tensors[name] for name in middle], training=False)
-        return found | {name: tensors[name] for name in early}
 
-    return lambda image: first(image, training=False), finish
+def _between(before: dict[str, Any], after: dict[str, Any]) -> Callable[..., Tensors]:
+    """The part of a network that makes some of its tensors from others; those in both are handed on."""
+    model = keras.Model(before, {name: tensor for name, tensor in after.items() if name not in before})
+
+    def function(**tensors: tf.Tensor) -> Tensors:
+        handed_on = {name: tensors[name] for name in before if name in after}
+        return {**handed_on, **model(tensors, training=False)}
+
+    return function
 
 
 def _cells(predictor: RunPredictor, outputs: Tensors, whole: Sequence[int], shown: tf.Tensor) -> Tensors:
