@@ -207,8 +207,8 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
         UserError: when a run holds no weights, they are of different networks, or a kernel does not fit into
             float16.
     """
-    # Where its start lay on the machine that trained it means nothing elsewhere.
-    config = load_config(config_file(runs[-1])).replace(train__init="")
+    # Where its start lay, and the sources of its data, mean nothing to who trains it on.
+    config = load_config(config_file(runs[-1])).replace(train__init="", data__source_share={})
     if score is not None:
         config = config.replace(postprocess__report_score=score)
     sets = [read_arrays(weights_file(run)) for run in runs]

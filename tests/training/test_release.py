@@ -68,9 +68,11 @@ def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
     later = shutil.copytree(earlier_run, tmp_path / "later")
     arrays = read_arrays(earlier_run / LAST_FILE)
     save_arrays(later / LAST_FILE, {name: value + 1 for name, value in arrays.items()})
-    load_config(later / CONFIG_FILE).replace(postprocess__report_score=0.3).save(later / CONFIG_FILE)
+    trained = load_config(later / CONFIG_FILE).replace(data__source_share={"disks": 0.5})
+    trained.replace(postprocess__report_score=0.3).save(later / CONFIG_FILE)
     release.pack([earlier_run, later], tmp_path / "model")
-    assert load_config(tmp_path / "model" / CONFIG_FILE).postprocess.report_score == 0.3
+    packed = load_config(tmp_path / "model" / CONFIG_FILE)
+    assert packed.postprocess.report_score == 0.3 and packed.data.source_share == {}
     after = read_arrays(tmp_path / "model" / BEST_FILE)
     for name, value in arrays.items():
         np.testing.assert_allclose(after[name], value + 0.5, rtol=1e-3, atol=1e-3)
