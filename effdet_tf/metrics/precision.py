@@ -200,3 +200,30 @@ def precision_and_recall(
                 places = np.searchsorted(true / cells, RECALLS, side="left")
                 precision[step] = np.append(curve, 0.0)[places]
     return precision, recall
+
+
+def precision_of_draws(images: Sequence[PackedMatch], draws: np.ndarray) -> np.ndarray:
+    """AP and AP50 of one class and all areas, where each image counts so many times.
+
+    Args:
+        images: matched with the last limit of detections.
+        draws: float64 `[S, images]`.
+
+    Returns:
+        float64 `[S, 2]`, NaN without a cell; of ones the same as `precision_and_recall` gives.
+    """
+    order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
+    owner = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])[order]
+    cells = draws @ np.array([image.counts[0] for image in images], np.float64)
+    curves = np.full((len(draws), len(IOU_THRESHOLDS)), np.nan)
+    for step in range(len(IOU_THRESHOLDS)):
+        hits, ignored = np.concatenate([image.bits(0, step) for image in images], axis=1)[:, order]
+        found, wrong = hits & ~ignored, ~hits & ~ignored
+        for row, (weights, total) in enumerate(zip(draws, cells, strict=True)):
+            if total:
+                own = weights[owner]
+                true, false = np.cumsum(own * found), np.cumsum(own * wrong)
+                curve = np.maximum.accumulate((true / (false + true + np.spacing(1)))[::-1])[::-1]
+                places = np.searchsorted(true / total, RECALLS, side="left")
+                curves[row, step] = np.append(curve, 0.0)[places].mean()
+    return np.stack([curves.mean(1), curves[:, 0]], axis=1)
