@@ -16,7 +16,7 @@ from effdet_tf.data.annotated import folder_text, open_annotated
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked, write_json
 from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run, tuned_score
-from effdet_tf.metrics.instances import image_instances, unknown_image
+from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator, format_table
 from effdet_tf.prediction.load import load
 from effdet_tf.report.collect import examples_path
@@ -24,7 +24,7 @@ from effdet_tf.report.examples import FoundScratch, write_examples
 from effdet_tf.report.inventory import describe_work
 from effdet_tf.report.write import report_on_evaluation
 from effdet_tf.runs import MODELS, config_file, find_run
-from training.prediction_files import PredictionFile, prediction_writer
+from training.prediction_files import open_predictions, prediction_writer
 
 
 def _warn_of_few(postprocess: PostprocessConfig) -> None:
@@ -119,23 +119,30 @@ def evaluate_file(
     coco: bool | None = None,
     keep: Callable[[Entries], object] | None = None,
 ) -> dict[str, Any]:
-    """Score a COCO results file; with `limit`, predictions on the other images are left out.
+    """Score what any tool has found, see `open_predictions`; with `limit`, other images are left out.
 
     `keep` is given the results of each image.
 
     Raises:
-        UserError: for a file that is no COCO results list, or does not fit the images.
+        UserError: for predictions that cannot be read, or do not fit the images.
     """
-    predictions = PredictionFile(path)
     evaluator = Evaluator(open_annotated(data_dir).categories, score_threshold, coco=bool(coco))
-    images = 0
+    evaluate_predictions(path, data_dir, evaluator, limit, keep)
+    return evaluator.report()
+
+
+def evaluate_predictions(
+    path: str | Path,
+    data_dir: str | Path,
+    evaluator: Evaluator,
+    limit: int | None = None,
+    keep: Callable[[Entries], object] | None = None,
+) -> None:
+    """Add predictions to an evaluator; the rest as of `evaluate_file`."""
+    predictions = open_predictions(path, open_annotated(data_dir).categories)
     for one in annotated_images(data_dir, limit):
-        images += 1
-        found, numbers = predictions.take(one.image["id"])
+        found, numbers = predictions.take(one.image)
         evaluator.add(image_instances(one.image, one.cells, found, numbers))
         if keep is not None:
             keep(found)
-    left = predictions.left()
-    if left is not None and limit is None:
-        raise unknown_image(*left, images)
-    return evaluator.report()
+    predictions.close(limit is None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import marshal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ijson
 
@@ -17,6 +18,8 @@ from effdet_tf.data.sources.coco_index import by_value
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.files.untrusted import json_file
+from effdet_tf.metrics.instances import unknown_image
+from training.found_files import FoundFiles
 
 Entries = list[dict[str, Any]]
 
@@ -44,13 +47,15 @@ class PredictionFile:
         """Read the file once.
 
         Args:
-            path: a COCO results list, or a COCO dict, whose annotations count then.
+            path: a COCO results list, or a COCO dict, whose annotations count then; where it names its
+                images, their names count and not their ids.
 
         Raises:
             UserError: when the file is missing or holds something else.
         """
         self._scratch = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
         self._places: dict[Any, tuple[array.array, array.array]] = {}  # image id -> offsets, numbers
+        self._ids = _named_images(Path(path))
         place = 0
         for number, entry in enumerate(_entries(Path(path))):
             if "score" not in entry:
@@ -63,19 +68,48 @@ class PredictionFile:
             offsets.append(place)
             numbers.append(number)
             place += len(data)
+        self._images = 0
 
-    def take(self, image_id: int) -> tuple[Entries, list[int]]:
-        """The results on an image, and their numbers in the file; each image can be asked for once."""
-        offsets, numbers = self._places.pop(image_id, ((), ()))
+    def take(self, image: Mapping[str, Any]) -> tuple[Entries, list[int]]:
+        """The results on an image, an entry of COCO's "images", and their numbers in the file.
+
+        Each image can be asked for once.
+        """
+        self._images += 1
+        name = str(image["file_name"])
+        key = self._ids.get(name, self._ids.get(name.rsplit("/", 1)[-1])) if self._ids else image["id"]
+        offsets, numbers = self._places.pop(key, ((), ()))
         entries = []
         for offset in offsets:
             self._scratch.seek(offset)
-            entries.append(marshal.load(self._scratch))  # noqa: S302 (our scratch file)
+            entries.append({**marshal.load(self._scratch), "image_id": image["id"]})  # noqa: S302 (ours)
         return entries, list(numbers)
 
-    def left(self) -> tuple[int, Any] | None:
-        """Number and image id of the first result on an image that nobody took; None when there is none."""
-        return min(((numbers[0], key) for key, (_, numbers) in self._places.items()), default=None)
+    def close(self, whole: bool = True) -> None:
+        """Refuse results on an image that nobody took; `whole`: all images were asked for.
+
+        Raises:
+            UserError: when there are some.
+        """
+        left = min(((numbers[0], key) for key, (_, numbers) in self._places.items()), default=None)
+        if left is not None and whole:
+            raise unknown_image(*left, self._images)
+
+
+def _named_images(path: Path) -> dict[str, Any]:
+    """Image ids by file name, with and without folders, of a COCO dict that has both."""
+    names: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ijson.JSONError, UnicodeDecodeError), json_file(path) as file:
+        if file.read(4096).lstrip()[:1] == b"[":  # said when the results are read
+            return {}
+    with contextlib.suppress(OSError, ijson.JSONError, UnicodeDecodeError), json_file(path) as file:
+        for image in ijson.items(file, "images.item", use_float=True):
+            if isinstance(image, dict) and image.get("file_name"):
+                page = f"#{image['page']:04d}" if isinstance(image.get("page"), int) else ""
+                name, identity = str(image["file_name"]) + page, _key(by_value(image.get("id")))
+                names.setdefault(name.rsplit("/", 1)[-1], identity)
+                names[name] = identity
+    return names
 
 
 def _key(image_id: Any) -> Any:
@@ -106,3 +140,27 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
 
 def _not_results(path: Path) -> UserError:
     return UserError(f"{path}: not a COCO results file; it must hold a list of predictions")
+
+
+class Predictions(Protocol):
+    """What was found in the images of a data set."""
+
+    def take(self, image: Mapping[str, Any]) -> tuple[Entries, list[int]]:
+        """The cells of an image as COCO results, and their numbers; each image can be asked for once."""
+
+    def close(self, whole: bool = True) -> None:
+        """Say, or refuse, what does not belong to the images; `whole`: all of them were asked for."""
+
+
+def open_predictions(path: str | Path, categories: Sequence[Mapping[str, Any]]) -> Predictions:
+    """Open what any tool has found: COCO results, a submission, or a folder of files named as the images.
+
+    Args:
+        path: file or folder.
+        categories: of the data set, COCO's.
+
+    Raises:
+        UserError: when there are no predictions.
+    """
+    path = Path(path)
+    return FoundFiles(path, categories) if path.is_dir() or path.suffix == ".csv" else PredictionFile(path)

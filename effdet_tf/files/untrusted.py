@@ -1,4 +1,4 @@
-"""JSON, YAML and numpy archives from elsewhere, without what makes a small file large."""
+"""JSON, YAML, pickles and numpy archives from elsewhere, without what makes a small file large."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import json
 import math
 import os
+import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import yaml
@@ -170,3 +172,48 @@ def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     if math.prod(shape) * dtype.itemsize > archive.getinfo(entry).file_size:
         raise ValueError(f"{name} states more values than it has")
     return tuple(int(side) for side in shape)
+
+
+class ForbiddenNameError(Exception):
+    """A pickle asked for something that its kind of file does not need, and which could run code."""
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads plain values and what stands for the names that it is told; refuses every other name."""
+
+    def __init__(self, stream: BinaryIO, known: Mapping[tuple[str, str], Any]) -> None:
+        """Read from a binary stream; `known` is by module and name.
+
+        Raises:
+            ValueError: for a pickle that would take memory out of all proportion.
+        """
+        _hold_to_size(stream)
+        super().__init__(stream)
+        self._known = known
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for `module.name`.
+
+        Raises:
+            ForbiddenNameError: when nothing does.
+        """
+        try:
+            return self._known[module, name]
+        except KeyError:
+            raise ForbiddenNameError(f"{module}.{name}") from None
+
+
+def _hold_to_size(stream: BinaryIO) -> None:
+    """Look at a pickle before it is read, from where a stream is, to which it is set back.
+
+    A number of the table of values that were seen makes it as long, and a length of bytes takes them at once.
+    """
+    begin = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(begin)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError("a table of values that it has not got")
+        if opcode.name == "FRAME" and int(argument or 0) > end - begin:
+            raise ValueError("a frame that is larger than the file")
+    stream.seek(begin)

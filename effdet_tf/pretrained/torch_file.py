@@ -11,7 +11,6 @@ import collections
 import io
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 
 from effdet_tf.errors import UserError
 from effdet_tf.files.limits import allow
+from effdet_tf.files.untrusted import ForbiddenNameError, PlainUnpickler
 
 # First number of a file in the old format.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -34,10 +34,6 @@ _SETTINGS = {("argparse", "Namespace"), ("torch", "device"), ("torch", "dtype"),
 _FAULTS: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError)
 _FAULTS += (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _FAULTS += (MemoryError,)
-
-
-class _Forbidden(Exception):
-    """The pickle asked for something that a state dict does not need."""
 
 
 class _Storage(NamedTuple):
@@ -81,40 +77,13 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _hold_to_size(stream: BinaryIO) -> None:
-    """Look at a pickle before it is read, from where a stream is, to which it is set back.
-
-    A number of the table of values that were seen makes it as long, and a length of bytes takes them at once.
-
-    Raises:
-        ValueError: when one of them is out of all proportion.
-    """
-    begin = stream.tell()
-    end = stream.seek(0, io.SEEK_END)
-    stream.seek(begin)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise ValueError("a table of values that it has not got")
-        if opcode.name == "FRAME" and int(argument or 0) > end - begin:
-            raise ValueError("a frame that is larger than the file")
-    stream.seek(begin)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors, dicts and plain values; refuses every other name."""
+class _Unpickler(PlainUnpickler):
+    """Knows tensors, dicts and plain values."""
 
     def __init__(self, stream: BinaryIO) -> None:
         """Read from a binary stream; `storages` collects what tensors refer to."""
-        _hold_to_size(stream)
-        super().__init__(stream)
+        super().__init__(stream, _KNOWN)
         self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for `module.name`."""
-        try:
-            return _KNOWN[module, name]
-        except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage that a persistent id names."""
@@ -139,7 +108,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             found = _read_zip(stream, file) if zipfile.is_zipfile(stream) else _read_legacy(stream, file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except _Forbidden as error:
+    except ForbiddenNameError as error:
         raise UserError(
             f"{file}: refused: its pickle asks for {error}, which no state dict needs and which could run "
             "code; save the state dict alone, with torch.save(model.state_dict(), ...)"

@@ -25,8 +25,8 @@ from effdet_tf.geometry.masks import labels_to_patches, largest_component
 from effdet_tf.images.read import Stack, read_labels
 from effdet_tf.images.tif_metadata import Axes
 
-_MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
-_IMAGE_ENDINGS = ("_img", "_image")
+MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
+IMAGE_ENDINGS = ("_img", "_image")
 # How many labels fill 8 bits, and the share of them in several pieces that tells of two rounds of numbers.
 _ALL_BYTES, _MANY_SPLIT = 250, 0.1
 # Share of the largest piece that the others of an only label reach where it stands for several cells.
@@ -60,11 +60,11 @@ def open_labelmaps(root: Path, images: Path | None = None, masks: Path | None = 
         files, labelled = list_images(images), list_images(masks)
     else:
         both = list_images(root)
-        files = [path for path in both if not path.stem.endswith(_MASK_ENDINGS)]
-        labelled = [path for path in both if path.stem.endswith(_MASK_ENDINGS)]
+        files = [path for path in both if not path.stem.endswith(MASK_ENDINGS)]
+        labelled = [path for path in both if path.stem.endswith(MASK_ENDINGS)]
     faults = Faults()
-    image_files = _by_stem(files, _IMAGE_ENDINGS, faults)
-    mask_files = _by_stem(labelled, _MASK_ENDINGS, faults)
+    image_files = _by_stem(files, IMAGE_ENDINGS, faults)
+    mask_files = _by_stem(labelled, MASK_ENDINGS, faults)
     for stem in sorted(image_files.keys() - mask_files.keys()):
         faults.drop("image without a label map", image_files[stem].name, cells=0)
     for stem in sorted(mask_files.keys() - image_files.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, R
 _OVAL_POINTS = 72
 _IN_MEMORY = 8  # times its bytes, about, that a region takes once it is read
 _FRAMED = 2  # outlines in an annotation from which it is no cell
+_SCORES = ("score", "detection probability", "probability", "confidence")  # names of QuPath's measurements
 _LABELME = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _SHARES_UP_TO = 2.0  # boxes at the edge reach a little beyond 1; pixels are more
@@ -41,6 +43,7 @@ class Outline(NamedTuple):
     where: dict[str, int]
     shares: bool = False  # whether the rings are in shares of the image
     size: tuple[int, int] | None = None  # height and width of the image that it was drawn on, where known
+    score: float | None = None  # where a network drew it and says how sure it is
 
 
 def read_rois(path: Path, faults: Faults) -> list[Outline]:
@@ -150,7 +153,7 @@ def read_geojson(path: Path, faults: Faults) -> list[Outline]:
             continue
         if properties.get("objectType") == "annotation" and not properties.get("classification"):
             frames.append(len(outlines))
-        outlines.append(Outline(name, rings, label, place))
+        outlines.append(Outline(name, rings, label, place, score=_measured_score(properties)))
     return _without_frames(path, outlines, frames, faults)
 
 
@@ -168,6 +171,17 @@ def _without_frames(path: Path, outlines: list[Outline], frames: list[int], faul
             faults.note("annotation around other outlines: a region and no cell, left out", text)
             left_out.add(index)
     return [one for k, one in enumerate(outlines) if k not in left_out]
+
+
+def _measured_score(properties: dict[str, Any]) -> float | None:
+    """The score among QuPath's measurements, an object or a list of names and values; None without one."""
+    measured = properties.get("measurements") or {}
+    if isinstance(measured, list):
+        measured = {str(one.get("name")): one.get("value") for one in measured if isinstance(one, dict)}
+    for name, value in measured.items() if isinstance(measured, dict) else ():
+        if name.casefold() in _SCORES and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
 
 
 def _qupath_class(classification: Any) -> str:
@@ -262,7 +276,7 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
         lines = read_text(path).splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no YOLO label file (it is no text)") from error
-    read: list[tuple[int, int, np.ndarray]] = []
+    read: list[tuple[int, int, np.ndarray, float | None]] = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -274,23 +288,24 @@ def read_yolo(path: Path, faults: Faults) -> Iterator[Outline]:
         except ValueError:
             faults.drop("degenerate or unreadable outline", f"{path.name}: line {number}")
             continue
-        read.append((number, int(label), _coordinates(values)))
-    pixels = any(values.max() > _SHARES_UP_TO for _, _, values in read)
+        values, score = _coordinates(values)
+        read.append((number, int(label), values, score))
+    pixels = any(values.max() > _SHARES_UP_TO for _, _, values, _ in read)
     if pixels:
         faults.note("YOLO coordinates in pixels, not in shares of the image: read as such", path.name)
-    for number, label, values in read:
+    for number, label, values, score in read:
         if len(values) == 4:
             (x, y), (w, h) = values[:2], values[2:] / 2
             values = np.array([x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h])
-        yield Outline(f"line {number}", [values.reshape(-1, 2)], label, {}, not pixels)
+        yield Outline(f"line {number}", [values.reshape(-1, 2)], label, {}, not pixels, score=score)
 
 
-def _coordinates(values: np.ndarray) -> np.ndarray:
-    """The box or the polygon of a line, without a confidence, or both it and the number of a track."""
+def _coordinates(values: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """The box or the polygon of a line, and the confidence, behind which a track's number may stand."""
     tracked = len(values) == 6 and values[5] > _SHARES_UP_TO >= values[:5].max() and values[5] % 1 == 0
     if tracked:
-        return values[:4]
-    return values[:-1] if len(values) % 2 else values
+        return values[:4], float(values[4])
+    return (values[:-1], float(values[-1])) if len(values) % 2 else (values, None)
 
 
 def yolo_classes(*folders: Path) -> dict[int, str]:
