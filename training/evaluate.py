@@ -14,6 +14,9 @@ from effdet_tf.report.inventory import command_line
 
 _HELP = {
     "run": "folder of a trained network, or cells: the network that comes with the package",
+    "predictions": "what any tool has found, in place of a network: COCO results, a submission (.csv), or a "
+    "folder of label maps, Cellpose's _seg.npy, GeoJSON, YOLO or ImageJ files named as the images; of "
+    "several the others are compared with the first",
     "out": "report, JSON (RUN/evaluation-DATA.json; for a network of the package only where --out says); a "
     "network's predictions and a page with charts and pictures go beside it",
     "score": "minimum score of a cell, or best: the one that is best on these very images, an upper bound "
@@ -78,7 +81,10 @@ def build_parser() -> Parser:
                 "the network of the package, report where one likes",
                 "--run cells --data data/test --out cells.json",
             ),
-            ("a file of predictions, COCO's results", "--predictions results.json --data data/test"),
+            (
+                "two tools on the same images, and how sure their difference is",
+                "--predictions cellpose_masks/ results.json --data data/test --out judged.json",
+            ),
             (
                 "the score that a run reports cells from, chosen on all its sources",
                 "--run runs/mine --data data/val data/val2 --tune-score",
@@ -87,7 +93,7 @@ def build_parser() -> Parser:
     )
     what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
     what.add_argument("--run", help=_HELP["run"])
-    what.add_argument("--predictions", type=Path, help="COCO results file to score instead of a network")
+    what.add_argument("--predictions", type=Path, nargs="+", metavar="FOUND", help=_HELP["predictions"])
     add("--data", type=Path, nargs="+", required=True, help=_HELP["data"])
     add("--out", type=Path, help=_HELP["out"])
     add("--limit", type=positive(int), help="evaluate on the first LIMIT images of each folder only")

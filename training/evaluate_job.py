@@ -15,6 +15,7 @@ from effdet_tf.config import PostprocessConfig, load_config
 from effdet_tf.data.annotated import folder_text, open_annotated
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked, write_json
+from effdet_tf.metrics.bootstrap import compare
 from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run, tuned_score
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator, format_table
@@ -73,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 write(entries)
 
         if run is None:
-            report = evaluate_file(options.predictions, sets.folders[0], keep=keep, **settings)
+            report = _judge(options.predictions, sets.folders[0], keep, settings)
         else:
             report = evaluate_run(predictor, options.data, keep=keep, **settings)
         print(format_table(report))
@@ -82,7 +83,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         write_examples(examples_path(out), report, scratch, options.data)
     report["evaluated"] = {
         "data": folder_text(options.data),
-        "of": str(options.run or options.predictions),
+        "of": str(options.run or options.predictions[0]),
         "limit": options.limit,
     }
     report["about"] = describe_work(options.command, time.monotonic() - began)
@@ -109,6 +110,22 @@ def tune_score(run: Path, data: Sequence[Path]) -> float:
         config.replace(postprocess__report_score=score).save(path)
     print(f"{path}: cells are reported from score {score:.2f} (it was {before:.2f})")
     return score
+
+
+def _judge(
+    paths: Sequence[Path], data: Path, keep: Callable[[Entries], object], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The report of the first predictions, with "compared": the others against them."""
+    coco, score = bool(settings["coco"]), settings["score_threshold"]
+    categories = open_annotated(data).categories
+    evaluators = [Evaluator(categories, score, coco=coco) for _ in paths]
+    for path, evaluator in zip(paths, evaluators, strict=True):
+        evaluate_predictions(path, data, evaluator, settings["limit"], keep if path is paths[0] else None)
+    compared = []
+    for path, evaluator in zip(paths[1:], evaluators[1:], strict=True):
+        metrics = {name: one._asdict() for name, one in compare(evaluators[0], evaluator).items()}
+        compared.append({"first": str(paths[0]), "second": str(path), "metrics": metrics})
+    return evaluators[0].report() | ({"compared": compared} if compared else {})
 
 
 def evaluate_file(

@@ -194,7 +194,9 @@ class FoundFiles:
             if any(outline.where.get(axis, page or 0) != (page or 0) for axis in ("page", *(used or {"t"}))):
                 continue
             rings = [ring * ((width, height) if outline.shares else (1, 1)) for ring in outline.rings]
-            label = self._names.get(outline.label, UNNAMED) if self.kind == "yolo" else str(outline.label)
+            label = str(outline.label)
+            if isinstance(outline.label, int):  # YOLO's
+                label = self._names.get(outline.label, UNNAMED)
             try:
                 patch = rings_to_patch(rings, height, width)
             except ValueError:

@@ -142,7 +142,7 @@ def _not_results(path: Path) -> UserError:
     return UserError(f"{path}: not a COCO results file; it must hold a list of predictions")
 
 
-class Predictions(Protocol):
+class FoundCells(Protocol):
     """What was found in the images of a data set."""
 
     def take(self, image: Mapping[str, Any]) -> tuple[Entries, list[int]]:
@@ -152,7 +152,7 @@ class Predictions(Protocol):
         """Say, or refuse, what does not belong to the images; `whole`: all of them were asked for."""
 
 
-def open_predictions(path: str | Path, categories: Sequence[Mapping[str, Any]]) -> Predictions:
+def open_predictions(path: str | Path, categories: Sequence[Mapping[str, Any]]) -> FoundCells:
     """Open what any tool has found: COCO results, a submission, or a folder of files named as the images.
 
     Args:

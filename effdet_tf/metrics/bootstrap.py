@@ -8,12 +8,15 @@ are what is drawn, not cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from effdet_tf.metrics.matching import MatchCounts
 from effdet_tf.metrics.precision import PackedMatch, precision_of_draws
+
+if TYPE_CHECKING:
+    from effdet_tf.metrics.scores import Evaluator
 
 SAMPLES, AP_SAMPLES = 10_000, 500
 _INTERVAL = (2.5, 97.5)  # percentiles
@@ -31,6 +34,18 @@ class Difference(NamedTuple):
     p: float | None  # two-sided: how often a difference of the other sign, or none, is drawn
 
 
+def compare(first: Evaluator, second: Evaluator) -> dict[str, Difference]:
+    """Compare two sets of predictions on the same images, each at the score of a cell that its report has.
+
+    Gives AP and AP50 of the LIVECell protocol, of masks where they are scored, and what `compare_counts` has.
+
+    Raises:
+        UserError: for predictions that do not fit the images.
+    """
+    (counts, matches), (other_counts, other_matches) = first.counted(), second.counted()
+    return compare_precision(matches, other_matches) | compare_counts(counts, other_counts)
+
+
 def compare_counts(
     first: Sequence[MatchCounts], second: Sequence[MatchCounts], samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
@@ -45,8 +60,9 @@ def compare_counts(
     Returns:
         By name, as of `summarise_counts`: the metrics that are a mean or a ratio of sums over images.
     """
-    names = list(_terms(first[0]))
-    tables = [np.array([list(_terms(one).values()) for one in counts]) for counts in (first, second)]
+    terms = [[_terms(one) for one in counts] for counts in (first, second)]
+    names = list(terms[0][0])
+    tables = [np.array([list(one.values()) for one in own]) for own in terms]
     return _compare(
         names, lambda draws: [_ratios(table, draws) for table in tables], len(first), samples, seed
     )
@@ -113,8 +129,8 @@ def _ratios(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _difference(first: float, second: float, drawn: np.ndarray) -> Difference:
     known = drawn[np.isfinite(drawn)]
     if not (np.isfinite(first) and np.isfinite(second) and len(known)):
-        pair = (float(value) if np.isfinite(value) else None for value in (first, second))
-        return Difference(*pair, None, None, None, None)
+        one, other = (float(value) if np.isfinite(value) else None for value in (first, second))
+        return Difference(one, other, None, None, None, None)
     low, high = np.percentile(known, _INTERVAL)
     beyond = min(np.count_nonzero(known <= 0), np.count_nonzero(known >= 0))
     p = min(1.0, 2 * (beyond + 1) / (len(known) + 1))

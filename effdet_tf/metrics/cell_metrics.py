@@ -89,6 +89,11 @@ class CellEvaluator:
             result[identity] = {"true": counts.true, "found": counts.found} | metrics
         return result
 
+    def counted(self) -> list[MatchCounts]:
+        """The counts of each image, by rising id, at the score of `report`."""
+        own = self._counts[self.report()["score_threshold"]]
+        return [own[identity] for identity in sorted(own)]
+
     def report(self) -> dict[str, Any]:
         """The metrics of all images; see `score_cells`."""
         summaries = {score: self.summarise(list(counts.values())) for score, counts in self._counts.items()}
@@ -150,8 +155,9 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         mean_f1: see `mean_f1`.
         pq: panoptic quality at IoU .5, pooled: sum of matched IoUs / (TP + FP / 2 + FN / 2) (Kirillov et
             al. 2019, "Panoptic segmentation").
-        matching_accuracy50: TP / (TP + FP + FN) at IoU .5, pooled. StarDist and Cellpose print it as "AP"
-            (Schmidt et al. 2018; Caicedo et al. 2019); it has no precision-recall curve and is not COCO AP.
+        matching_accuracy50, matching_accuracy75: TP / (TP + FP + FN) at IoU .5 and .75, pooled. StarDist and
+            Cellpose print it as "AP" (Schmidt et al. 2018; Caicedo et al. 2019); it has no precision-recall
+            curve and is not COCO AP. matching_accuracy: its mean over IoU .50:.05:.95.
         aji: aggregated Jaccard index (Kumar et al. 2017, IEEE TMI 36, 1550), mean over the images that have
             any cell.
         seg: mean over annotated cells of the IoU with the prediction that covers more than half of it, else 0
@@ -177,6 +183,7 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         "mean_f1": mean_f1(counts),
         "pq": _ratio(sum(c.matched_iou for c in counts), hits + (false + missed) / 2),
         "matching_accuracy50": _ratio(hits, hits + false + missed),
+        **_accuracies(counts, true_cells + found_cells),
         "aji": float(np.mean(jaccard)) if jaccard else None,
         "seg": _ratio(sum(c.seg for c in counts), true_cells),
         "count_mean_true": float(true.mean()),
@@ -184,6 +191,15 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         "count_bias": float((found - true).mean()),
         "count_correlation": float(np.corrcoef(true, found)[0, 1]) if spread else None,
     }
+
+
+def _accuracies(counts: Sequence[MatchCounts], cells: int) -> dict[str, float | None]:
+    """Matching accuracy at IoU .75, and its mean over all IoUs; of boxes, matched at .5 alone, neither."""
+    matched = np.sum([one.matched for one in counts], axis=0)
+    if not cells or len(matched) == 1:
+        return {"matching_accuracy75": None, "matching_accuracy": None}
+    values = matched / (cells - matched)
+    return {"matching_accuracy75": float(values[5]), "matching_accuracy": float(values.mean())}
 
 
 def sartorius(counts: Sequence[MatchCounts]) -> float:

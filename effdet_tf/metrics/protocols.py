@@ -16,6 +16,7 @@ import numpy as np
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import (
     ANY_CLASS,
+    IOU_THRESHOLDS,
     Fields,
     ImageGroups,
     ImageInstances,
@@ -103,6 +104,13 @@ class CocoEvaluator:
                 self._matched[kind, category, identity] = match_precision(
                     cells[category], predictions[category], kind, self.rules.area_ranges, maximum
                 )
+
+    def matched(self, kind: str) -> list[PackedMatch]:
+        """What is kept of each image, by rising id, where classes do not count; `kind` is bbox or segm."""
+        areas = len(self.rules.area_ranges)
+        bits = np.zeros((2, areas, len(IOU_THRESHOLDS), 0), np.uint8)
+        none = PackedMatch(np.zeros(0), bits, np.zeros(areas, np.int64))
+        return [self._matched.get((kind, ANY_CLASS, identity), none) for identity in sorted(self._groups.ids)]
 
     def report(self, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
         """The metrics, see `evaluate_coco`, of some of the kinds; a UserError when there was no image."""

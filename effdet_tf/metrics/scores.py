@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effdet_tf.errors import UserError
@@ -10,6 +10,8 @@ from effdet_tf.metrics.box_metrics import BoxEvaluator
 from effdet_tf.metrics.cell_metrics import CellEvaluator
 from effdet_tf.metrics.confusion import ConfusionMatrix
 from effdet_tf.metrics.instances import Fields, ImageInstances, iterate_instances
+from effdet_tf.metrics.matching import MatchCounts
+from effdet_tf.metrics.precision import PackedMatch
 from effdet_tf.metrics.protocols import KIND_NAMES, KINDS, CocoEvaluator
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP50_80", "AR", "AFNR")
@@ -26,6 +28,12 @@ CELL_LINES = (
     ("aji", "AJI", "aggregated Jaccard index, mean of images"),
     ("seg", "SEG", "Cell Tracking Challenge, mean over true cells"),
     ("matching_accuracy50", "matching accuracy", "TP/(TP+FP+FN) at IoU .5; StarDist's and Cellpose's AP"),
+    ("matching_accuracy75", "matching acc. .75", "the same at IoU .75"),
+    (
+        "matching_accuracy",
+        "matching acc., mean",
+        "the same, mean over IoU .50:.05:.95",
+    ),
     ("count_mean_error", "count error", "cells per image, mean of |found - true|"),
     ("count_bias", "count bias", "cells per image, mean of found - true"),
     ("count_correlation", "count correlation", "Pearson's r over images"),
@@ -116,12 +124,7 @@ class Evaluator:
         Raises:
             UserError: for predictions that do not fit the images.
         """
-        masks = (self._masked > 0 or self._unmasked is None) if masks is None else masks
-        boxes_only = None if masks else "the predictions have no masks"
-        if self._boxes_alone:
-            boxes_only = "the images are annotated by boxes alone"
-        if not boxes_only and self._unmasked is not None:
-            raise UserError(f"{self._unmasked} has no mask to score")
+        boxes_only = self._boxes_only(masks)
         kinds = KINDS[:1] if boxes_only else KINDS
         protocols = {name: evaluator.report(kinds) for name, evaluator in self._protocols.items()}
         evaluator = self._boxes if boxes_only else self._cells
@@ -137,6 +140,27 @@ class Evaluator:
             "images": [image | by_image[image["id"]] for image in self._images],
             **matrix.report(at_score["score_threshold"]),
         }
+
+    def counted(self) -> tuple[list[MatchCounts], list[PackedMatch]]:
+        """Of each image, in one order: counts at the score of a cell, and what LIVECell's protocol has of it.
+
+        Raises:
+            UserError: for predictions that do not fit the images.
+        """
+        boxes_only = self._boxes_only(None)
+        evaluator = self._boxes if boxes_only else self._cells
+        kind = KINDS[0] if boxes_only else KINDS[1]
+        return evaluator.counted(), self._protocols["livecell"].matched(kind)
+
+    def _boxes_only(self, masks: bool | None) -> str | None:
+        """Why masks are not scored; None where they are."""
+        masks = (self._masked > 0 or self._unmasked is None) if masks is None else masks
+        boxes_only = None if masks else "the predictions have no masks"
+        if self._boxes_alone:
+            boxes_only = "the images are annotated by boxes alone"
+        if not boxes_only and self._unmasked is not None:
+            raise UserError(f"{self._unmasked} has no mask to score")
+        return boxes_only
 
 
 def headline(report: dict[str, Any]) -> dict[str, float | None]:
@@ -198,6 +222,8 @@ def format_table(report: dict[str, Any]) -> str:
         lines += ["", *_score_table(report["cells"], title, "Sartorius metric", "best_sartorius")]
     if report.get("left_out"):
         lines += [f"{report['left_out']} predictions of classes that the images lack were left out."]
+    if report.get("compared"):
+        lines.append(format_comparison(report["compared"], report["livecell"]["all"]["images"]))
     return "\n".join(lines)
 
 
@@ -237,6 +263,41 @@ def _score_table(result: dict[str, Any], title: str, metric: str, best: str) -> 
             values = [_number(group[key], key) for group in groups.values()]
             lines.append(f"{label:18} {' '.join(map(str.rjust, values, widths))}  {meaning}")
     return lines
+
+
+def format_comparison(compared: Sequence[dict[str, Any]], images: int) -> str:
+    """Differences of predictions, `{"first", "second", "metrics"}` of each pair, as text."""
+    lines = []
+    for pair in compared:
+        lines += [
+            "",
+            f"{pair['second']} against {pair['first']}, {images} images (paired bootstrap over them)",
+        ]
+        form = "{:18} {:>8} {:>8} {:>11} {:>20} {:>7}"
+        lines.append(form.format("", "first", "second", "difference", "95 % interval", "p"))
+        lines += [form.format(*row) for row in comparison_rows(pair)]
+    return "\n".join(lines)
+
+
+def comparison_rows(pair: Mapping[str, Any]) -> list[list[str]]:
+    """A row of text for each metric of a pair: name, first, second, difference, interval, p."""
+    labels = {"AP": "AP, %", "AP50": "AP50, %"} | {key: label for key, label, _ in CELL_LINES}
+    rows = []
+    for key, label in labels.items():
+        one = pair["metrics"].get(key)
+        if one is None or one["difference"] is None:
+            continue
+        factor, digits = (100, 1) if key in ("AP", "AP50") else (1, 1 if key == "count_mean_error" else 3)
+        first, second, difference, low, high = (
+            factor * one[name] for name in ("first", "second", "difference", "low", "high")
+        )
+        values = [f"{first:.{digits}f}", f"{second:.{digits}f}", f"{difference:+.{digits}f}"]
+        rows.append([label, *values, f"{low:+.{digits}f} to {high:+.{digits}f}", _p(one["p"])])
+    return rows
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def percent(value: float | None) -> str:

@@ -163,6 +163,14 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"text": f"{text}.", "table": table, "charts": _svgs(drawn), "no_charts": no_charts}
 
 
+def compared(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Other predictions on the same images against these."""
+    pairs = (report or {}).get("compared", [])
+    titles = [f"{pair['second']} against {pair['first']}" for pair in pairs]
+    made = [tables.comparison_table(pair) for pair in pairs]
+    return {"pairs": [{"title": title, "table": own} for title, own in zip(titles, made, strict=True)]}
+
+
 def confusion(report: Mapping[str, Any] | None) -> dict[str, Any]:
     """Which class was taken for which."""
     if report is None:

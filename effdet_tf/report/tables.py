@@ -7,7 +7,7 @@ from typing import Any
 
 from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
-from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS, percent
+from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS, comparison_rows, percent
 from effdet_tf.report.examples import ranking_figure
 
 Table = dict[str, Any]
@@ -102,6 +102,12 @@ def cell_table(result: Mapping[str, Any]) -> Table:
             digits = 1 if key in ("count_mean_error", "count_bias") else 3
             rows.append([label, *(number(group.get(key), digits) for group in groups.values()), meaning])
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
+
+
+def comparison_table(pair: Mapping[str, Any]) -> Table:
+    """Metrics of two sets of predictions, their difference and how sure it is."""
+    head = ["", "first", "second", "difference", "95 % interval", "p"]
+    return table(head, comparison_rows(pair), words=(0,))
 
 
 def image_table(images: Sequence[dict[str, Any]]) -> Table:

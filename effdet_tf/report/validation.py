@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from effdet_tf.metrics.protocols import KINDS
-from effdet_tf.metrics.scores import COLUMNS
+from effdet_tf.metrics.scores import COLUMNS, comparison_rows
 
 _AT_SCORE = {"images", "true_cells", "found_cells", "precision", "recall", "f1", "count_mean_error"}
 
@@ -39,6 +39,7 @@ def is_evaluation(report: Any) -> bool:
         and all(_image(image) for image in report.get("images", []))
         and _confusion(report.get("confusion"))
         and _sizes(report.get("sizes"))
+        and all(_pair(pair) for pair in report.get("compared", []))
         and isinstance(report.get("evaluated", {}), dict)
         and is_work(report.get("about", {}))
     )
@@ -75,6 +76,12 @@ def is_examples(examples: Any) -> bool:
 def _folders(data: Any) -> bool:
     several = isinstance(data, list) and data and all(isinstance(folder, str) for folder in data)
     return isinstance(data, str) or bool(several)
+
+
+def _pair(pair: dict[str, Any]) -> bool:
+    figures = [value for metric in pair["metrics"].values() for value in metric.values()]
+    named = isinstance(pair["first"], str) and isinstance(pair["second"], str)
+    return named and all(map(_figure, figures)) and all(len(row) == 6 for row in comparison_rows(pair))
 
 
 def _protocol(protocol: dict[str, Any]) -> bool:

@@ -235,3 +235,24 @@ def test_files_without_an_image_are_told(data, tmp_path, capsys):
     assert "1 files are named as no image and were left out: other" in capsys.readouterr().err
     evaluate_file(tmp_path, data, limit=1)
     assert "left out" not in capsys.readouterr().err
+
+
+def test_several_are_compared_with_the_first(data, tmp_path, capsys):
+    write_cellpose(tmp_path)
+    worse = tmp_path / "worse.json"
+    cell = patch_to_rle(Patch(2, 3, np.ones((10, 14), bool)), HEIGHT, WIDTH)
+    worse.write_text(json.dumps([{"image_id": 11, "category_id": 7, "score": 0.9, "segmentation": cell}]))
+    out = tmp_path / "judged.json"
+    words = ["--predictions", str(tmp_path), str(worse), "--data", str(data), "--out", str(out)]
+    assert evaluate.main(words) == 0
+    report = json.loads(out.read_text())
+    (pair,) = report["compared"]
+    assert (pair["first"], pair["second"]) == (str(tmp_path), str(worse))
+    assert pair["metrics"]["recall"]["first"] == 1.0 and pair["metrics"]["recall"]["second"] == 0.2
+    assert pair["metrics"]["AP"]["difference"] < -0.5 and pair["metrics"]["f1"]["high"] <= 0
+    printed = capsys.readouterr().out
+    assert f"{worse} against {tmp_path}, 4 images" in printed and "matching acc. .75" in printed
+    page = out.with_suffix(".html").read_text()
+    assert "<h2>Compared</h2>" in page and "95 % interval" in page
+    assert evaluate.main([*words[:2], "--data", str(data), "--out", str(tmp_path / "one.json")]) == 0
+    assert "<h2>Compared</h2>" not in (tmp_path / "one.html").read_text()

@@ -12,8 +12,8 @@ from effdet_tf.errors import UserError
 from effdet_tf.files.untrusted import ForbiddenNameError, PlainUnpickler
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_FAULTS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError)
-_FAULTS += (RecursionError, OverflowError)
+_FAULTS: tuple[type[Exception], ...] = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError)
+_FAULTS += (AttributeError, MemoryError, RecursionError, OverflowError)
 
 
 class _Type:
