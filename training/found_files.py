@@ -18,7 +18,7 @@ from effdet_tf.data.sources.outline_files import UNNAMED, yolo_classes
 from effdet_tf.data.sources.outlines import KINDS
 from effdet_tf.data.sources.seg_npy import read_seg_npy
 from effdet_tf.errors import UserError
-from effdet_tf.geometry.masks import labels_to_patches
+from effdet_tf.geometry.masks import labels_to_patches, largest_component
 from effdet_tf.geometry.polygons import rings_to_patch
 from effdet_tf.geometry.rle import Patch, kaggle_rle_to_patch, patch_to_rle
 from effdet_tf.images.read import IMAGE_SUFFIXES, Stack, read_labels
@@ -36,6 +36,7 @@ _TITLES = {
 }
 _OUTLINES = ("geojson", "yolo", "imagej")
 _LONGEST_FIELD = 1 << 27
+_MANY_SPLIT, _FEW = 0.5, 10  # share of labels in pieces that tells of an image, of so many at least
 
 
 class _Found(NamedTuple):
@@ -179,7 +180,14 @@ class FoundFiles:
             if labels.shape != (height, width):
                 found = f"{labels.shape[0]}x{labels.shape[1]}"
                 raise UserError(f"{path}: is {found}, the image {name} is {height}x{width}")
-            yield from (_Found(patch, UNNAMED, None) for _, patch in labels_to_patches(labels))
+            patches = [patch for _, patch in labels_to_patches(labels)]
+            split = sum(largest_component(patch)[1] > 0 for patch in patches) if self.kind == "plain" else 0
+            if split > _MANY_SPLIT * max(len(patches), _FEW):
+                raise UserError(
+                    f"{path}: {split} of its {len(patches)} values lie in several pieces: it is an image and "
+                    "no label map, in which each cell has a value of its own"
+                )
+            yield from (_Found(patch, UNNAMED, None) for patch in patches)
 
     def _outlines(self, path: Path, page: int | None, height: int, width: int) -> Iterator[_Found]:
         outlines = list(KINDS[self.kind][1](path, self._faults))

@@ -671,6 +671,18 @@ LEARN = [
         write("results.json", FOREIGN),
     ),
     Mistake(
+        "images in place of predictions",
+        "python -m training.evaluate --predictions images --data data",
+        1,
+        ("it is an image and no label map",),
+    ),
+    Mistake(
+        "a folder without predictions",
+        "python -m training.evaluate --predictions run --data data",
+        1,
+        ("run: holds no predictions; they are label maps",),
+    ),
+    Mistake(
         "predictions that are no JSON",
         "python -m training.evaluate --predictions tiny.yaml --data data",
         1,

@@ -201,6 +201,10 @@ class Evil:
             lambda f: cv2.imwrite(str(f / "a_masks.png"), np.ones((5, 6), np.uint8)),
             "is 5x6, the image a is 48x64",
         ),
+        (
+            lambda f: cv2.imwrite(str(f / "a.png"), np.arange(48 * 64).reshape(48, 64) % 251),
+            "lie in several pieces: it is an image and no label map",
+        ),
         (lambda f: npy(f, masks=Evil()), "its pickle asks for builtins.print"),
         (lambda f: npy(f, masks=np.zeros((4, 4))), "its masks are no label map"),
         (lambda f: npy(f, other=3), "is no _seg.npy of Cellpose ('masks')"),
