@@ -76,7 +76,7 @@ TABLES = {
 def tables(found: dict[str, dict[str, Any]], runs: list[str], names: list[str]) -> str:
     """The Markdown tables."""
     first = found[runs[0]]
-    scores = ", ".join(f"{Path(run).name} {next(iter(found[run].values()))['score']:.2f}" for run in runs)
+    scores = ", ".join(f"{Path(run).name} {next(iter(found[run].values()))['score']:g}" for run in runs)
     lines = [f"Minimum score of a cell: {scores}."]
     for title, show in TABLES.items():
         lines += ["", f"| {title} | images, cells | {' | '.join(Path(run).name for run in runs)} |"]

@@ -18,7 +18,7 @@ from effdet_tf.files import locked, write_json
 from effdet_tf.metrics.bootstrap import compare
 from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run, tuned_score
 from effdet_tf.metrics.instances import image_instances
-from effdet_tf.metrics.scores import Evaluator, format_table
+from effdet_tf.metrics.scores import Evaluator, format_table, score_text
 from effdet_tf.prediction.load import load
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
@@ -108,7 +108,7 @@ def tune_score(run: Path, data: Sequence[Path]) -> float:
         config = load_config(path)
         before, score = config.postprocess.report_score, tuned_score(load(run), data)
         config.replace(postprocess__report_score=score).save(path)
-    print(f"{path}: cells are reported from score {score:.2f} (it was {before:.2f})")
+    print(f"{path}: cells are reported from score {score_text(score)} (it was {score_text(before)})")
     return score
 
 

@@ -26,7 +26,7 @@ from effdet_tf.config import load_config
 from effdet_tf.data.manifest import MANIFEST_NAME, load_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
-from effdet_tf.metrics.scores import percent
+from effdet_tf.metrics.scores import percent, score_text
 from effdet_tf.model.weights import read_arrays, save_arrays
 from effdet_tf.runs import BEST_FILE, CARD_FILE, CONFIG_FILE, FIGURES_FILE, config_file, weights_file
 from training import main as training_main
@@ -179,7 +179,7 @@ def _finish(name: str, runs: Sequence[Path], data: ReleaseData, options: argpars
     score = predictor.config.postprocess.report_score
     reports = {}
     for source, folder in {**data.val, **data.apart}.items():
-        print(f"\nevaluating {name} on {source}, cells of score {score:.2f} and more", flush=True)
+        print(f"\nevaluating {name} on {source}, cells of score {score_text(score)} and more", flush=True)
         reports[source] = evaluate_run(predictor, folder, score_threshold=score)
     write_json(model / FIGURES_FILE, reports["sartorius"])
     training = f"```\n{_command(options)}\n```"
@@ -262,7 +262,7 @@ def model_card(
         zoom=config.data.zoom,
         training=training,
         sources="\n".join(terms),
-        score=f"{config.postprocess.report_score:.2f}",
+        score=score_text(config.postprocess.report_score),
         rows="\n".join(rows),
     )
 

@@ -15,7 +15,7 @@ from effdet_tf.data.annotated import Folders
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.evaluation import evaluate_run
-from effdet_tf.metrics.scores import choosing_score, headline, reporting_score
+from effdet_tf.metrics.scores import choosing_score, headline, reporting_score, score_text
 from effdet_tf.model.layers import depthwise_by_products
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
@@ -274,9 +274,8 @@ class Trainer(Run):
         score = reporting_score(self.report) if self.report else None
         if score is None and last:
             kept = self.config.postprocess.report_score
-            print(
-                f"the validation images tell no minimum score (no cells, or none found): it stays {kept:.2f}"
-            )
+            why = "the validation images tell no minimum score (no cells, or none found)"
+            print(f"{why}: it stays {score_text(kept)}")
         elif score is not None:
             self.config = self.config.replace(postprocess__report_score=score)
             self.config.save(self.folder / CONFIG_FILE)

@@ -16,7 +16,7 @@ from effdet_tf.geometry.rle import Patch, rle_to_patch
 from effdet_tf.metrics.instances import Fields, ImageGroups, ImageInstances, iterate_instances
 from effdet_tf.metrics.matching import Match, MatchCounts, count_matches, match_masks
 
-SCORE_GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+SCORE_GRID = tuple(round(0.025 * step, 3) for step in range(2, 39))
 
 
 def score_cells(

@@ -253,11 +253,11 @@ def _class_lines(group: dict[str, Any]) -> list[str]:
 def _score_table(result: dict[str, Any], title: str, metric: str, best: str) -> list[str]:
     how = "the best of a grid on these images: an upper bound"
     if result["chosen"] == "given":
-        how = f"best {metric} {result[best]:.3f} at {result['best_score_threshold']:.2f}"
+        how = f"best {metric} {result[best]:.3f} at {score_text(result['best_score_threshold'])}"
     groups = {"all": result["all"], **result["by"]}
     widths = [max(8, len(name)) for name in groups]
     names = " ".join(f"{name:>{width}}" for name, width in zip(groups, widths, strict=True))
-    lines = [f"{title.format(format(result['score_threshold'], '.2f'))} ({how})", f"{'':18} {names}"]
+    lines = [f"{title.format(score_text(result['score_threshold']))} ({how})", f"{'':18} {names}"]
     for key, label, meaning in CELL_LINES:
         if key in groups["all"]:
             values = [_number(group[key], key) for group in groups.values()]
@@ -298,6 +298,12 @@ def comparison_rows(pair: Mapping[str, Any]) -> list[list[str]]:
 
 def _p(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}"
+
+
+def score_text(score: float) -> str:
+    """A minimum score of cells: two digits, three where there is a third."""
+    text = f"{score:.3f}"
+    return text.removesuffix("0")
 
 
 def percent(value: float | None) -> str:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from effdet_tf.data.annotated import folder_list
 from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
+from effdet_tf.metrics.scores import score_text
 from effdet_tf.report import charts, tables
 from effdet_tf.report.collect import Material
 from effdet_tf.report.examples import ranking_figure
@@ -149,7 +150,7 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"missing": NOTHING}
     result = report["boxes"] if report["boxes_only"] else report["cells"]
     what = "Boxes" if report["boxes_only"] else "Cells, no pixel in two of them,"
-    text = f"{what} of score {result['score_threshold']:.2f} and more"
+    text = f"{what} of score {score_text(result['score_threshold'])} and more"
     if result.get("chosen") == "best here":
         text += ", the best of a grid on these very images: an upper bound"
     if report["boxes_only"]:
@@ -221,8 +222,8 @@ def gallery(material: Material) -> dict[str, Any]:
     return {
         "pictures": [_picture(picture) for picture in pictures],
         "missing": f"{lacking} images are not in {', '.join(map(str, folders))} any more." if lacking else "",
-        "text": f"By the {figure} of the image. {shapes} of the cells of score {examples['score']:.2f} and "
-        "more, whatever their class; a click on a picture makes it large.",
+        "text": f"By the {figure} of the image. {shapes} of the cells of score "
+        f"{score_text(examples['score'])} and more, whatever their class; a click makes a picture large.",
         "outlines": outlines,
     }
 

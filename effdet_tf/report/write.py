@@ -9,7 +9,7 @@ from typing import Any
 
 from effdet_tf.data.annotated import Folders, folder_text
 from effdet_tf.files import atomic_write
-from effdet_tf.metrics.scores import format_table, headline, percent
+from effdet_tf.metrics.scores import format_table, headline, percent, score_text
 from effdet_tf.report import sections
 from effdet_tf.report.collect import Material, from_evaluation, from_run
 from effdet_tf.report.tables import number
@@ -147,7 +147,7 @@ def _facts(material: Material) -> list[tuple[str, str]]:
     facts: dict[str, Any] = {
         "preset": config and config.preset,
         "classes": config and ", ".join(config.class_names),
-        "cells from score": config and f"{config.postprocess.report_score:.2f}",
+        "cells from score": config and score_text(config.postprocess.report_score),
         "parameters": None if material.parameters is None else f"{material.parameters:,}",
         "steps": f"{last['step']:,.0f}" if "step" in last else None,
         "trained for": f"{last['minutes']:.1f} minutes" if "minutes" in last else None,
