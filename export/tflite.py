@@ -181,11 +181,12 @@ def split(
 
 def _between(before: dict[str, Any], after: dict[str, Any]) -> Callable[..., Tensors]:
     """The part of a network that makes some of its tensors from others; those in both are handed on."""
-    model = keras.Model(before, {name: tensor for name, tensor in after.items() if name not in before})
+    made = {name: tensor for name, tensor in after.items() if name not in before}
+    model = keras.Model(list(before.values()), made)
 
     def function(**tensors: tf.Tensor) -> Tensors:
         handed_on = {name: tensors[name] for name in before if name in after}
-        return {**handed_on, **model(tensors, training=False)}
+        return {**handed_on, **model([tensors[name] for name in before], training=False)}
 
     return function
 

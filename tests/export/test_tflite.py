@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -251,7 +252,9 @@ def test_classes_on_their_own_in_colour(tiny_config, lively, tmp_path):
 )
 def test_the_parts_are_the_network(predictor, precision, float_heads, precisions):
     image = np.random.default_rng(0).normal(size=(1, 64, 96, 1)).astype(np.float32)
-    parts = split(predictor.network.dense, precision, float_heads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Keras speaks of names, which are no concern of the user's
+        parts = split(predictor.network.dense, precision, float_heads)
     assert [own for _, own in parts] == precisions
     expected = predictor.network.dense(image, training=False)
     tensors = {"image": image}
