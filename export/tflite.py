@@ -158,6 +158,8 @@ def split(
         cuts, precisions = [_BODY], ["float32", precision]
     if precision == "float16" or float_heads:
         cuts, precisions = [*cuts, _HEADS], [*precisions, "float32"]
+    if not cuts:
+        return [(lambda image: dense(image, training=False), precision)]
     part: dict[int, int] = {}  # of a tensor, by its id
     borders: list[dict[int, Any]] = [{} for _ in cuts]  # tensors that go from each part to the next
     for depth in sorted(dense._nodes_by_depth, reverse=True):

@@ -69,8 +69,6 @@ def describe_machine(found: dict[str, Any]) -> list[str]:
 
 def describe_network(found: dict[str, Any]) -> list[str]:
     """What `inventory.network` found, for people."""
-    from effdet_tf.metrics.scores import score_text
-
     masks = f"{found['mask_size']} x {found['mask_size']}" if found["mask_size"] else "off"
     sizes = f"{found['anchor_sizes']} px" if found["anchor_sizes"] else "sizes as published"
     pixels = f"({found['mean']}, {found['std']})" if found["mean"] is not None else "each image's own values"
@@ -90,7 +88,7 @@ def describe_network(found: dict[str, Any]) -> list[str]:
         f"  input       {found['channels']} channel{'s' * (found['channels'] > 1)}{size}{zoom}, normalised "
         f"by {pixels}",
         f"  cells       at most {found['max_instances']} an image, reported from score "
-        f"{score_text(found['report_score'])}",
+        f"{found['report_score']:g}",
     ]
     if "figures" in found:
         lines.append(f"  figures     {_figures(found['figures'])}")

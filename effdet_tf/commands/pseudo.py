@@ -12,7 +12,6 @@ from effdet_tf.errors import UserError
 from effdet_tf.runs import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from effdet_tf.metrics.scores import score_text
     from effdet_tf.prediction.results import Result
 
 _HELP = {
@@ -93,5 +92,5 @@ def run(args: argparse.Namespace) -> int:
     with prepare_output(args.out, args.overwrite):
         manifest = write_records(source, args.out, WriteOptions(workers=1))
     print(report(args.out, manifest))
-    print(f"labelled by {args.run_folder} from score {score_text(score)} on; train with --pseudo {args.out}")
+    print(f"labelled by {args.run_folder} from score {score:g} on; train with --pseudo {args.out}")
     return 0

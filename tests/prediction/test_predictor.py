@@ -169,14 +169,14 @@ def test_large_images_go_in_tiles_by_themselves(predictor, small_tiles, monkeypa
 
 
 def test_dense_images_lose_no_cell(predictor, monkeypatch):
-    """A network that reports 60 cells at once finds those that one for 2,000 does."""
+    """A network that reports 90 cells at once finds those that one for 2,000 does."""
     image, _ = render_image(7, 512, 512, 330, "Round")
     score = predictor.config.postprocess.report_score
     expected = predictor.predict(image).filter(score)
     assert len(expected) > 120
-    few = load("cells", settings=["data.max_instances=60"])
+    few = load("cells", settings=["data.max_instances=90"])
     cut = few.predict(image)
-    assert cut.truncated and len(cut) == 60  # no larger than a tile: as many as asked for
+    assert cut.truncated and len(cut) == 90  # no larger than a tile: as many as asked for
     for name, value in (("TILE", 320), ("OVERLAP", 96), ("DENSE_TILE", 192), ("DENSE_OVERLAP", 64)):
         monkeypatch.setattr(large_images, name, value)
     found = few.predict(image).filter(score)
