@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,8 +66,9 @@ class FoundFiles:
         self._path, self._ids = path, {str(one["name"]): int(one["id"]) for one in categories}
         self._first = int(categories[0]["id"])
         self._names: dict[int, str] = {}  # of YOLO's classes
+        self._faults = Faults()
         if path.is_dir():
-            self.kind, self._files = _of_most(path)
+            self.kind, self._files = _of_most(path, self._faults)
             self.title = f"{len(self._files)} files, {_TITLES[self.kind]}"
             if self.kind == "yolo":
                 self._names = yolo_classes(path, path.parent)
@@ -79,7 +81,6 @@ class FoundFiles:
             self._by_end[name.rsplit("/", 1)[-1]].append(name)
         self._used: set[str] = set()
         self._missing: list[str] = []
-        self._faults = Faults()
         self._cells = self._number = self._scored = 0
         self._foreign: Counter[str] = Counter()
 
@@ -95,10 +96,9 @@ class FoundFiles:
             return [], []
         self._used.add(name)
         height, width = int(image["height"]), int(image["width"])
-        page = str(image["file_name"]).rpartition("#")
-        number = int(page[2]) - 1 if page[0] and page[2].isdigit() else None
+        _, page = _paged(str(image["file_name"]))
         entries: Entries = []
-        for patch, label, score in self._read(name, number, height, width):
+        for patch, label, score in self._read(name, int(page) - 1 if page else None, height, width):
             self._cells += 1
             self._scored += score is not None
             category = self._category(label)
@@ -107,13 +107,8 @@ class FoundFiles:
             elif patch is not None:
                 rle = patch_to_rle(patch, height, width)
                 score = 1.0 if score is None else score
-                shape = {
-                    "image_id": image["id"],
-                    "category_id": category,
-                    "score": score,
-                    "segmentation": rle,
-                }
-                entries.append(shape)
+                entry = {"image_id": image["id"], "category_id": category, "score": score}
+                entries.append({**entry, "segmentation": rle})
         start, self._number = self._number, self._number + len(entries)
         return entries, list(range(start, self._number))
 
@@ -148,7 +143,7 @@ class FoundFiles:
 
     def _name(self, file_name: str) -> str | None:
         """The name among the files of what belongs to an image; None where there is none, or several."""
-        whole, _, page = file_name.partition("#")
+        whole, page = _paged(file_name)
         stem = Path(whole).with_suffix("").as_posix()
         names = [stem, *(stem.removesuffix(end) for end in IMAGE_ENDINGS if stem.endswith(end)), whole]
         names += [f"{name}_{page}" for name in names if page]  # as YOLO names pages
@@ -204,7 +199,7 @@ class FoundFiles:
             rings = [ring * ((width, height) if outline.shares else (1, 1)) for ring in outline.rings]
             label = str(outline.label)
             if isinstance(outline.label, int):  # YOLO's
-                label = self._names.get(outline.label, UNNAMED)
+                label = self._names.get(outline.label, f"{outline.label}, which no classes.txt names")
             try:
                 patch = rings_to_patch(rings, height, width)
             except ValueError:
@@ -227,7 +222,13 @@ def _labels(path: Path, page: int | None, kind: str) -> np.ndarray:
         return stack.read_labels(page)
 
 
-def _of_most(folder: Path) -> tuple[str, dict[str, Path]]:
+def _paged(file_name: str) -> tuple[str, str]:
+    """The name of a file, and the number of the page in it, as `page_name` joins them; empty without one."""
+    match = re.fullmatch(r"(.*)#(\d{4,})", file_name)
+    return (match[1], match[2]) if match else (file_name, "")
+
+
+def _of_most(folder: Path, faults: Faults) -> tuple[str, dict[str, Path]]:
     """The kind of which there are most files in a folder, and these by name, without their endings."""
     kinds: dict[str, dict[str, Path]] = {kind: {} for kind in _TITLES}
     for path in sorted(folder.rglob("*")):
@@ -237,7 +238,8 @@ def _of_most(folder: Path) -> tuple[str, dict[str, Path]]:
         kind, ending = _kind(path)
         if kind:
             name = relative.as_posix()[: -len(ending)]
-            kinds[kind].setdefault(name, path)
+            if kinds[kind].setdefault(name, path) is not path:
+                faults.drop("two files of one name: the first is used", relative.as_posix())
     most = max(kinds, key=lambda kind: len(kinds[kind]))  # of equals the first
     if kinds["labelmaps"] and most == "plain":
         most = "labelmaps"  # the others are the images

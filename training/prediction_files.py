@@ -92,8 +92,15 @@ class PredictionFile:
             UserError: when there are some.
         """
         left = min(((numbers[0], key) for key, (_, numbers) in self._places.items()), default=None)
-        if left is not None and whole:
-            raise unknown_image(*left, self._images)
+        if left is None or not whole:
+            return
+        named = [name for name, identity in self._ids.items() if identity == left[1]]
+        if named:
+            raise UserError(
+                f"prediction {left[0]}: its image, {named[-1]}, is named as none of the {self._images} "
+                "annotated images; name them alike, or give a list of results, whose image ids count"
+            )
+        raise unknown_image(*left, self._images)
 
 
 def _named_images(path: Path) -> dict[str, Any]:

@@ -161,6 +161,37 @@ def test_classes_that_the_data_lack_are_left_out_and_told(data, tmp_path, capsys
     assert "left out: debris (1)" in capsys.readouterr().err
 
 
+def test_a_name_with_a_number_sign_is_no_page(tmp_path):
+    cv2.imwrite(str(tmp_path / "plate#1 b_masks.png"), labels_of("a.tif"))
+    image = {"id": 1, "file_name": "plate#1 b.tif", "height": HEIGHT, "width": WIDTH}
+    assert len(FoundFiles(tmp_path, CATEGORIES).take(image)[0]) == 3
+
+
+def test_of_two_files_for_one_image_the_second_is_told(data, tmp_path, capsys):
+    for ending in ("png", "tif"):
+        cv2.imwrite(str(tmp_path / f"a_masks.{ending}"), labels_of("a.tif"))
+    evaluate_file(tmp_path, data)
+    assert "two files of one name: the first is used: a_masks.tif" in capsys.readouterr().err
+
+
+def test_yolos_numbers_without_names_are_no_class_of_several(data, tmp_path, capsys):
+    write_yolo(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    assert evaluate_file(tmp_path, data)["livecell"]["all"]["predictions"] == 0
+    assert "left out: 1, which no classes.txt names (5)" in capsys.readouterr().err
+    image = {"id": 1, "file_name": "a.tif", "height": HEIGHT, "width": WIDTH}
+    assert len(FoundFiles(tmp_path, CATEGORIES[:1]).take(image)[0]) == 3  # one class: no doubt
+
+
+def test_a_coco_file_that_names_other_images_is_refused(data, tmp_path):
+    cell = patch_to_rle(Patch(2, 3, np.ones((10, 14), bool)), HEIGHT, WIDTH)
+    found = [{"image_id": 11, "category_id": 7, "score": 0.5, "segmentation": cell}]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"images": [{"id": 11, "file_name": "q.tif"}], "annotations": found}))
+    with pytest.raises(UserError, match="prediction 0: its image, q.tif, is named as none of the 4"):
+        evaluate_file(path, data)
+
+
 def test_coco_files_name_their_images(data, tmp_path):
     """Ids of another tool's numbering would lay cells onto other images."""
     names = list(IMAGES)
