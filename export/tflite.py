@@ -58,8 +58,8 @@ def convert(
         size: height, width in pixels of images that are predicted in one piece; the input is that, magnified
             by `data.zoom` and rounded up to the network's stride. With `data.resize=fit` it is
             `data.crop_size`.
-        precision: float16 halves the weights before the class and box heads; int8 also computes the network
-            in whole numbers. Decoding, NMS and masks are float32 in every file.
+        precision: float16 halves the weights between the first blocks and the class and box heads; int8 also
+            computes the network in whole numbers. Decoding, NMS and masks are float32 in every file.
         calibration: for int8: images as read, some 20 of the kind that will be predicted.
         float_heads: for int8: keep the class and box heads in float32.
 
