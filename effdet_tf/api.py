@@ -32,6 +32,7 @@ from effdet_tf.prediction.load import load as load_predictor
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 from effdet_tf.prediction.sizing import Sizing, check_sizing, predict_sized
+from effdet_tf.prediction.trust import UNLIKE, Trust
 
 if TYPE_CHECKING:
     import keras
@@ -88,6 +89,11 @@ class Cells:
     def result(self) -> Result:
         """The arrays: boxes, scores, classes, masks (see `Result`)."""
         return self.numbered.result
+
+    @property
+    def trust(self) -> Trust | None:
+        """What to expect, see `Trust`; None where the network does not say, or for another score than its own."""
+        return self.result.trust
 
     def __len__(self) -> int:
         """How many cells."""
@@ -366,11 +372,15 @@ class Model:
     ) -> Cells:
         score, sizing = how
         result = predict_sized(self.predictor, image, *how, um_per_px)
-        if result.truncated:
-            limit = "more cells than the network reports at once (data.max_instances)"
-            warnings.warn(f"{name}: {limit}; weaker ones are missing", stacklevel=3)
-        if result.disturbed:
-            warnings.warn(f"{name}: {result.disturbed}", stacklevel=3)
+        limit = "more cells than the network reports at once (data.max_instances); weaker ones are missing"
+        strange = result.trust is not None and result.trust.unlike
+        told = (
+            limit if result.truncated else "",
+            result.disturbed,
+            f"the image is {UNLIKE}" if strange else "",
+        )
+        for words in filter(None, told):
+            warnings.warn(f"{name}: {words}", stacklevel=3)
         numbered = outputs.number_cells(result, min_visible=0.5 if score else 0.0)
         ids, side = tuple(self.predictor.category_ids), sizing.um_per_px or um_per_px
         return Cells(image, numbered, ids, name, name, side)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from effdet_tf._version import __version__
@@ -184,7 +185,7 @@ class PostprocessConfig:
     """From raw outputs to cells."""
 
     score_threshold: float = 0.05  # class score from which a candidate counts: as a cell, and for its votes
-    min_score: float = 0.0  # class score that a cell needs: weaker ones vote alone, and cost no mask
+    min_score: float = 0.0  # score that a cell needs: what is weaker before its mask votes alone
     top_k: int = 5000  # candidates that reach NMS
     # hard: a cell goes when a better one overlaps it by nms_iou. soft: its score falls with the overlap
     # (Gaussian, Bodla et al., 2017), as the reference EfficientDet has it.
@@ -195,7 +196,40 @@ class PostprocessConfig:
     vote_iou: float = 0.0
     class_agnostic: bool = True
     mask_scoring: bool = True  # score x mean probability inside the mask
+    # Pairs (score as the network gives it, share of such cells that match an annotated one at IoU .5), both
+    # rising, from (0, 0) to (1, 1): lines between them make of every score that probability. Training fits
+    # them on the validation images; empty: scores stay as the network gives them.
+    calibration: tuple[tuple[float, float], ...] = ()
     report_score: float = 0.5  # a cell needs it to be counted or drawn; tuned on validation data
+
+    def as_given(self) -> PostprocessConfig:
+        """These settings with the scores that the network gives itself."""
+        score = float(self.uncalibrated(self.report_score))
+        return replace(self, calibration=(), report_score=score)
+
+    def calibrated(self, scores: np.ndarray | float) -> np.ndarray:
+        """The scores that are reported, float64, of those that the network gives."""
+        return self._between(scores, 0, 1)
+
+    def uncalibrated(self, scores: np.ndarray | float) -> np.ndarray:
+        """The scores that the network gave, float64, of those that are reported."""
+        return self._between(scores, 1, 0)
+
+    def _between(self, scores: np.ndarray | float, known: int, wanted: int) -> np.ndarray:
+        pairs = np.array(self.calibration or ((0.0, 0.0), (1.0, 1.0)))
+        return np.interp(scores, pairs[:, known], pairs[:, wanted])
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """By what a network says how good its result is, see `prediction.trust`; empty: it says nothing."""
+
+    # Expected F1 at IoU .5: offset and slope of its log odds over those of the mean score.
+    f1: tuple[float, ...] = ()
+    # Log of cells that are there over cells found, in units of `prediction.trust.count_spread`: offset and
+    # slope over 1 - mean score, of its 5 and of its 95 % end.
+    count: tuple[float, ...] = ()
+    known: tuple[tuple[float, ...], ...] = ()  # looks of the training images, see `prediction.likeness`
 
 
 @dataclass(frozen=True)
@@ -213,6 +247,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with `section__key=value` changes, for example `data__channels=3`."""
@@ -267,7 +302,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
 
 
 def checked(config: Config) -> Config:
-    """The configuration, when its classes and sizes of cells are such; UserError otherwise."""
+    """The configuration, when its classes, sizes of cells and calibration are such; UserError otherwise."""
     if not config.class_names or len(config.class_names) != len(set(config.category_ids)):
         counts = f"{len(config.class_names)} class_names, {len(set(config.category_ids))} category_ids"
         raise UserError(f"{counts}: each class needs one of both")
@@ -275,5 +310,18 @@ def checked(config: Config) -> Config:
     if sizes and (len(sizes) != 3 or list(sizes) != sorted(sizes)):
         raise UserError(
             f"data.cell_size {list(sizes)}: give three rising diameters in px, at 5, 50 and 95 % of the cells"
+        )
+    pairs = config.postprocess.calibration
+    if pairs and not (
+        pairs[0] == (0.0, 0.0) and pairs[-1] == (1.0, 1.0) and (np.diff(np.array(pairs), axis=0) > 0).all()
+    ):
+        raise UserError(
+            "postprocess.calibration: give pairs of numbers that both rise, from [0, 0] to [1, 1], or none"
+        )
+    trust, rows = config.trust, config.trust.known
+    lengths = len(trust.f1) in (0, 2) and len(trust.count) in (0, 4)
+    if not lengths or rows and (len(rows) < 16 or any(len(row) != 15 for row in rows)):
+        raise UserError(
+            "trust: f1 has 2 numbers, count 4, known 16 rows or more of 15; leave all three empty for none"
         )
     return config

@@ -20,7 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
         ((0, 10), "augment.blur augment.noise augment.vignette"),
         ((1, 100), "augment.jpeg"),
         ((0.1, 10), "augment.gamma"),
-        ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score"),
+        ((0, 1), "postprocess.nms_iou postprocess.vote_iou postprocess.report_score postprocess.calibration"),
         ((0, 12), "model.backbone_levels model.min_level model.max_level"),
         ((0, 1024), "model.fpn_channels"),
         ((0, 16), "model.fpn_repeats model.head_repeats"),

@@ -65,8 +65,9 @@ class Agreement:
         }
 
     def _minimum(self, result: Result) -> float:
-        """The class score that a cell of this result had to reach."""
-        threshold = max(self._postprocess.score_threshold, self._postprocess.min_score)
+        """The class score that a cell of this result had to reach, as the network gives it."""
+        least = float(self._postprocess.uncalibrated(self._postprocess.min_score))
+        threshold = max(self._postprocess.score_threshold, least)
         return max(threshold, float(self._class_scores(result).min())) if result.truncated else threshold
 
     def _counted(self, result: Result, matched: np.ndarray, limit: float) -> int:
@@ -75,13 +76,14 @@ class Agreement:
         return len(matched) + int((unmatched > limit).sum())
 
     def _class_scores(self, result: Result) -> np.ndarray:
-        """Scores without the quality of the mask; 0 for a cell with an empty mask."""
+        """Scores as the network gives them without the quality of the mask; 0 for an empty mask."""
+        scores = self._postprocess.uncalibrated(result.scores)
         if result.masks is None or not self._postprocess.mask_scoring:
-            return result.scores
+            return scores
         inside = result.masks > 127
         total = (result.masks * inside).sum((1, 2), dtype=np.int64)
         quality = total / (255 * np.maximum(inside.sum((1, 2)), 1))
-        return result.scores / np.maximum(quality, 0.5)  # above .5 wherever there is a mask
+        return scores / np.maximum(quality, 0.5)  # above .5 wherever there is a mask
 
 
 def match(reference: Result, candidate: Result) -> tuple[np.ndarray, np.ndarray]:

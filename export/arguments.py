@@ -30,8 +30,8 @@ _HELP = {
     "size": "pixels of the images that a TFLite file takes in one piece, best those of your images: larger "
     "ones are predicted in tiles, near the padding of smaller ones cells may differ (default: the most "
     "frequent size of --data or --images, else 512x512)",
-    "min-score": "class score that a cell needs, fixed in the export: masks are made for no other (default: "
-    "the score from which the run reports cells; 0: all, as evaluation needs them)",
+    "min-score": "score that a cell needs before its mask lowers it, fixed in the export: masks are made for "
+    "no other (default: the score from which the run reports cells; 0: all, as evaluation needs them)",
     "mask-size": "side of the predicted bitmaps; 14 in place of 28 takes a quarter of the time for masks and "
     "costs accuracy, much of it where the mask head is of convolutions and was trained at 28",
     "max-pixels": "largest height x width that the SavedModel decodes (default: %(default)s)",

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Path], list[str]]:
         advice = 'needs ai-edge-litert: pip install "effdet_tf[tflite]", or give --no-parity'
         raise UserError(f"comparing TFLite files with the run {advice}")
     calibration, calibrated_on = _calibration(options, images)
-    print(f"cells of class score {least:g} and more (--min-score)")
+    print(f"cells of score {least:g} and more (--min-score)")
     if tflite:
         height, width = options.size
         print(f"TFLite files for images of {height}x{width}; larger ones are predicted in tiles")

@@ -16,9 +16,10 @@ from effdet_tf.data.annotated import folder_text, open_annotated
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked, write_json
 from effdet_tf.metrics.bootstrap import compare
-from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run, tuned_score
+from effdet_tf.metrics.evaluation import CocoPredictions, Entries, annotated_images, evaluate_run
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.scores import Evaluator, format_table, score_text
+from effdet_tf.metrics.tuning import settle, settle_trust
 from effdet_tf.prediction.load import load
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
@@ -31,7 +32,7 @@ from training.prediction_files import open_predictions, prediction_writer
 def _warn_of_few(postprocess: PostprocessConfig) -> None:
     """Say where AP lacks the cells that it would also count."""
     if postprocess.min_score > postprocess.score_threshold:
-        few = f"gives cells of class score {postprocess.min_score:g} and more, and AP counts no others"
+        few = f"gives cells of score {postprocess.min_score:g} and more, and AP counts no others"
         advice = "export with --min-score 0 for the figures of the run"
         print(f"warning: this network {few}; {advice}", file=sys.stderr)
 
@@ -105,11 +106,12 @@ def tune_score(run: Path, data: Sequence[Path]) -> float:
     if run.is_relative_to(MODELS):
         raise UserError(f"{run.name}: comes with the package, its score stays; tune that of a run of yours")
     with locked(run, "chooses its score"):
-        config = load_config(path)
-        before, score = config.postprocess.report_score, tuned_score(load(run), data)
-        config.replace(postprocess__report_score=score).save(path)
-    print(f"{path}: cells are reported from score {score_text(score)} (it was {score_text(before)})")
-    return score
+        before = load_config(path)
+        after = settle(run, data)
+        settle_trust(run, data)
+    scores = [score_text(config.postprocess.report_score) for config in (after, before)]
+    print(f"{path}: calibrated; cells are reported from score {scores[0]} (it was {scores[1]})")
+    return after.postprocess.report_score
 
 
 def _judge(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from effdet_tf.commands.parser import exit_code, positive
-from effdet_tf.config import Config, TrainConfig, load_config
+from effdet_tf.config import Config, TrainConfig, TrustConfig, load_config
 from effdet_tf.errors import UserError
 from effdet_tf.presets import PRESETS, preset
 from effdet_tf.runs import CONFIG_FILE, find_run
@@ -137,7 +137,9 @@ def _starting_point(options: argparse.Namespace) -> Config:
     # was trained was a matter of its own data.
     config = load_config(run / CONFIG_FILE)
     known = config.preset if config.preset in PRESETS else DEFAULT_PRESET
-    return dataclasses.replace(config, train=preset(known).train)
+    # Nor do its scores mean what they meant before.
+    plain, none = config.postprocess.as_given(), TrustConfig()
+    return dataclasses.replace(config, train=preset(known).train, postprocess=plain, trust=none)
 
 
 def resolve(config: Config, data: TrainingImages) -> Config:
@@ -210,9 +212,11 @@ def open_run(config: Config, folder: Path, write: bool = True) -> Config:
     if has_state(folder) and path.exists():
         past = load_config(path)
         free = {key: getattr(config.train, key) for key in FREE}
-        # The run itself tuned the reporting score; one begun before sizes were kept goes on without.
-        kept = {"postprocess__report_score": past.postprocess.report_score}
+        # The run itself tuned its scores; one begun before sizes were kept goes on without.
+        names = ("report_score", "calibration")
+        kept = {f"postprocess__{name}": getattr(past.postprocess, name) for name in names}
         config = config.replace(**kept, data__cell_size=past.data.cell_size)
+        config = dataclasses.replace(config, trust=past.trust)
         same = dataclasses.replace(past, train=dataclasses.replace(past.train, **free))
         if differences := _differences(same, config):
             raise UserError(

@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 from effdet_tf import cli
 from effdet_tf.commands.parser import Parser, exit_code, positive
 from effdet_tf.commands.predict import share
-from effdet_tf.config import load_config
+from effdet_tf.config import TrustConfig, load_config
 from effdet_tf.data.manifest import MANIFEST_NAME, load_manifest
 from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write, write_json
@@ -168,13 +169,15 @@ def _labelled(name: str, network: Path, data: ReleaseData, out: Path) -> list[Pa
 def _finish(name: str, runs: Sequence[Path], data: ReleaseData, options: argparse.Namespace) -> None:
     """Pack the mean of runs, choose its score, evaluate it on every set, and write its card."""
     model = options.out / "model" / name
-    pack(runs, model, options.score)
-    from effdet_tf.metrics.evaluation import evaluate_run, tuned_score
+    pack(runs, model)
+    from effdet_tf.metrics.evaluation import evaluate_run
+    from effdet_tf.metrics.tuning import settle, settle_trust
     from effdet_tf.prediction.run import load_run
 
-    if options.score is None:
-        score = tuned_score(load_run(model), list(data.val.values()))
-        load_config(model / CONFIG_FILE).replace(postprocess__report_score=score).save(model / CONFIG_FILE)
+    config = settle(model, list(data.val.values()))
+    if options.score is not None:
+        config.replace(postprocess__report_score=options.score).save(model / CONFIG_FILE)
+    settle_trust(model, list(data.val.values()), data.looks())
     predictor = load_run(model)
     score = predictor.config.postprocess.report_score
     reports = {}
@@ -191,7 +194,7 @@ def _finish(name: str, runs: Sequence[Path], data: ReleaseData, options: argpars
     print(f"\n{card}\nwritten: {model}")
 
 
-def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
+def pack(runs: Sequence[Path], out: Path) -> None:
     """Copy the configuration of a run and its best weights, kernels in float16.
 
     The weights of several runs, each of which began where the one before had ended, are averaged: that
@@ -201,7 +204,6 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
     Args:
         runs: one trained run or several; the configuration is that of the last.
         out: folder to write.
-        score: minimum score of a cell, in place of the last run's.
 
     Raises:
         UserError: when a run holds no weights, they are of different networks, or a kernel does not fit into
@@ -209,8 +211,7 @@ def pack(runs: Sequence[Path], out: Path, score: float | None = None) -> None:
     """
     # Where its start lay, and the sources of its data, mean nothing to who trains it on.
     config = load_config(config_file(runs[-1])).replace(train__init="", data__source_share={})
-    if score is not None:
-        config = config.replace(postprocess__report_score=score)
+    config = replace(config, postprocess=config.postprocess.as_given(), trust=TrustConfig())
     sets = [read_arrays(weights_file(run)) for run in runs]
     shapes = [{name: value.shape for name, value in arrays.items()} for arrays in sets]
     if any(other != shapes[-1] for other in shapes):

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from effdet_tf import cli
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError
-from effdet_tf.images.read import IMAGE_SUFFIXES
+from effdet_tf.images.read import IMAGE_SUFFIXES, read_image
+from effdet_tf.metrics.tuning import EACH
 from training.steps import convert, run_step
 
 # Simulated cells of every look and size, so that no polarity or size belongs to one source.
@@ -28,6 +31,12 @@ class ReleaseData:
     apart: dict[str, Path] = field(default_factory=dict)  # converted: nothing is chosen by them either
     images: dict[str, Path] = field(default_factory=dict)  # folders of the images of `train`, for a network
     unlabelled: dict[str, Path] = field(default_factory=dict)  # folders of images without annotation
+
+    def looks(self) -> Iterator[Iterator[np.ndarray]]:
+        """Pixels of some real images that a network learns from, by source."""
+        for folder in {**self.images, **self.unlabelled}.values():
+            files = sorted(_files(folder))
+            yield (read_image(path) for path in files[:: -(-len(files) // EACH)])
 
 
 def prepare(source: Path, out: Path) -> ReleaseData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from effdet_tf.data.annotated import Folders
 from effdet_tf.data.store import RecordStore
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.evaluation import evaluate_run
-from effdet_tf.metrics.scores import choosing_score, headline, reporting_score, score_text
+from effdet_tf.metrics.scores import choosing_score, headline, score_text
+from effdet_tf.metrics.tuning import as_reported, tuned
 from effdet_tf.model.layers import depthwise_by_products
 from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
@@ -187,7 +189,8 @@ class Trainer(Run):
         )
         # A second network holds the averaged weights, so that validating never disturbs training.
         self.averaged = build_network(config, backbone=backbone)
-        self.predictor = RunPredictor(self.averaged, config)
+        plain = dataclasses.replace(config, postprocess=config.postprocess.as_given())
+        self.predictor = RunPredictor(self.averaged, plain)
         self.restore()
 
     def restore(self) -> None:
@@ -264,18 +267,20 @@ class Trainer(Run):
             score = choosing_score(figures)
             # A metric on fewer images does not compare with one on all of them: the last always counts.
             if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
-                self.best, self.report = score, report
+                self.best = score
                 save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
-                write_examples(examples_path(self.folder / FIGURES_FILE), report, found, self.validation)
-                self._keep_threshold(last)
+                self._keep(report, found, last)
 
-    def _keep_threshold(self, last: bool) -> None:
-        """Store the score to report cells by, as the validation images have it, with the run."""
-        score = reporting_score(self.report) if self.report else None
-        if score is None and last:
+    def _keep(self, report: dict[str, Any], found: FoundScratch, last: bool) -> None:
+        """Store calibration and the score to report cells by, as a report has them, and the report."""
+        after = tuned(self.predictor.config.postprocess, report)
+        self.report = report if after is None else as_reported(report, after)
+        examples = examples_path(self.folder / FIGURES_FILE)
+        write_examples(examples, report, found, self.validation or (), after)
+        if after is not None:
+            self.config = dataclasses.replace(self.config, postprocess=after)
+            self.config.save(self.folder / CONFIG_FILE)
+        elif last:
             kept = self.config.postprocess.report_score
             why = "the validation images tell no minimum score (no cells, or none found)"
             print(f"{why}: it stays {score_text(kept)}")
-        elif score is not None:
-            self.config = self.config.replace(postprocess__report_score=score)
-            self.config.save(self.folder / CONFIG_FILE)

@@ -31,8 +31,9 @@ The first four are written by default. A tif stack (time, depth or channels) giv
 stacks, and pages in the other files. A network without mask head gives boxes: no label image, no
 areas, boxes in the rest.
 For all images: summary.csv with size, cells, cells per class, mean score and area, share covered,
-error; and wells.csv with the counts by folder, well and time, where names are like Incucyte's
-(..._A7_1_00d04h00m.tif)."""
+how many cells to expect (cells_low to cells_high, at 90 %), expected F1, whether the image is unlike
+those that the network knows, error; and wells.csv with the counts by folder, well and time, where
+names are like Incucyte's (..._A7_1_00d04h00m.tif)."""
 
 _DESCRIPTION = f"""\
 Find every cell in images and write, for each of them:
@@ -45,7 +46,8 @@ COLUMNS = """\
 columns of NAME.cells.csv:
   page                    of a stack, from 1
   cell                    number of the cell = its value in the label image, best score first
-  class, score            score from 0 to 1
+  class, score            score from 0 to 1: the probability that it matches a cell at IoU .5, where the
+                          network is calibrated, as those of the package are
   y0, x0, y1, x1          box in pixels; y1 and x1 are the edges after the last pixel
   area ... intensity_max  as scikit-image's regionprops defines them, of the label image (where
                           cells overlap, the higher score has the pixel): area, centroid_y,
@@ -199,6 +201,7 @@ def _why_no_cells(best: float, score: float) -> str:
 def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.Namespace) -> int:
     """Predict images of `find_images` as the options of `add_output_options` say; returns the exit code."""
     from effdet_tf.outputs.batch import predict_files
+    from effdet_tf.prediction.trust import UNLIKE
 
     score = predictor.config.postprocess.report_score if args.score is None else args.score
     same = {name: getattr(args, name) for name in ("sartorius", "formats", "channel", "overwrite")}
@@ -207,6 +210,12 @@ def predict_images(predictor: Predictor, images: Sequence[Job], args: argparse.N
     print(f"{report.done} images, {report.cells} cells: {report.out}")
     if report.done and not report.cells:
         print(f"warning: {_why_no_cells(report.best, score)}", file=sys.stderr)
+    if report.f1:
+        mean = sum(report.f1) / len(report.f1)
+        print(f"expected F1 at IoU .5: {mean:.2f}, mean of the images; summary.csv has that of each")
+    if report.unlike:
+        of = f"{report.unlike} of {report.done} images"
+        print(f"warning: {of}: {UNLIKE} (column unlike of summary.csv)", file=sys.stderr)
     if report.boxes_only:
         print("this network has no mask head: boxes only, no label images, no areas")
     if report.wells:

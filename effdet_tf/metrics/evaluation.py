@@ -16,7 +16,7 @@ from effdet_tf.data.ground_truth import cell_entries, decode_pixels, image_entry
 from effdet_tf.data.record import ImageRecord, iterate_records
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.instances import image_instances
-from effdet_tf.metrics.scores import Evaluator, reporting_score
+from effdet_tf.metrics.scores import Evaluator
 from effdet_tf.prediction.overlap import ahead, behind
 from effdet_tf.prediction.results import Result
 
@@ -155,24 +155,3 @@ def evaluate_run(
     if cells.class_mismatch:
         report["confusion"] = None
     return {**report, "left_out": cells.left_out}
-
-
-def tuned_score(predictor: Predictor, data: Folders, progress: bool = True) -> float:
-    """The score to report cells of a network by, chosen on annotated images: see `reporting_score`.
-
-    Args:
-        predictor: as of `evaluate_run`.
-        data: folders of converted images, one for each source; every image has the same weight.
-        progress: whether to draw a progress bar on stderr.
-
-    Raises:
-        UserError: as `evaluate_run`, and when no cell that is found matches one that is there.
-    """
-    score = reporting_score(evaluate_run(predictor, data, progress=progress))
-    if score is None:
-        title = open_annotated(data).title
-        raise UserError(
-            f"{title}: no found cell matches an annotated one, so no score can be chosen; give images of "
-            "cells that the network knows"
-        )
-    return score

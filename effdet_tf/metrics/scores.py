@@ -7,6 +7,7 @@ from typing import Any
 
 from effdet_tf.errors import UserError
 from effdet_tf.metrics.box_metrics import BoxEvaluator
+from effdet_tf.metrics.calibration import Reliability
 from effdet_tf.metrics.cell_metrics import CellEvaluator
 from effdet_tf.metrics.confusion import ConfusionMatrix
 from effdet_tf.metrics.instances import Fields, ImageInstances, iterate_instances
@@ -70,7 +71,7 @@ def summarise(
 
 
 class Evaluator:
-    """Computes all metrics of images that are added one by one; it keeps 120 bytes of a prediction."""
+    """Computes all metrics of images that are added one by one; it keeps 130 bytes of a prediction."""
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Evaluator:
         self._boxes = BoxEvaluator(categories, score_threshold, by, coco)
         self._images: list[dict[str, Any]] = []
         self._mask_matrix, self._box_matrix = ConfusionMatrix(categories), ConfusionMatrix(categories)
+        self._mask_trust, self._box_trust = Reliability(by), Reliability(by)
         self._boxes_alone = False  # some annotation has no mask
         self._masked = 0  # predictions that have one
         self._unmasked: str | None = None  # the first prediction that has none
@@ -105,8 +107,12 @@ class Evaluator:
         for evaluator in self._protocols.values():
             evaluator.add(image, KINDS if masks else KINDS[:1])
         if masks:
-            self._mask_matrix.add(image, self._cells.add(image))
-        self._box_matrix.add(image, self._boxes.add(image))
+            match = self._cells.add(image)
+            self._mask_matrix.add(image, match)
+            self._mask_trust.add(image.image, match)
+        match = self._boxes.add(image)
+        self._box_matrix.add(image, match)
+        self._box_trust.add(image.image, match)
         known = ("id", "file_name", "source", "cell_type")
         self._images.append({name: image.image[name] for name in known if name in image.image})
 
@@ -115,11 +121,12 @@ class Evaluator:
 
         Returns:
             `{"livecell": evaluate_coco(...), "cells": score_cells(...), "boxes": score_boxes(...), "coco":
-            evaluate_coco(...), "boxes_only", "images", "confusion", "sizes"}`, ready for JSON. "boxes_only"
-            says why masks are not scored and "cells" is None; it and "boxes" are None where masks are scored.
-            "coco" is None when that is off. "images" has id, file_name, source (of several sets), cell_type,
-            true, found, sartorius (of masks) and f1 of every image at the score of a cell; "confusion" and
-            "sizes" are those of `ConfusionMatrix.report`.
+            evaluate_coco(...), "boxes_only", "images", "calibration", "confusion", "sizes"}`, ready for JSON.
+            "boxes_only" says why masks are not scored and "cells" is None; it and "boxes" are None where
+            masks are scored. "coco" is None when that is off. "images" has id, file_name, source (of several
+            sets), cell_type, true, found, sartorius (of masks) and f1 of every image at the score of a cell;
+            "calibration" is that of `Reliability.report`, "confusion" and "sizes" those of
+            `ConfusionMatrix.report`.
 
         Raises:
             UserError: for predictions that do not fit the images.
@@ -129,6 +136,7 @@ class Evaluator:
         protocols = {name: evaluator.report(kinds) for name, evaluator in self._protocols.items()}
         evaluator = self._boxes if boxes_only else self._cells
         matrix = self._box_matrix if boxes_only else self._mask_matrix
+        trust = self._box_trust if boxes_only else self._mask_trust
         at_score = evaluator.report()
         by_image = evaluator.by_image(at_score["score_threshold"])
         return {
@@ -138,6 +146,7 @@ class Evaluator:
             "coco": protocols.get("coco"),
             "boxes_only": boxes_only,
             "images": [image | by_image[image["id"]] for image in self._images],
+            "calibration": trust.report(),
             **matrix.report(at_score["score_threshold"]),
         }
 

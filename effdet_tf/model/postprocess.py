@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
 from effdet_tf.config import Config
@@ -19,6 +20,7 @@ from effdet_tf.model.detections import Detections
 from effdet_tf.model.mask_head import MaskHead
 
 MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
+_ROUNDING = 1e-6  # of a score: none that is wanted may be lost by it
 
 
 class Candidates(NamedTuple):
@@ -28,6 +30,29 @@ class Candidates(NamedTuple):
     scores: Tensor  # [k] float32
     classes: Tensor  # [k] int32
     anchors: Tensor  # [k] int32 index of the anchor
+
+
+def between(values: float | Tensor, known: Sequence[float], wanted: Sequence[float]) -> Tensor:
+    """The lines between the points (known, wanted), both rising, at `values` of any shape: `numpy.interp`."""
+    x, y = np.array(known, np.float32), np.array(wanted, np.float32)
+    beyond = ops.expand_dims(ops.cast(values, "float32"), -1) - x[:-1]
+    inside = ops.minimum(ops.maximum(beyond, 0.0), np.diff(x))
+    return ops.minimum(y[0] + ops.sum(inside * (np.diff(y) / np.diff(x)), axis=-1), y[-1])  # rounding
+
+
+def _as_given(config: Config, score: float | Tensor) -> float | Tensor:
+    """The score as the network gives it of one that is reported."""
+    if not config.postprocess.calibration:
+        return score
+    given, reported = zip(*config.postprocess.calibration, strict=True)
+    return between(score, reported, given) - _ROUNDING
+
+
+def _reported(config: Config, scores: Tensor) -> Tensor:
+    """The scores that are reported of those that the network gives."""
+    if not config.postprocess.calibration:
+        return scores
+    return between(scores, *zip(*config.postprocess.calibration, strict=True))
 
 
 def select(
@@ -95,13 +120,13 @@ def suppress(
         span = ops.max(boxes) + 1.0
         boxes = boxes + ops.cast(candidates.classes, "float32")[:, None] * span
     soft = config.postprocess.nms == "soft"
-    least = max(config.postprocess.score_threshold, config.postprocess.min_score)
+    least = ops.maximum(config.postprocess.score_threshold, _as_given(config, config.postprocess.min_score))
     return kernels.non_max_suppression(
         boxes,
         candidates.scores,
         config.data.max_instances,
         iou=1.0 if soft else config.postprocess.nms_iou,
-        score=ops.maximum(least, score),
+        score=ops.maximum(least, _as_given(config, score)),
         sigma=config.postprocess.soft_nms_sigma if soft else 0.0,
     )
 
@@ -191,12 +216,13 @@ def detect(
         outputs: of the dense network for a batch of ONE image.
         input_size: height, width of the network's input, px.
         image_size: height, width of the image inside the input, px.
-        score: class score below which no cell is wanted, beside what `postprocess` asks. Masks only lower a
-            score, so no cell is left out that would have reached it.
+        score: reported score below which no cell is wanted, beside what `postprocess` asks. Masks only lower
+            a score, so no cell is left out that would have reached it.
 
     Returns:
         `Detections`, padded to whole chunks of `MASK_CHUNK` (at least one: convolutions over an
-        empty batch crash under oneDNN); sorted by score before the mask quality comes in.
+        empty batch crash under oneDNN); sorted by score before the mask quality comes in. Scores are
+        calibrated, where the configuration knows how.
     """
     candidates = select(config, outputs["class_logits"][0], outputs["box_deltas"][0], input_size, image_size)
     chosen, scores, count = suppress(config, candidates, score)
@@ -208,13 +234,13 @@ def detect(
     if config.postprocess.vote_iou:
         boxes = vote(config, candidates, boxes, classes)
     if head is None:
-        return Detections(boxes, scores, classes, None, None, count)
+        return Detections(boxes, _reported(config, scores), classes, None, None, count)
     location = ops.take(candidates.anchors, chosen) // config.anchors.per_location
     crops = head.crop_boxes(boxes)
     masks = _masks(head, outputs["mask_feature"], ops.take(outputs["codes"][0], location, axis=0), crops)
     if config.postprocess.mask_scoring:
         scores = scores * mask_quality(masks)
-    return Detections(boxes, scores, classes, masks, crops, count)
+    return Detections(boxes, _reported(config, scores), classes, masks, crops, count)
 
 
 def ranked(found: Detections) -> Detections:

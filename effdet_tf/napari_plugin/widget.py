@@ -23,6 +23,7 @@ from effdet_tf.napari_plugin.pages import LayerPages, pages_of, place_of
 from effdet_tf.napari_plugin.search import Search, mark, search
 from effdet_tf.prediction.load import report_score
 from effdet_tf.prediction.network_process import NetworkProcess
+from effdet_tf.prediction.trust import UNLIKE
 from effdet_tf.runs import model_names
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ class FindCells(QWidget):
             show_warning(f"the network reports at most {limit} cells an image: weaker ones are missing")
         for disturbed in sorted({result.disturbed for result in found.results} - {""}):
             show_warning(disturbed)
+        if any(result.trust is not None and result.trust.unlike for result in found.results):
+            show_warning(f"the image is {UNLIKE}")
 
     def _finish(self) -> None:
         self._work.worker = None

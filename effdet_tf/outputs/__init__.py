@@ -8,5 +8,5 @@ from effdet_tf.outputs.labels import LabelPages, write_labels
 from effdet_tf.outputs.overlay import cell_colour, draw_overlay
 from effdet_tf.outputs.page import SUFFIXES, ImageInfo, Page, make_page
 from effdet_tf.outputs.submission import submission_rows
-from effdet_tf.outputs.summary import failed_row, summary_columns, summary_row
+from effdet_tf.outputs.summary import failed_row, summary_columns, summary_row, trust_columns
 from effdet_tf.outputs.table import CELL_COLUMNS, MICROMETRE_COLUMNS, cell_table, write_table

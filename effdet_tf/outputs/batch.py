@@ -44,6 +44,8 @@ class PredictReport:
     failed: list[tuple[Path, str]] = field(default_factory=list)  # path and reason of each other image
     boxes_only: bool = False  # the network makes no masks, so there are no label images
     best: float = 0.0  # highest score of anything seen, kept or not
+    f1: list[float] = field(default_factory=list)  # expected of each image of which that is known
+    unlike: int = 0  # images that are like none that the network was trained on
     wells: int = 0  # wells and times in `wells.csv`; 0 where names tell of none: there is no such file
 
     @property
@@ -256,7 +258,8 @@ class _Batch:
         """The cells of a page; `found` are those of the page as it is, if known."""
         assert page.image is not None
         side = None if page.file is None else page.file.um_per_px
-        return predict_sized(self.predictor, page.image, self.score, self.sizing, side, found)
+        result = predict_sized(self.predictor, page.image, self.score, self.sizing, side, found)
+        return result if self.score is not None else replace(result, trust=None)
 
     def write(
         self,
@@ -344,6 +347,9 @@ class _Batch:
         self.report.cells += len(page.table)
         self.report.best = max(self.report.best, self.best, float(np.max(result.scores, initial=0.0)))
         self._tell(job, scale_words(result))
+        if result.trust is not None:
+            self.report.f1 += [] if result.trust.f1 is None else [result.trust.f1]
+            self.report.unlike += result.trust.unlike
         if result.truncated and self.progress:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)

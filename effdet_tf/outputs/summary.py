@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from effdet_tf.outputs.page import ImageInfo, Page
-from effdet_tf.outputs.wells import parse_name
+from effdet_tf.outputs.wells import TRUST_COLUMNS, parse_name
+from effdet_tf.prediction.trust import Trust
 
 
 def summary_columns(class_names: Sequence[str]) -> list[str]:
@@ -17,13 +18,16 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
     `page` is that of a stack, from 1; well, site and minutes are read from names as Incucyte and LIVECell
     write them; `covered` is the share of the image under cells; mean_score and mean_area are empty without
     cells, um_per_px and mean_area_um2 where the size of a pixel is not known; `scale` is what the image was
-    scaled by for the network, 1 as a rule.
+    scaled by for the network, 1 as a rule. The number of cells that are there lies between cells_low and
+    cells_high at 90 %, expected_f1 is what F1 at IoU .5 is expected, unlike is 1 where the image is unlike all
+    training images, else 0: empty where the network does not say, or another score was asked for than its own.
     """
     return [
         *("image", "page", "well", "site", "minutes"),
         *("height", "width", "um_per_px", "scale", "cells"),
         *(f"cells_{name}" for name in class_names),
-        *("mean_score", "mean_area", "mean_area_um2", "covered", "error"),
+        *("mean_score", "mean_area", "mean_area_um2", "covered"),
+        *(*TRUST_COLUMNS, "error"),
     ]
 
 
@@ -45,8 +49,18 @@ def summary_row(image: str, page: Page, info: ImageInfo) -> list[Any]:
         *_place(image, page.number, info.pages),
         *(result.height, result.width, "" if scale is None else round(scale, 6)),
         *(round(result.scale, 4), len(result), *counts),
-        *(mean_score, mean_area, mean_area_um2, covered, ""),
+        *(mean_score, mean_area, mean_area_um2, covered),
+        *("" if value is None else value for value in trust_columns(result.trust).values()),
+        "",
     ]
+
+
+def trust_columns(trust: Trust | None) -> dict[str, float | None]:
+    """What is expected of the cells of an image, by the names of the columns; None where it is not known."""
+    if trust is None:
+        return dict.fromkeys(TRUST_COLUMNS)
+    f1 = None if trust.f1 is None else round(trust.f1, 3)
+    return dict(zip(TRUST_COLUMNS, (trust.least, trust.most, f1, int(trust.unlike)), strict=True))
 
 
 def failed_row(image: str, number: int, pages: int, class_names: Sequence[str], reason: str) -> list[Any]:

@@ -18,6 +18,7 @@ _NAME = re.compile(
     r"|(?P<year>\d{4})y(?P<month>\d\d)m(?P<day>\d\d)d_(?P<hour>\d\d)h(?P<minute>\d\d)m))?"
     r"(?:_\d+)?$"
 )
+TRUST_COLUMNS = ("cells_low", "cells_high", "expected_f1", "unlike")  # see `outputs.summary`
 KEYS = ("plate", "well", "minutes", "page")  # of `count_cells`
 _EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -63,12 +64,14 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
     """Count by plate (the image's folder), well, time and page of a stack.
 
     Args:
-        images: a row for each, with image (its path), page, well, minutes, cells, mean_area, covered, and
-            error, "" where it went well.
+        images: a row for each, with image (its path), page, well, minutes, cells, mean_area, covered,
+            `TRUST_COLUMNS`, and error, "" where it went well.
 
     Returns:
         One row for each: `KEYS`, hours since the first image of that plate, images, how many failed, cells,
-        cells an image, the mean area of a cell in pixels, the share of the images under cells.
+        cells an image, the mean area of a cell in pixels, the share of the images under cells, the ends of
+        the interval of the cells (sums of those of the images, which are off together), the mean expected F1,
+        and how many images are unlike those that the network knows.
     """
     images = images.assign(
         plate=[path.rpartition("/")[0] for path in images["image"]],
@@ -81,8 +84,12 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
         images=("done", "sum"),
         failed=("failed", "sum"),
         cells=("cells", "sum"),
-        areas=("areas", lambda areas: areas.sum(min_count=1)),
+        areas=("areas", _sum),
         covered=("covered", "mean"),
+        cells_low=("cells_low", _sum),
+        cells_high=("cells_high", _sum),
+        expected_f1=("expected_f1", "mean"),
+        unlike=("unlike", _sum),
     ).reset_index()
     first = table.groupby("plate")["minutes"].transform("min")
     cells = table["cells"].astype("float64")
@@ -91,7 +98,14 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
         table["cells_per_image"] = (cells / table["images"].where(table["images"] > 0)).round(3)
         table["mean_area"] = (table.pop("areas") / cells.where(cells > 0)).round(2)
     table["covered"] = table.pop("covered").round(4)
+    for name in TRUST_COLUMNS:
+        table[name] = table.pop(name).astype("float64").round(3) if name == "expected_f1" else table.pop(name)
     return table
+
+
+def _sum(values: pd.Series) -> float:
+    """Of what is known; not known where none of it is."""
+    return values.sum(min_count=1)
 
 
 def write_wells(summary: Path, target: Path) -> int:
@@ -104,7 +118,8 @@ def write_wells(summary: Path, target: Path) -> int:
     Returns:
         The number of rows that were written.
     """
-    types = {"image": str, "well": str, "error": str, "page": "Int64", "minutes": "Int64", "cells": "Int64"}
+    whole = ("page", "minutes", "cells", "cells_low", "cells_high", "unlike")
+    types = dict.fromkeys(("image", "well", "error"), "str") | dict.fromkeys(whole, "Int64")
     images = pd.read_csv(summary, dtype=types, keep_default_na=False, na_values=[""])
     images[["well", "error"]] = images[["well", "error"]].fillna("")
     placed = images[images["well"] != ""]

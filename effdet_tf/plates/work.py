@@ -48,6 +48,10 @@ IMAGE_SCHEMA = pa.schema(
         ("mean_area", pa.float64()),
         ("covered", pa.float64()),
         ("truncated", pa.bool_()),
+        ("cells_low", pa.int64()),
+        ("cells_high", pa.int64()),
+        ("expected_f1", pa.float64()),
+        ("unlike", pa.int64()),
         ("error", pa.string()),
     ]
 )
@@ -227,5 +231,6 @@ def _image_columns(cells: outputs.NumberedCells, table: pd.DataFrame, truncated:
         "mean_area": float(table["area"].mean()) if count and labels is not None else None,
         "covered": None if labels is None else float((labels > 0).mean()),
         "truncated": bool(truncated),
+        **outputs.trust_columns(result.trust),
         "error": "",
     }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from effdet_tf.config import TrustConfig
 from effdet_tf.geometry.resample import resample_bitmaps
 from effdet_tf.images.normalize import Brightness
 from effdet_tf.model.detections import Detections
@@ -80,7 +81,8 @@ class AugmentedPredictor(Predictor):
 
     def __init__(self, predictor: Predictor, views: Sequence[View]) -> None:
         """Wrap a predictor; `views`, at least one, are of `make_views`."""
-        super().__init__(predictor.config)
+        # Scores of several views are their mean: what is expected by those of one view is not true of them.
+        super().__init__(dataclasses.replace(predictor.config, trust=TrustConfig()))
         self._predictor, self._views = predictor, list(views)
 
     def _detect(self, image: np.ndarray, part_of: Brightness | None, score: float = 0.0) -> Result:

@@ -54,7 +54,10 @@ def describe(
         ],
         "max_instances": config.data.max_instances,
         "score_threshold": config.postprocess.score_threshold,
-        "min_score": max(config.postprocess.score_threshold, config.postprocess.min_score),
+        "min_score": max(
+            float(config.postprocess.calibrated(config.postprocess.score_threshold)),
+            config.postprocess.min_score,
+        ),
         "report_score": config.postprocess.report_score,
         "mask_size": config.model.mask.size if config.model.mask.enabled else None,
         "config": dataclasses.asdict(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -13,6 +14,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.geometry.masks import paste_bitmap, resolve_overlaps
 from effdet_tf.geometry.rle import Patch, patch_to_rle
 from effdet_tf.model.detections import Detections
+from effdet_tf.prediction.trust import Trust
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,8 @@ class Result:
         disturbed: what of the image moves the values that it is normalised by, in words; empty: nothing.
         scale: the image was scaled by this for the network, see `effdet_tf.prediction.sizing`.
         scale_reason: why, in words; empty where it was not.
+        trust: what to expect of these cells; None where the network does not say, or other cells were asked
+            for than those of its own score.
     """
 
     boxes: np.ndarray
@@ -47,6 +51,7 @@ class Result:
     disturbed: str = ""
     scale: float = 1.0
     scale_reason: str = ""
+    trust: Trust | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError when a shape, the order or a class is wrong."""
@@ -94,8 +99,10 @@ class Result:
         return replace(self, **dict(zip(Detections._fields, self.detections.take(index)[:5], strict=False)))
 
     def filter(self, min_score: float) -> Result:
-        """Keep the cells with a score of `min_score` or more."""
-        return self.take(self.scores >= min_score)
+        """Keep the cells with a score of `min_score` or more; what is expected of others goes."""
+        kept = self.take(self.scores >= min_score)
+        other = self.trust is not None and not math.isclose(self.trust.score, min_score, abs_tol=1e-6)
+        return replace(kept, trust=None) if other else kept
 
     def patches(self, threshold: float = 0.5) -> list[Patch | None]:
         """The mask of each cell in the image's pixels.

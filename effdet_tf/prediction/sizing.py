@@ -20,6 +20,7 @@ from effdet_tf.geometry.rle import MAX_PIXELS
 from effdet_tf.images.normalize import check_image
 from effdet_tf.prediction.augmented import View
 from effdet_tf.prediction.results import Result
+from effdet_tf.prediction.trust import judge
 
 if TYPE_CHECKING:
     from effdet_tf.config import Config
@@ -147,33 +148,43 @@ def predict_sized(
         found: what `predict(image, score)` gave, if known.
 
     Returns:
-        The cells, in the pixels of the image; `scale` and `scale_reason` tell what was done.
+        The cells, in the pixels of the image; `scale` and `scale_reason` tell what was done, `trust` what to
+        expect, where score is None or the network's own.
 
     Raises:
         UserError: as `Predictor.predict` and `check_sizing`.
     """
-    known = stated_scale(predictor.config, sizing, um_per_px) if sizing.enabled else AS_IT_IS
-    if known == AS_IT_IS:
-        return predictor.predict(image, score) if found is None else found
     image = check_image(image)
-    if known is not None:
-        return _predict_at(predictor, image, score, known)
+    known = stated_scale(predictor.config, sizing, um_per_px) if sizing.enabled else AS_IT_IS
     own = predictor.config.postprocess.report_score
-    # Cells that are not wanted tell of the size, too.
-    lower = None if score is None else min(score, own)
-    if found is None or lower != score:
-        found = predictor.predict(image, lower)
-    result = _looked_at(predictor, image, lower, found)
-    return result if score is None else result.filter(score)
+    if known == AS_IT_IS:
+        result = predictor.predict(image, score) if found is None else found
+    elif known is not None:
+        result = _predict_at(predictor, image, score, known)
+    else:
+        # Cells that are not wanted tell of the size, too.
+        lower = None if score is None else min(score, own)
+        if found is None or lower != score:
+            found = predictor.predict(image, lower)
+        result = _looked_at(predictor, image, lower, found)
+        result = result if score is None else result.filter(score)
+    if score not in (None, own):
+        return result
+    seen = image if result.scale == 1 else _view(result.scale).enter(image)
+    return dataclasses.replace(result, trust=judge(predictor.config, seen, result.scores))
 
 
 def _predict_at(predictor: Predictor, image: np.ndarray, score: float | None, scale: Scale) -> Result:
     """The cells of an image that is scaled, in its own pixels."""
     height, width = image.shape[:2]
     factor = min(scale.factor, math.sqrt(MAX_PIXELS / (height * width)))
-    view = View(factor, False, False, False)
+    view = _view(factor)
     result = view.leave(predictor.predict(view.enter(image), score), height, width)
     return dataclasses.replace(result, scale=factor, scale_reason=scale.reason)
+
+
+def _view(scale: float) -> View:
+    return View(scale, False, False, False)
 
 
 def _looked_at(predictor: Predictor, image: np.ndarray, score: float | None, found: Result) -> Result:
@@ -187,7 +198,8 @@ def _looked_at(predictor: Predictor, image: np.ndarray, score: float | None, fou
         return found
     own, usual = predictor.config.postprocess.report_score, predictor.config.data.cell_size[1]
     look = _predict_at(predictor, image, score, Scale(LOOK, ""))
-    (seen, area, sure), (_, plain_area, plain_sure) = _seen(look, own), _seen(found, own)
+    sights = (_seen(one.filter(own), predictor.config) for one in (look, found))
+    (seen, area, sure), (_, plain_area, plain_sure) = sights
     pays = area >= _MORE * plain_area or sure >= _SURER * plain_sure
     if len(seen) < _FEWEST or not pays:
         return found
@@ -200,9 +212,8 @@ def _looked_at(predictor: Predictor, image: np.ndarray, score: float | None, fou
     return found if factor == 1 else _predict_at(predictor, image, score, Scale(factor, reason))
 
 
-def _seen(result: Result, score: float) -> tuple[np.ndarray, float, float]:
-    """Diameters of the cells that reach a score, px, their area, each times its score, and mean score."""
-    index = result.scores >= score
-    scores, sides = result.scores[index], result.boxes[index, 2:] - result.boxes[index, :2]
+def _seen(result: Result, config: Config) -> tuple[np.ndarray, float, float]:
+    """Diameters of the cells, px, their area, each times its score, and mean score; as the network scores."""
+    scores, sides = config.postprocess.uncalibrated(result.scores), result.boxes[:, 2:] - result.boxes[:, :2]
     area = sides.prod(axis=1)
     return np.sqrt(area), float((area * scores).sum()), float(scores.mean()) if len(scores) else 0.0

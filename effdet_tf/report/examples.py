@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effdet_tf.config import PostprocessConfig
 from effdet_tf.data.annotated import Folders, folder_list, folder_text
 from effdet_tf.errors import UserError
 from effdet_tf.files import write_json
@@ -59,7 +60,13 @@ class FoundScratch:
         return marshal.load(self._file)  # noqa: S302 (our own file)
 
 
-def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data: Folders) -> None:
+def write_examples(
+    path: Path,
+    report: dict[str, Any],
+    found: FoundScratch,
+    data: Folders,
+    postprocess: PostprocessConfig | None = None,
+) -> None:
     """Write the chosen images of an evaluation beside its figures.
 
     Args:
@@ -67,6 +74,7 @@ def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data
         report: of `metrics.scores.Evaluator.report`.
         found: the predictions on its images.
         data: folder or folders of the converted images; their pixels and annotated cells stay there.
+        postprocess: what makes the scores that are reported of those of an uncalibrated network.
     """
     figures = report["boxes"] if report["boxes_only"] else report["cells"]
     score = figures["score_threshold"]
@@ -79,7 +87,8 @@ def write_examples(path: Path, report: dict[str, Any], found: FoundScratch, data
         for what, image in choose(report["images"])
     ]
     folders = folder_text([folder.resolve() for folder in folder_list(data)])
-    kept = {"data": folders, "score": score, "masks": not report["boxes_only"]}
+    shown = score if postprocess is None else round(float(postprocess.calibrated(score)), 3)
+    kept = {"data": folders, "score": shown, "masks": not report["boxes_only"]}
     write_json(path, kept | {"images": chosen}, None)
 
 

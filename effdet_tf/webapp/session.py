@@ -24,6 +24,7 @@ from effdet_tf.outputs import ImageInfo, number_cells
 from effdet_tf.prediction.network_process import read_one
 from effdet_tf.prediction.results import Result
 from effdet_tf.prediction.sizing import scale_words
+from effdet_tf.prediction.trust import UNLIKE
 from effdet_tf.webapp.drawing import outline_files, picture_files
 from effdet_tf.webapp.networks import Networks
 
@@ -73,6 +74,7 @@ class Entry:
 
     def listed(self) -> dict[str, Any]:
         """What the browser's list shows of it."""
+        trust = None if self.predicted is None else self.predicted[0].trust
         return {
             "id": self.key,
             "name": str(self.name),
@@ -82,6 +84,8 @@ class Entry:
             "revision": self.revision,
             "truncated": self.predicted is not None and self.predicted[0].truncated,
             "scaled": "" if self.predicted is None else scale_words(self.predicted[0]),
+            "expected": "" if trust is None else trust.words,
+            "unlike": "" if trust is None or not trust.unlike else f"the image is {UNLIKE}",
         }
 
 

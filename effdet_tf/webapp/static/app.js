@@ -126,10 +126,13 @@ function renderTotals(all) {
   link($("all"), done.length ? `api/all.zip?score=${score}` : "");
 }
 
+// The score that the network was saved with; what is expected of a result is of the cells from it on.
+const tunedScore = () => (start.networks.find(({ name }) => name === network) ?? start.networks[0]).score;
+
 function renderNetwork() {
   const select = $("network");
   if (document.activeElement !== select && network) select.value = network;
-  const { score: tuned } = start.networks.find(({ name }) => name === network) ?? start.networks[0];
+  const tuned = tunedScore();
   $("tuned").textContent = `Tuned: ${Number(tuned.toFixed(3))}`;
   $("tuned").disabled = score === tuned;
 }
@@ -172,6 +175,8 @@ function renderDetail(image, count) {
       parts.push(opened.classes.map((name, k) => `${name} ${tally[k]}`).join(", "));
     }
     if (!opened.masks) parts.push("boxes only: this network has no mask head");
+    if (image.expected && score === tunedScore()) parts.push(image.expected);
+    if (image.unlike) parts.push(image.unlike);
     if (image.scaled) parts.push(image.scaled);
     if (image.truncated) parts.push("the network reports no more cells: weaker ones are missing");
   }

@@ -1,0 +1,174 @@
+"""Scores as probabilities, and what they tell of a whole image: how true that is, and what makes it so.
+
+A score is calibrated when of all cells of score .7 seven in ten match an annotated cell at IoU .5 (Guo et al.
+2017, "On calibration of modern neural networks"). Networks learn to score by the IoU that they expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from effdet_tf.config import PostprocessConfig
+from effdet_tf.metrics.instances import Fields, ImageGroups
+from effdet_tf.metrics.matching import Match
+from effdet_tf.prediction.trust import count_spread, log_odds
+
+BINS = 10  # of equal width, in the reliability diagram and its error
+Lines = tuple[tuple[float, float], ...]
+
+_FEWEST = 50  # cells that match, and cells that do not, below which no lines are fitted
+_LINES = 12  # at most, and one at either end
+_ENDS = (0.05, 0.95)  # of the interval of counts
+_SHRINK = 1e-2  # of the slope of the expected F1
+_WORSE = 1 / 16
+_STEEPEST = 50.0  # of the lines of counts
+
+
+class Reliability:
+    """Collects the scores of predictions, and whether each matches, of images that are added one by one."""
+
+    def __init__(self, by: Fields = "cell_type") -> None:
+        """`by`: the image field, or fields, to split by."""
+        self._groups = ImageGroups(by)
+        self._found: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, image: dict[str, Any], match: Match) -> None:
+        """Take an image, COCO's, and the match of its predictions."""
+        self._groups.add(image)
+        self._found[image["id"]] = match.scores.astype(np.float32), match.matched_gt >= 0
+
+    def report(self) -> dict[str, Any]:
+        """How far the scores are from probabilities, of all images and of each group.
+
+        Returns:
+            `{"all": group, "by": {value: group}, "lines", "after": {"all", "by"}}`, each group `{"cells",
+            "error", "bins"}`. error is the expected calibration error: the mean difference of score and share
+            of matches of `BINS` bins, weighted by their cells; None without cells. bins has `[mean score,
+            share that match, cells]` of those that hold any. lines are `fit_lines` of all, and "after" is
+            what they make of the same cells.
+        """
+        every = self._joined(self._found)
+        groups = {name: self._joined(ids) for name, ids in self._groups.split().items()}
+        lines = fit_lines(*every)
+
+        def bins(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
+            return _bins(PostprocessConfig(calibration=lines).calibrated(scores), hits)
+
+        return {
+            "all": _bins(*every),
+            "by": {name: _bins(*group) for name, group in groups.items()},
+            "lines": [list(pair) for pair in lines],
+            "after": {"all": bins(*every), "by": {name: bins(*group) for name, group in groups.items()}},
+        }
+
+    def _joined(self, ids: Collection[Any]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [self._found[identity] for identity in sorted(ids)]
+        scores, hits = zip(*parts, strict=True) if parts else ([np.zeros(0)], [np.zeros(0, bool)])
+        return np.concatenate(scores), np.concatenate(hits)
+
+
+def fit_lines(scores: np.ndarray, hits: np.ndarray) -> Lines:
+    """The rising lines from (0, 0) to (1, 1) that make probabilities of scores: `postprocess.calibration`.
+
+    Centred isotonic regression (Oron and Flournoy 2017) over `_LINES` parts of as many cells: lines run
+    through mean score and share of matches of each part, parts pooled where the share would fall. It measures
+    better than Platt's logistic curve (`benchmarks/trust.md`).
+
+    Args:
+        scores: `[N]`, 0 to 1.
+        hits: bool `[N]`, whether each matches.
+
+    Returns:
+        Pairs; none where fewer than 50 cells match, or do not.
+    """
+    from scipy.optimize import isotonic_regression
+
+    if min(np.count_nonzero(hits), np.count_nonzero(~hits)) < _FEWEST:
+        return ()
+    order = np.argsort(scores, kind="stable")
+    parts = np.array_split(order, _LINES)
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (scores, hits))
+    mass = np.array([len(part) for part in parts])
+    level = isotonic_regression(y, weights=mass).x
+    block = np.cumsum(np.diff(level, prepend=level[0]) > 0)
+    x = np.bincount(block, mass * x) / np.bincount(block, mass)
+    y = level[np.flatnonzero(np.diff(block, prepend=-1))]
+    # No two scores become one: lines rise to their ends, too.
+    points = [(0.0, 0.0)]
+    for pair in zip(x.round(4).tolist(), y.round(4).tolist(), strict=True):
+        if all(before < value < 1 for before, value in zip(points[-1], pair, strict=True)):
+            points.append(pair)
+    return (*points, (1.0, 1.0))
+
+
+class JudgedImage(NamedTuple):
+    """An annotated image, and what was found in it from the score on that cells are reported from."""
+
+    source: str
+    worse: bool  # whether it was spoiled on purpose
+    true: int  # annotated cells
+    found: int
+    matched: int  # of them, at IoU .5
+    mean: float  # of the scores of what was found; 0 where nothing was
+
+
+def fit_trust(images: Collection[JudgedImage]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What `prediction.trust.judge` needs to know, `trust.f1` and `trust.count`.
+
+    Each source weighs the same. For counts a spoiled image weighs a sixteenth: with the weight of a good one
+    it makes all intervals several times as wide.
+
+    Args:
+        images: of every quality that the network is to judge; at least one.
+    """
+    names = [image.source for image in images]
+    weights = np.array([1 / names.count(name) for name in names])
+    numbers = np.array([image[1:] for image in images], np.float64)
+    worse, true, found, matched, mean = numbers.T
+    some = (found > 0) & (true > 0)
+    f1 = 2 * matched[some] / (found + true)[some]
+    quality = _line(log_odds(mean[some]), log_odds(f1), weights[some])
+    ratio = np.log((true + 0.5) / (found + 0.5)) / count_spread(found)
+    weights *= np.where(worse > 0, _WORSE, 1.0)
+    ends = [number for end in _ENDS for number in _quantile_line(1 - mean, ratio, weights, end)]
+    return _short(quality), _short(ends)
+
+
+def _quantile_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray, share: float) -> tuple[float, float]:
+    """Offset and slope of the line below which a share of the points lies (Koenker and Bassett 1978)."""
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array, eye_array, hstack
+
+    one = eye_array(len(x))
+    places = hstack([csr_array(np.stack([np.ones_like(x), x], axis=1)), one, -one])
+    costs = np.concatenate([np.zeros(2), share * weights, (1 - share) * weights])
+    bounds = [(-_STEEPEST, _STEEPEST)] * 2 + [(0, None)] * (2 * len(x))
+    offset, slope = linprog(costs, A_eq=places, b_eq=y, bounds=bounds, method="highs").x[:2]
+    return float(offset), float(slope)
+
+
+def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Offset and slope of the line through points, by least squares; a slope that tells little shrinks."""
+    if not len(x):
+        return 0.0, 1.0
+    weights = weights / weights.sum()
+    x_mean, y_mean = weights @ x, weights @ y
+    slope = (weights @ ((x - x_mean) * (y - y_mean))) / (weights @ (x - x_mean) ** 2 + _SHRINK)
+    return float(y_mean - slope * x_mean), float(slope)
+
+
+def _short(values: Collection[float]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)
+
+
+def _bins(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    cells = np.bincount(place, minlength=BINS)
+    used = cells > 0
+    mean, share = (np.bincount(place, own, BINS)[used] / cells[used] for own in (scores, hits))
+    error = float((np.abs(mean - share) * cells[used]).sum() / cells.sum()) if len(scores) else None
+    rows = zip(mean.tolist(), share.tolist(), cells[used].tolist(), strict=True)
+    return {"cells": len(scores), "error": error, "bins": [list(row) for row in rows]}
