@@ -31,8 +31,8 @@ from effdet_tf.outputs.jobs import find_images
 from effdet_tf.prediction.load import load as load_predictor
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
-from effdet_tf.prediction.sizing import Sizing, check_sizing, predict_sized
-from effdet_tf.prediction.trust import UNLIKE, Trust
+from effdet_tf.prediction.sizing import Sizing, check_sizing, predict_sized, warnings_of
+from effdet_tf.prediction.trust import Trust
 
 if TYPE_CHECKING:
     import keras
@@ -92,7 +92,7 @@ class Cells:
 
     @property
     def trust(self) -> Trust | None:
-        """What to expect, see `Trust`; None where the network does not say, or for another score than its own."""
+        """What to expect of them; None where the network does not say, or for another score than its own."""
         return self.result.trust
 
     def __len__(self) -> int:
@@ -197,10 +197,9 @@ class Cells:
         if isinstance(formats, str) or (unknown := set(formats) - set(outputs.FORMATS)):
             wrong = formats if isinstance(formats, str) else ", ".join(sorted(unknown))
             raise UserError(f"formats {wrong!r}: give a list of some of {', '.join(outputs.FORMATS)}")
-        base = os.path.join(folder, self.name)
-        scale = um_per_px or self.um_per_px
-        names = self.result.class_names
-        info = outputs.ImageInfo(self.file_name, self.category_ids, names, um_per_px=scale)
+        base, scale = os.path.join(folder, self.name), um_per_px or self.um_per_px
+        classes = self.category_ids, self.result.class_names
+        info = outputs.ImageInfo(self.file_name, *classes, um_per_px=scale)
         written = [f for f in formats if f != "labels" or self.numbered.labels is not None]
         paths = [Path(base + outputs.SUFFIXES[name]) for name in written]
         if not overwrite and (there := [path for path in paths if path.exists()]):
@@ -370,24 +369,15 @@ class Model:
     def _find(
         self, image: np.ndarray, how: _How, name: str = "image", um_per_px: float | None = None
     ) -> Cells:
-        score, sizing = how
         result = predict_sized(self.predictor, image, *how, um_per_px)
-        limit = "more cells than the network reports at once (data.max_instances); weaker ones are missing"
-        strange = result.trust is not None and result.trust.unlike
-        told = (
-            limit if result.truncated else "",
-            result.disturbed,
-            f"the image is {UNLIKE}" if strange else "",
-        )
-        for words in filter(None, told):
+        for words in warnings_of(result):
             warnings.warn(f"{name}: {words}", stacklevel=3)
-        numbered = outputs.number_cells(result, min_visible=0.5 if score else 0.0)
-        ids, side = tuple(self.predictor.category_ids), sizing.um_per_px or um_per_px
-        return Cells(image, numbered, ids, name, name, side)
+        numbered = outputs.number_cells(result, min_visible=0.5 if how[0] else 0.0)
+        ids = tuple(self.predictor.category_ids)
+        return Cells(image, numbered, ids, name, name, how[1].um_per_px or um_per_px)
 
     def _checked(self, score: float | None) -> float:
-        if score is None:
-            return self.score
+        score = self.score if score is None else score
         if not 0 <= score <= 1:
             raise UserError(f"score {score}: give a number from 0 to 1")
         return float(score)

@@ -110,7 +110,8 @@ def tune_score(run: Path, data: Sequence[Path]) -> float:
         after = settle(run, data)
         settle_trust(run, data)
     scores = [score_text(config.postprocess.report_score) for config in (after, before)]
-    print(f"{path}: calibrated; cells are reported from score {scores[0]} (it was {scores[1]})")
+    how = "calibrated, " if after.postprocess.calibration else ""
+    print(f"{path}: {how}cells are reported from score {scores[0]} (it was {scores[1]})")
     return after.postprocess.report_score
 
 

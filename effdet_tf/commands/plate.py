@@ -18,8 +18,8 @@ Flink, Spark or Dataflow by --runner. FOLDER and DIR are folders or buckets (gs:
   labels/PATH.labels.tif  label image of each image; a stack gives a stack
   cells/NNNNN.parquet     one row per cell: image, page, well, site, minutes, and the columns of `predict`
   images/NNNNN.parquet    one row per image and page
-  counts.csv              images, cells, mean area, covered share, and how far to trust them, by plate (folder),
-                          well, time and page
+  counts.csv              images, cells, mean area, covered share, and how far to trust them, by plate
+                          (folder), well, time and page
   failed.csv              the images that could not be read, and why; empty when there are none
 
 Wells, sites and times come from the names (..._A7_1_00d04h00m.tif, as Incucyte writes them). The same command

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from effdet_tf.config import Config, PostprocessConfig, TrustConfig, load_config
-from effdet_tf.data.annotated import open_annotated
+from effdet_tf.data.annotated import Folders, open_annotated
 from effdet_tf.data.ground_truth import decode_pixels
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.record import iterate_records
@@ -66,23 +66,32 @@ def as_reported(report: dict[str, Any], postprocess: PostprocessConfig) -> dict[
     return {**report, kind: {**report[kind], **scores}, "calibration": calibration}
 
 
-def settle(run: Path, validation: Sequence[Path], progress: bool = True) -> Config:
-    """Choose calibration and score of a trained network anew, and write them into its folder.
+def tune(predictor: Predictor, data: Folders, progress: bool = True) -> PostprocessConfig:
+    """Choose calibration and score of an uncalibrated network on annotated images.
 
-    Every validation image has the same weight for the score, every predicted cell for the calibration.
+    Args:
+        predictor: as of `evaluate_run`.
+        data: folders of converted images, one for each source; every image has the same weight for the score,
+            every predicted cell for the calibration.
+        progress: whether to draw a progress bar on stderr.
 
     Raises:
         UserError: as `evaluate_run`, and when no cell that is found matches one that is there.
     """
-    config = load_config(config_file(run))
-    plain = load_run(run, settings=["postprocess.calibration=[]"])
-    found = tuned(config.postprocess, evaluate_run(plain, validation, progress=progress))
+    found = tuned(predictor.config.postprocess, evaluate_run(predictor, data, progress=progress))
     if found is None:
         raise UserError(
-            f"{open_annotated(validation).title}: no found cell matches an annotated one, so no score can be "
+            f"{open_annotated(data).title}: no found cell matches an annotated one, so no score can be "
             "chosen; give images of cells that the network knows"
         )
-    config = replace(config, postprocess=found)
+    return found
+
+
+def settle(run: Path, validation: Sequence[Path], progress: bool = True) -> Config:
+    """`tune` a trained network anew, and write what was chosen into its folder."""
+    config = load_config(config_file(run))
+    plain = load_run(run, settings=["postprocess.calibration=[]"])
+    config = replace(config, postprocess=tune(plain, validation, progress))
     config.save(config_file(run))
     return config
 

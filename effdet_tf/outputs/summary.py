@@ -19,8 +19,8 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
     write them; `covered` is the share of the image under cells; mean_score and mean_area are empty without
     cells, um_per_px and mean_area_um2 where the size of a pixel is not known; `scale` is what the image was
     scaled by for the network, 1 as a rule. The number of cells that are there lies between cells_low and
-    cells_high at 90 %, expected_f1 is what F1 at IoU .5 is expected, unlike is 1 where the image is unlike all
-    training images, else 0: empty where the network does not say, or another score was asked for than its own.
+    cells_high at 90 %, expected_f1 is the F1 at IoU .5 to expect, unlike is 1 where the image is unlike all
+    training images, else 0: empty where the network does not say, or for another score than its own.
     """
     return [
         *("image", "page", "well", "site", "minutes"),

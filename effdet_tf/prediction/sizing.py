@@ -20,7 +20,7 @@ from effdet_tf.geometry.rle import MAX_PIXELS
 from effdet_tf.images.normalize import check_image
 from effdet_tf.prediction.augmented import View
 from effdet_tf.prediction.results import Result
-from effdet_tf.prediction.trust import judge
+from effdet_tf.prediction.trust import UNLIKE, judge
 
 if TYPE_CHECKING:
     from effdet_tf.config import Config
@@ -129,6 +129,14 @@ def scale_words(result: Result) -> str:
     return f"scaled {result.scale:.3g} times for the network: {result.scale_reason}"
 
 
+def warnings_of(result: Result) -> list[str]:
+    """What a person must know of a result before using it."""
+    limit = "more cells than the network reports at once (data.max_instances); weaker ones are missing"
+    strange = result.trust is not None and result.trust.unlike
+    told = limit if result.truncated else "", result.disturbed, f"the image is {UNLIKE}" if strange else ""
+    return [words for words in told if words]
+
+
 def predict_sized(
     predictor: Predictor,
     image: np.ndarray,
@@ -168,7 +176,7 @@ def predict_sized(
             found = predictor.predict(image, lower)
         result = _looked_at(predictor, image, lower, found)
         result = result if score is None else result.filter(score)
-    if score not in (None, own):
+    if score not in (None, own) or not predictor.config.trust.f1:
         return result
     seen = image if result.scale == 1 else _view(result.scale).enter(image)
     return dataclasses.replace(result, trust=judge(predictor.config, seen, result.scores))

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.prediction import load as predictors
 from effdet_tf.prediction.network_process import NetworkProcess, last_change, serve
@@ -86,9 +87,7 @@ def test_a_network_is_opened_once(monkeypatch):
     opened = []
 
     class Predictor:
-        class config:
-            class postprocess:
-                report_score = 0.25
+        config = Config().replace(postprocess__report_score=0.25)
 
         def predict(self, image, score=None):
             return int(image.sum())

@@ -99,7 +99,9 @@ def test_more_epochs_go_on_where_the_run_ended(finished: Path, tmp_path: Path) -
     assert (config.train.epochs, config.train.save_minutes, config.train.xla) == (3, 1.0, "off")
     assert load_config(folder / "config.yaml") == config
     # The score for reports is tuned by the run: the command line asks for the default again.
-    tuned = config.replace(postprocess__report_score=0.31)
+    lines = ((0.0, 0.0), (0.3, 0.5), (1.0, 1.0))
+    tuned = config.replace(postprocess__report_score=0.31, postprocess__calibration=lines)
+    tuned = tuned.replace(trust__f1=(0.0, 1.0), trust__count=(0.0, 0.0, 1.0, 1.0))
     tuned.save(folder / "config.yaml")
     assert open_run(config, folder) == tuned
 

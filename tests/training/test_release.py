@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from effdet_tf.config import Config, load_config
+from effdet_tf.config import Config, TrustConfig, load_config
 from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.record import iterate_records
 from effdet_tf.data.store import RecordStore
@@ -69,10 +69,13 @@ def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
     arrays = read_arrays(earlier_run / LAST_FILE)
     save_arrays(later / LAST_FILE, {name: value + 1 for name, value in arrays.items()})
     trained = load_config(later / CONFIG_FILE).replace(data__source_share={"disks": 0.5})
-    trained.replace(postprocess__report_score=0.3).save(later / CONFIG_FILE)
+    trained = trained.replace(postprocess__calibration=((0.0, 0.0), (0.2, 0.6), (1.0, 1.0)))
+    trained.replace(postprocess__report_score=0.6, trust__f1=(0.0, 1.0)).save(later / CONFIG_FILE)
     release.pack([earlier_run, later], tmp_path / "model")
     packed = load_config(tmp_path / "model" / CONFIG_FILE)
-    assert packed.postprocess.report_score == 0.3 and packed.data.source_share == {}
+    # Means of weights score otherwise than the last of them.
+    assert packed.postprocess.report_score == pytest.approx(0.2) and packed.postprocess.calibration == ()
+    assert packed.trust == TrustConfig() and packed.data.source_share == {}
     after = read_arrays(tmp_path / "model" / BEST_FILE)
     for name, value in arrays.items():
         np.testing.assert_allclose(after[name], value + 0.5, rtol=1e-3, atol=1e-3)

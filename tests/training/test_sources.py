@@ -18,8 +18,9 @@ from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.record import ImageRecord
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import Patch
-from effdet_tf.metrics.evaluation import annotated_images, evaluate_run, tuned_score
+from effdet_tf.metrics.evaluation import annotated_images, evaluate_run
 from effdet_tf.metrics.scores import format_table
+from effdet_tf.metrics.tuning import tune
 from effdet_tf.prediction.results import Result
 from effdet_tf.presets import preset
 from effdet_tf.report.gallery import make_gallery
@@ -46,6 +47,10 @@ class Lit:
     per_class = False
     class_names = ("cell",)
     config = preset("cells-lite0")
+
+    def __init__(self, run: Path | None = None) -> None:
+        if run is not None:
+            self.config = load_config(run / "config.yaml")
 
     def predict(self, image: np.ndarray) -> Result:
         places = np.argwhere(image[..., 0] > 0)
@@ -148,7 +153,7 @@ def test_the_score_is_chosen_by_all_images_alike(sets: list[Path], write_records
     """
 
     def tuned(*data: Path) -> float:
-        return tuned_score(Lit(), data, progress=False)  # type: ignore[arg-type]
+        return tune(Lit(), data, progress=False).report_score  # type: ignore[arg-type]
 
     assert (tuned(sets[0]), tuned(sets[1])) == (0.05, 0.325)
     assert tuned(*sets[:2]) == 0.05  # means 4.5 / 6 and 4 / 6
@@ -163,7 +168,7 @@ def test_the_score_is_chosen_by_all_images_alike(sets: list[Path], write_records
 
 def test_images_that_tell_no_score_are_an_error(sets: list[Path]) -> None:
     with pytest.raises(UserError, match=r"empty: no found cell matches an annotated one, so no score"):
-        tuned_score(Lit(), sets[2], progress=False)  # type: ignore[arg-type]
+        tune(Lit(), sets[2], progress=False)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -237,11 +242,12 @@ def test_the_command_evaluates_several_sets(sets: list[Path], tmp_path: Path, mo
 def test_the_command_chooses_the_score_of_a_run(
     sets: list[Path], tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("training.evaluate_job.load", lambda path: Lit())
+    monkeypatch.setattr("effdet_tf.metrics.tuning.load_run", lambda path, settings=(): Lit(path))
     preset("cells-lite0").replace(postprocess__report_score=0.9).save(tmp_path / "config.yaml")
     before = load_config(tmp_path / "config.yaml")
     words = ["--run", str(tmp_path), "--data", *map(str, sets), "--tune-score"]
     assert evaluate.main(words) == 0
+    # Too few cells to calibrate, and too few images to say how far to trust the network.
     assert load_config(tmp_path / "config.yaml") == before.replace(postprocess__report_score=0.325)
     said = f"{tmp_path / 'config.yaml'}: cells are reported from score 0.325 (it was 0.90)"
     assert said in capsys.readouterr().out

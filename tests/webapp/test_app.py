@@ -190,6 +190,22 @@ def test_the_browser_is_told_of_a_scaled_image(open_app: Callable[..., WebApp], 
     assert list(told.values()) == ["", "scaled 0.5 times for the network: of 17 rows"]
 
 
+def test_the_browser_is_told_what_to_expect(open_app: Callable[..., WebApp], png: bytes) -> None:
+    app = open_app()
+    for name, rows in (("usual", 16), ("strange", 18)):
+        app.add(
+            encode_png(np.random.default_rng(0).integers(0, 255, (rows, 40)).astype(np.uint8)), f"{name}.png"
+        )
+    usual, strange = app.done()
+    assert (usual["expected"], usual["unlike"]) == ("", "")
+    assert strange["expected"] == "20 to 40 cells at 90 %, expected F1 0.71"
+    assert strange["unlike"].startswith("the image is unlike what the network was trained on")
+    for score, known in ((0.5, True), (0.6, False)):  # what is expected is of the network's own score
+        rows = app.get("/api/all.zip", params={"score": score})
+        table = _content(".zip", rows.content)["summary.csv"]
+        assert (",20,40,0.71,1," in str(table)) == known
+
+
 def test_limits_of_a_file_and_an_image(open_app: Callable[..., WebApp], png: bytes) -> None:
     app = open_app(file_bytes=len(png), pixels=70 * 90 - 1)
     for content in (png + b"x", iter([png, b"x"])):  # with its length told before, and without
