@@ -34,11 +34,13 @@ PLAIN = [
 def pair(request, tiny_config, tiny_points, tmp_path_factory):
     """A network and its SavedModel, opened.
 
-    Cells with masks, by anchors or by points in magnified images, normalised by what shows cells, or two
-    classes of boxes in colour images.
+    Cells with masks, by anchors or by points in magnified images, normalised by what shows cells and
+    calibrated, or two classes of boxes in colour images.
     """
     config = tiny_points if request.param == "points" else tiny_config
-    config = config.override(["data.normalization=content"] if request.param == "content" else [])
+    calibrated = ["postprocess.calibration=[[0, 0], [.01, .3], [.5, .6], [1, 1]]"]
+    content = ["data.normalization=content", *calibrated]
+    config = config.override(content if request.param == "content" else [])
     config = config.override(["postprocess.score_threshold=0.0", "data.max_instances=40"])
     config = config.override(PLAIN if request.param == "plain" else [])
     predictor = RunPredictor(build_network(config), config)

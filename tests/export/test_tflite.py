@@ -87,7 +87,8 @@ def test_the_file_finds_the_cells_of_the_keras_network(
 @pytest.mark.parametrize("nms", ["hard", "soft"])
 def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_path, nms):
     settings = ["postprocess.score_threshold=0.15", f"postprocess.nms={nms}", "data.normalization=content"]
-    predictor = lively(tiny_points.override(settings))
+    calibrated = ["postprocess.calibration=[[0, 0], [.05, .3], [.4, .7], [1, 1]]", "postprocess.min_score=.4"]
+    predictor = lively(tiny_points.override(settings + (calibrated if nms == "hard" else [])))
     found = opened(convert(predictor, SIZE, "float32"), tmp_path)
     reference = keras_reference(predictor, SIZE)
     assert reference.input_size == found.input_size == (96, 136)  # 90 x 135, rounded up to the stride of 8
@@ -98,6 +99,9 @@ def test_a_magnified_network_without_anchors(tiny_points, lively, images, tmp_pa
         distance = np.abs(expected.boxes[:, None] - result.boxes[None]).max(-1)
         assert distance.min(1).max() < 0.1
         assert np.abs(expected.scores - result.scores[distance.argmin(1)]).max() <= 1e-4
+    if nms == "hard":
+        assert result.scores.max() > 0.3  # calibrated
+        assert custom_operators(convert(predictor, SIZE, "float32")) == []
     whole = predictor.predict(images[1][: SIZE[0], : SIZE[1]])
     assert 0.8 < len(whole) / len(expected) < 1.25  # Keras itself pads as much, and is not tiled
     if nms == "hard":

@@ -14,6 +14,7 @@ from effdet_tf.model.network import Network, build_network
 from effdet_tf.model.weights import save_arrays, to_arrays
 from effdet_tf.prediction.load import load
 from effdet_tf.prediction.run import RunPredictor
+from effdet_tf.prediction.sizing import Sizing, predict_sized
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, LAST_FILE
 
 
@@ -366,3 +367,52 @@ def test_weights_of_another_network_are_refused(run, config, tmp_path):
     (tmp_path / LAST_FILE).write_bytes((run / LAST_FILE).read_bytes())
     with pytest.raises(UserError, match="last.npz: weights do not fit the network"):
         load(tmp_path)
+
+
+SETTINGS = ["data.max_instances=2000", "postprocess.mask_scoring=false"]
+LINES = "postprocess.calibration=[[0, 0], [0.25, 0.1], [0.6, 0.8], [1, 1]]"
+
+
+def test_calibration_changes_scores_alone(network, config):
+    config = config.override(SETTINGS)
+    image, calibrated = picture(), RunPredictor(network, config.override([LINES]))
+    plain, found = RunPredictor(network, config).predict(image), calibrated.predict(image)
+    expected = np.interp(plain.scores, (0, 0.25, 0.6, 1), (0, 0.1, 0.8, 1)).astype(np.float32)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    assert_same(dataclasses.replace(plain, scores=expected), found)
+    # A score that is asked for is one of those that are reported, and loses no cell.
+    for score in (0.05, 0.3, float(found.scores[5])):
+        asked = calibrated.predict(image, score)
+        assert len(asked) == (found.scores >= score).sum() > 0
+        assert_same(asked, found.filter(score))
+
+
+def test_a_minimum_score_is_one_of_those_that_are_reported(network, config):
+    image, settings = picture(), [LINES, *SETTINGS]
+    found = RunPredictor(network, config.override(settings)).predict(image)
+    least = float(np.median(found.scores))
+    fixed = config.override([*settings, f"postprocess.min_score={least}"])
+    fixed = RunPredictor(network, fixed).predict(image)
+    assert 0 < len(fixed.filter(least)) == (found.scores >= least).sum()
+    assert len(fixed) < len(found)
+
+
+@pytest.mark.parametrize(
+    "lines", ["[[0, 0], [1, 1], [1, 1]]", "[[0, 0.1], [1, 1]]", "[[0, 0], [0.5, 0.4], [0.6, 0.4], [1, 1]]"]
+)
+def test_wrong_lines_are_the_users_error(config, tmp_path, lines):
+    config.override([f"postprocess.calibration={lines}"]).save(tmp_path / CONFIG_FILE)
+    with pytest.raises(UserError, match=r"postprocess.calibration: give pairs of numbers that both rise"):
+        load(tmp_path)
+
+
+def test_an_image_is_judged_for_the_score_that_the_network_was_saved_with(network, config):
+    trust = {"trust__f1": (0.0, 1.0), "trust__count": (-0.5, 0.0, 1.0, 0.0)}
+    predictor = RunPredictor(network, config.replace(postprocess__report_score=0.4, **trust))
+    image = picture()
+    own = predict_sized(predictor, image, 0.4, Sizing())
+    assert own.trust.score == 0.4 and own.trust.least <= len(own) <= own.trust.most and not own.trust.unlike
+    assert predict_sized(predictor, image, 0.5).trust is None
+    every = predict_sized(predictor, image)
+    assert every.trust == own.trust and len(every) > len(own)
+    assert every.filter(0.4).trust == own.trust and every.filter(0.45).trust is None
