@@ -55,11 +55,11 @@ class Reliability:
         lines = fit_lines(*every)
 
         def bins(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
-            return _bins(PostprocessConfig(calibration=lines).calibrated(scores), hits)
+            return bins_of(PostprocessConfig(calibration=lines).calibrated(scores), hits)
 
         return {
-            "all": _bins(*every),
-            "by": {name: _bins(*group) for name, group in groups.items()},
+            "all": bins_of(*every),
+            "by": {name: bins_of(*group) for name, group in groups.items()},
             "lines": [list(pair) for pair in lines],
             "after": {"all": bins(*every), "by": {name: bins(*group) for name, group in groups.items()}},
         }
@@ -164,7 +164,8 @@ def _short(values: Collection[float]) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in values)
 
 
-def _bins(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
+def bins_of(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
+    """`{"cells", "error", "bins"}` of cells, as of `Reliability.report`."""
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     cells = np.bincount(place, minlength=BINS)
     used = cells > 0

@@ -229,6 +229,7 @@ def format_table(report: dict[str, Any]) -> str:
     else:
         title = "Cells of score {} and more, no pixel in two cells"
         lines += ["", *_score_table(report["cells"], title, "Sartorius metric", "best_sartorius")]
+    lines += _calibration_lines(report.get("calibration"))
     if report.get("left_out"):
         lines += [f"{report['left_out']} predictions of classes that the images lack were left out."]
     if report.get("compared"):
@@ -248,6 +249,15 @@ def _ap_table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
     if dropped := result["all"]["dropped"]:
         lines.append(f"{dropped} predictions beyond that number were dropped, lowest scores first.")
     return lines
+
+
+def _calibration_lines(calibration: Mapping[str, Any] | None) -> list[str]:
+    if not calibration or calibration["all"]["error"] is None:
+        return []
+    errors = {"all": calibration["all"], **calibration["by"]}
+    told = ", ".join(f"{name} {one['error']:.3f}" for name, one in errors.items() if one["error"] is not None)
+    before = f"; {calibration['before']['error']:.3f} before calibration" if "before" in calibration else ""
+    return ["", f"Expected calibration error of the scores as probabilities of a match: {told}{before}"]
 
 
 def _class_lines(group: dict[str, Any]) -> list[str]:

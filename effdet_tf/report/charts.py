@@ -152,6 +152,25 @@ def bars(name: str, title: str, groups: Sequence[str], values: Mapping[str, Sequ
     return _chart(name, draw, (_SIZE[0], max(_SIZE[1], height)))
 
 
+def reliability(name: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Share of matches over the score, a curve for each group; dots are as large as a bin has many cells."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="a probability")
+        for place, (label, group) in enumerate(groups.items()):
+            score, share, cells = np.array(group["bins"], np.float64).reshape(-1, 3).T
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(score, share, color=colour, linewidth=1, label=label)
+            axes.scatter(
+                score, share, s=4 + 60 * cells / max(cells.max(initial=1), 1), color=colour, linewidths=0
+            )
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of cells that match, IoU .5")
+        axes.set_title("Scores as probabilities")
+        axes.legend(fontsize=8, loc="upper left")
+
+    return _chart(name, draw)
+
+
 def counts(name: str, images: Sequence[Mapping[str, Any]]) -> str:
     """Found over true cells, an image a dot, in the colour and shape of its cell type."""
     from matplotlib.ticker import MaxNLocator

@@ -164,6 +164,27 @@ def cells(report: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"text": f"{text}.", "table": table, "charts": _svgs(drawn), "no_charts": no_charts}
 
 
+def calibration(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Whether scores are probabilities, of all images and of each group."""
+    if report is None:
+        return {"missing": NOTHING}
+    found = report.get("calibration")
+    if not found:
+        return {"missing": f"Scores were not compared with matches: {EARLIER}."}
+    groups = {"all": found["all"], **found["by"]}
+    if "before" in found:
+        groups["all, as the network gave them"] = found["before"]
+    told = {name: group for name, group in groups.items() if group["bins"]}
+    text = "Of all cells of one score, how many match an annotated cell at IoU .5?"
+    if "before" in found:
+        text += " The scores were calibrated on these very images."
+    return {
+        "text": text,
+        "table": tables.calibration_table(groups),
+        "charts": _svgs([charts.reliability("reliability", told)] if told else []),
+    }
+
+
 def compared(report: Mapping[str, Any] | None) -> dict[str, Any]:
     """Other predictions on the same images against these."""
     pairs = (report or {}).get("compared", [])

@@ -104,6 +104,12 @@ def cell_table(result: Mapping[str, Any]) -> Table:
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
 
 
+def calibration_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How far scores are from probabilities, of all images and of each group."""
+    rows = [[name, f"{group['cells']:,}", number(group["error"])] for name, group in groups.items()]
+    return table(["", "cells found, of any score", "expected calibration error"], rows)
+
+
 def comparison_table(pair: Mapping[str, Any]) -> Table:
     """Metrics of two sets of predictions, their difference and how sure it is."""
     head = ["", "first", "second", "difference", "95 % interval", "p"]

@@ -40,6 +40,7 @@ def is_evaluation(report: Any) -> bool:
         and _confusion(report.get("confusion"))
         and _sizes(report.get("sizes"))
         and all(_pair(pair) for pair in report.get("compared", []))
+        and _calibration(report.get("calibration"))
         and isinstance(report.get("evaluated", {}), dict)
         and is_work(report.get("about", {}))
     )
@@ -127,6 +128,18 @@ def _confusion(confusion: dict[str, Any] | None) -> bool:
     size = len(confusion["classes"])
     lines = [*confusion["counts"], confusion["missed"], confusion["false"]]
     return len(confusion["counts"]) == size and all(_numbers(line, size) for line in lines)
+
+
+def _calibration(calibration: dict[str, Any] | None) -> bool:
+    if calibration is None:
+        return True
+    before = [calibration["before"]] if "before" in calibration else []
+    return all(
+        isinstance(group["cells"], int)
+        and _figure(group["error"])
+        and all(_numbers(row, 3) for row in group["bins"])
+        for group in (calibration["all"], *before, *calibration["by"].values())
+    )
 
 
 def _sizes(sizes: dict[str, Any] | None) -> bool:

@@ -73,6 +73,7 @@ def render(material: Material, kind: str) -> str:
         "gallery": sections.gallery(material),
         "precision": sections.precision(report),
         "cells": sections.cells(report),
+        "calibration": sections.calibration(report),
         "compared": sections.compared(report),
         "confusion": sections.confusion(report),
         "learning": sections.learning(material.history),

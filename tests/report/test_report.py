@@ -65,9 +65,22 @@ def test_charts_show_what_was_measured(usual):
     page, report = page_of(usual), json.loads(usual.read_text())
     curve = report["livecell"]["curves"]["segm"]["precision"]["50"]
     assert f"IoU .50: AP {100 * sum(curve) / 101:.1f}" in page.sections["precision"]
-    for chart in ("prbbox", "prsegm", "apiou", "apsize", "aptype", "counts", "sizes", "cocosegm"):
+    for chart in (
+        "prbbox",
+        "prsegm",
+        "apiou",
+        "apsize",
+        "aptype",
+        "counts",
+        "sizes",
+        "cocosegm",
+        "reliability",
+    ):
         assert page.source.count(f'id="{chart}"') == 1
     assert f"true: {sum(report['sizes']['true'])}" in page.sections["cells"]
+    for name, group in {"all": report["calibration"]["all"], **report["calibration"]["by"]}.items():
+        shown = " ".join(page.sections["calibration"].split())
+        assert f"{name} {group['cells']} {group['error']:.3f}" in shown
     ids = [word for word in page.source.split() if word.startswith('id="')]
     assert len(set(ids)) > 20
 
@@ -160,13 +173,13 @@ def test_a_validated_run_has_learning_curves_and_pictures(run_folder, usual):
 
 def test_an_evaluation_of_an_earlier_version_says_what_it_lacks(usual, tmp_path):
     report = json.loads(usual.read_text())
-    for key in ("images", "confusion", "sizes", "about"):
+    for key in ("images", "confusion", "sizes", "about", "calibration"):
         del report[key]
     for protocol in ("livecell", "coco"):
         del report[protocol]["curves"]
     (tmp_path / "old.json").write_text(json.dumps(report))
     page = Page(report_on_evaluation(tmp_path / "old.json"))
-    for part in ("precision", "cells", "classes", "images"):
+    for part in ("precision", "cells", "classes", "images", "calibration"):
         assert "of an earlier version" in page.sections[part]
     assert "was not kept" in page.sections["examples"]
     assert "no configuration" in page.sections["configuration"]
@@ -206,6 +219,7 @@ def test_parameters_are_those_that_are_learned(run_folder, tiny_config):
         {"images": 3},
         {"sizes": {"edges": [1, 2], "true": [1], "found": [1, 2, 3]}},
         {"confusion": {"classes": ["a"], "counts": [], "missed": [0], "false": [0]}},
+        {"calibration": {"all": {"cells": 1, "error": 0.1, "bins": [[1, 2]]}, "by": {}}},
         {"about": {"date": "yesterday"}},
         {"about": []},
         {"evaluated": "x"},
