@@ -166,6 +166,9 @@ class TrainConfig:
     epochs: int = 30
     minutes: float = 0.0  # above 0: train this long whatever `epochs` says
     init: str = ""  # weights to start from: `imagenet`, a run, a checkpoint; empty = random
+    # Where `init` is a whole network: its weights stay the best ones if training makes them no better on the
+    # validation images.
+    keep_better: bool = True
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     warmup: float = 0.05  # share of the training

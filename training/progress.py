@@ -114,8 +114,9 @@ class Run(ABC):
         self.steps = steps_per_epoch(store, config.data, config.train.batch)
         keras.utils.set_random_seed(config.train.seed)
         self.network = build_network(config, backbone=backbone)
-        if config.train.init and not has_state(folder):
-            start_weights(self.network, config, self.folder, strict)
+        fresh = bool(config.train.init) and not has_state(folder)
+        # Whether the network is one that was trained before, all of it, and not one step further.
+        self.trained_before = fresh and start_weights(self.network, config, self.folder, strict)
         self.optimizer = make_optimizer(config)
         self.optimizer.build(self.network.trainable_variables)
         # Running averages of the network's float variables, in their order. Copies: a Keras variable made of
@@ -149,6 +150,8 @@ class Run(ABC):
         self.elapsed = saved.get("elapsed", 0.0)
         self.best = saved.get("best")
         self.report: dict[str, Any] | None = saved.get("report")  # of the weights in BEST_FILE
+        # Figures of the start on the validation images, and the best of training; None without such a start.
+        self.compared: dict[str, Any] | None = saved.get("compared")
         # Of the steps of this epoch, those before a stop included: `FIGURES` and the cells dropped.
         self.sums = np.array(saved.get("sums", [0.0] * (len(FIGURES) + 1)))
         self.log = RunLog(self.folder, saved.get("history", []), self.TENSORBOARD)
@@ -283,7 +286,7 @@ class Run(ABC):
     def save(self) -> None:
         """Write the state that `--out RUN` resumes from."""
         self._settle()
-        names = ("epoch", "epoch_step", "step", "best", "report")
+        names = ("epoch", "epoch_step", "step", "best", "report", "compared")
         progress = {"data": self.store.fingerprint, **{name: getattr(self, name) for name in names}}
         progress |= {"elapsed": self._seconds(), "sums": self.sums.tolist(), "history": self.log.history}
         save_state(self.folder, self._groups(), progress)

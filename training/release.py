@@ -57,6 +57,7 @@ _SIMULATED, _SOURCE = 0.15, 0.055  # shares of the simulated cells, and of each 
 # (benchmarks/ablations.md); turned images would hide that.
 _SETTINGS = {
     "train.evaluate_every": 1000000,
+    "train.keep_better": False,  # the validation images of a part are those of one source
     "train.evaluate_images": 1,  # the score is chosen afterwards, on the images of all sources
     "data.normalization": "content",
     "train.weight_decay": 0.01,

@@ -90,10 +90,11 @@ def _put_back(path: Path, arrays: dict[str, np.ndarray], groups: dict[str, list[
         variable.assign(arrays[name])
 
 
-def start_weights(network: Network, config: Config, folder: Path, strict: bool = False) -> None:
+def start_weights(network: Network, config: Config, folder: Path, strict: bool = False) -> bool:
     """Load what `train.init` names, print what was loaded, and write the whole table into the run folder.
 
-    With `strict` a source is refused that does not fill the parts of the network that it covers.
+    With `strict` a source is refused that does not fill the parts of the network that it covers. Returns
+    whether the source is a whole network of this kind.
 
     Raises:
         UserError: when the source cannot be read, or does not fit.
@@ -106,3 +107,4 @@ def start_weights(network: Network, config: Config, folder: Path, strict: bool =
     print(summary(rows))
     write_rows(folder / TABLE_FILE, rows)
     print(f"every weight: {folder / TABLE_FILE}")
+    return all(row.outcome == "loaded" for row in rows)

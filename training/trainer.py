@@ -24,7 +24,7 @@ from effdet_tf.model.weights import named_variables, save_arrays, to_arrays
 from effdet_tf.prediction.run import RunPredictor
 from effdet_tf.report.collect import examples_path
 from effdet_tf.report.examples import FoundScratch, write_examples
-from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, LAST_FILE
 from training.devices import check_batch, cluster_task, local_replicas, own_part, total, uses_xla
 from training.losses import combine, detection_losses
 from training.order import PER_CELL
@@ -208,7 +208,10 @@ class Trainer(Run):
         Raises:
             UserError: as `Run.run`, and when another worker is lost.
         """
+        if self.trained_before and self.validation is not None and self.config.train.keep_better:
+            self._validate_start()
         super().run()
+        self._tell_which_is_better()
         if self.workers > 1:  # one that leaves while the first validates would be taken for lost
             self.strategy.run(lambda: total([tf.constant(1.0)]))
 
@@ -264,15 +267,49 @@ class Trainer(Run):
             report = evaluate_run(self.predictor, self.validation, limit, progress=last, keep=found.add)
             figures = headline(report)
             row |= {name: None if v is None else round(v, 5) for name, v in figures.items()}
-            score = choosing_score(figures)
-            # A metric on fewer images does not compare with one on all of them: the last always counts.
-            if self.best is None or score >= self.best or (last and self.config.train.evaluate_images):
-                self.best = score
-                save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
+            score, fewer = choosing_score(figures), bool(self.config.train.evaluate_images)
+            better = self.best is None or score >= self.best
+            # A metric on fewer images does not compare with one on all of them: the last always counts, or
+            # what it says against the start.
+            if self.compared is not None:
+                better = better and (last or not fewer)
+                after = self.compared["after"]
+                if (last or not fewer) and (after is None or score >= choosing_score(after)):
+                    self.compared = {**self.compared, "after": figures}
+            elif last and fewer:
+                better = True
+            if better:
                 self._keep(report, found, last)
 
+    def _validate_start(self) -> None:
+        """Keep the weights that training starts from as the best so far, and what they score."""
+        for variable, mean in zip(named_variables(self.averaged).values(), self.average, strict=True):
+            variable.assign(mean)
+        print("the start, on the validation images:")
+        with FoundScratch(None) as found:
+            report = evaluate_run(self.predictor, self.validation or (), keep=found.add)
+            self.compared = {"before": headline(report), "after": None}
+            self._keep(report, found, last=False)
+
+    def _tell_which_is_better(self) -> None:
+        """One line: what training made of its start, and which weights are kept."""
+        if self.compared is None or self.compared["after"] is None:
+            return
+        before, after = self.compared["before"], self.compared["after"]
+        kept = choosing_score(after) >= choosing_score(before)
+        names = ("mask_AP", "box_AP", "f1", "count_mean_error")
+        told = [
+            f"{name.replace('_', ' ')} {before[name]:.3f} -> {after[name]:.3f}"
+            for name in names
+            if before.get(name) is not None and after.get(name) is not None
+        ]
+        which = "the trained weights are kept" if kept else f"the start is kept, {LAST_FILE} has the others"
+        print(f"before and after training, on the validation images: {', '.join(told)}: {which}")
+
     def _keep(self, report: dict[str, Any], found: FoundScratch, last: bool) -> None:
-        """Store calibration and the score to report cells by, as a report has them, and the report."""
+        """Take the averaged weights as the best ones: store them and what their report says of scores."""
+        self.best = choosing_score(headline(report))
+        save_arrays(self.folder / BEST_FILE, to_arrays(self.averaged))
         after = tuned(self.predictor.config.postprocess, report)
         self.report = report if after is None else as_reported(report, after)
         examples = examples_path(self.folder / FIGURES_FILE)

@@ -1,0 +1,101 @@
+"""Training on from a network keeps the better of the two, and says so; what scores mean is learned anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from effdet_tf.config import load_config
+from effdet_tf.model.weights import read_arrays
+from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, LAST_FILE
+from training import main as command
+from training import trainer as trainer_lib
+
+
+@pytest.fixture(scope="module")
+def arguments(train_data: Path, val_data: Path, run_config: Path) -> list[str]:
+    return ["--data", str(train_data), "--val", str(val_data), "--batch", "2"]
+
+
+@pytest.fixture(scope="module")
+def start(arguments: list[str], run_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch that pretends to be calibrated."""
+    folder = tmp_path_factory.mktemp("runs") / "start"
+    assert command.main([*arguments, "--config", str(run_config), "--epochs", "1", "--out", str(folder)]) == 0
+    config = load_config(folder / CONFIG_FILE)
+    lines = ((0.0, 0.0), (0.3, 0.6), (1.0, 1.0))
+    config = config.replace(postprocess__calibration=lines, postprocess__report_score=0.6)
+    config.replace(trust__f1=(0.0, 1.0), trust__count=(0.0, 0.0, 1.0, 0.0)).save(folder / CONFIG_FILE)
+    return folder
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, *values: float) -> list[int | None]:
+    """Each validation in turn is told to have these mask AP; gives the limits that were asked for."""
+    left, limits = list(values), []
+    evaluate, headline = trainer_lib.evaluate_run, trainer_lib.headline
+    told: dict[int, float] = {}
+
+    def evaluated(predictor, data, limit=None, **options):
+        limits.append(limit)
+        report = evaluate(predictor, data, limit, **options)
+        told[id(report)] = left.pop(0)
+        report["told"] = told[id(report)]
+        return report
+
+    monkeypatch.setattr(trainer_lib, "evaluate_run", evaluated)
+    monkeypatch.setattr(
+        trainer_lib, "headline", lambda report: headline(report) | {"mask_AP": report["told"]}
+    )
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [((0.5, 0.3, 0.4), "start"), ((0.5, 0.3, 0.6), "last"), ((0.2, 0.6, 0.5), "first")],
+)
+def test_the_better_is_kept(figures, kept, arguments, start, tmp_path, monkeypatch, capsys):
+    scored(monkeypatch, *figures)
+    out = tmp_path / "on"
+    assert command.main([*arguments, "--init", str(start), "--epochs", "2", "--out", str(out)]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("before and after"))
+    assert f"mask AP {figures[0]:.3f} -> {max(figures[1:]):.3f}" in told
+    assert told.endswith(
+        "the start is kept, last.npz has the others" if kept == "start" else "weights are kept"
+    )
+    best, last, first = (read_arrays(path) for path in (out / BEST_FILE, out / LAST_FILE, start / BEST_FILE))
+    same = {
+        name: all(np.array_equal(best[k], own[k]) for k in best)
+        for name, own in (("last", last), ("start", first))
+    }
+    assert same == {"last": kept == "last", "start": kept == "start"}
+    assert json.loads((out / FIGURES_FILE).read_text())["told"] == max(figures)
+    # What scores meant before is nothing that is known of these weights.
+    config = load_config(out / CONFIG_FILE)
+    assert config.postprocess.calibration != load_config(start / CONFIG_FILE).postprocess.calibration
+    assert config.trust.f1 != (0.0, 1.0)
+
+
+def test_fewer_images_do_not_compare_with_all(arguments, start, tmp_path, monkeypatch, capsys):
+    limits = scored(monkeypatch, 0.5, 0.9, 0.4)
+    out, few = tmp_path / "on", ["--set", "train.evaluate_images=1"]
+    assert command.main([*arguments, "--init", str(start), "--epochs", "2", "--out", str(out), *few]) == 0
+    assert limits == [None, 1, None]
+    assert "mask AP 0.500 -> 0.400" in capsys.readouterr().out
+    best, first = read_arrays(out / BEST_FILE), read_arrays(start / BEST_FILE)
+    assert all(np.array_equal(best[name], first[name]) for name in best)
+
+
+def test_it_can_be_left_out_and_other_starts_have_no_before(arguments, start, run_config, tmp_path, capsys):
+    words = [*arguments, "--init", str(start), "--epochs", "1"]
+    assert command.main([*words, "--set", "train.keep_better=false", "--out", str(tmp_path / "a")]) == 0
+    other = shutil.copytree(start, tmp_path / "other")
+    config = load_config(other / CONFIG_FILE)
+    wider = config.replace(model__mask__hidden=config.model.mask.hidden + 2)
+    wider.save(tmp_path / "wider.yaml")
+    words = [*arguments, "--init", str(other), "--config", str(tmp_path / "wider.yaml"), "--epochs", "1"]
+    assert command.main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert "before and after" not in capsys.readouterr().out
