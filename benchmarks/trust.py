@@ -2,6 +2,7 @@
 
     python benchmarks/trust.py look cells data/*_val --out seen.pickle     once for each network
     python benchmarks/trust.py tables seen.pickle
+    python benchmarks/trust.py draw seen.pickle --out docs/pictures/trust.png
     python benchmarks/trust.py strange --known data/TRAIN... --other data/VAL... images/...
 
 `look` predicts every validation image, its four worse copies (`metrics.tuning.worse_copies`), its mirror
@@ -223,6 +224,41 @@ def strange(known: Sequence[Path], other: Sequence[Path]) -> None:
         print(f"| {path.name}, left out of training | {share:.2f} |")
 
 
+def draw(seen: dict[str, Any], out: Path) -> None:
+    """The picture of `docs/trust.md`: scores before and after, and expected F1 over the true one."""
+    from matplotlib.figure import Figure
+
+    rows, score = seen["rows"], seen["score"]
+    sources = sorted({row["source"] for row in rows})
+    good = [row for row in rows if not row["worse"]]
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    curves: dict[str, list[np.ndarray]] = {"as the network gives it": [], "calibrated on other sources": []}
+    for source in sources:
+        own, others = _pairs(good, source), _pairs(good, source, True)
+        for label, scores in zip(curves, (own[0], _isotonic(*others)(own[0])), strict=True):
+            curves[label].append(np.stack([scores, own[1]]))
+        images, _, reported = _judged(rows, source, score)
+        config = _config(images, source, reported)
+        dots = [
+            (_expected(config, one).f1 or 0, 2 * one.matched / max(one.found + one.true, 1))
+            for one in images
+            if one.source == source and not one.worse
+        ]
+        right.scatter(*np.array(dots).T, s=16, alpha=0.8, label=source.removesuffix("_val"))
+    for label, parts in curves.items():
+        mean, share, _ = np.array(bins_of(*np.concatenate(parts, axis=1))["bins"]).T
+        left.plot(mean, share, marker="o", markersize=4, label=label)
+    left.set(xlabel="score", ylabel="share of cells that match a true one", title="Scores as probabilities")
+    right.set(xlabel="expected F1", ylabel="true F1", title="Images of sources that nothing was learned from")
+    left.legend(fontsize=8, loc="upper left")
+    right.legend(fontsize=8, loc="upper left")
+    figure.savefig(out, dpi=100)
+
+
 def _pixels(path: Path) -> Any:
     if (path / MANIFEST_NAME).exists():
         return spread_images(path)
@@ -240,6 +276,9 @@ def main() -> None:
     one.add_argument("folders", nargs="+", type=Path)
     one.add_argument("--out", type=Path, required=True)
     verbs.add_parser("tables").add_argument("seen", nargs="+", type=Path)
+    three = verbs.add_parser("draw")
+    three.add_argument("seen", type=Path)
+    three.add_argument("--out", type=Path, required=True)
     two = verbs.add_parser("strange")
     two.add_argument("--known", nargs="+", type=Path, required=True)
     two.add_argument("--other", nargs="+", type=Path, required=True)
@@ -249,6 +288,8 @@ def main() -> None:
     elif options.verb == "tables":
         for path in options.seen:
             tables(pickle.loads(path.read_bytes()))  # noqa: S301 (our own file)
+    elif options.verb == "draw":
+        draw(pickle.loads(options.seen.read_bytes()), options.out)  # noqa: S301 (likewise)
     else:
         strange(options.known, options.other)
 

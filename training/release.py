@@ -48,8 +48,8 @@ class Recipe(NamedTuple):
 
 # The large network comes first: it labels what the other learns from.
 RECIPES = {
-    "cells-large": Recipe("cells-lite2", "1e-3", 0.4, ("--score", "0.3", "--ignore-from", "0.08")),
-    "cells": Recipe("cells-lite0", "3e-3", 0.3, ("--score", "0.1", "--soft")),
+    "cells-large": Recipe("cells-lite2", "1e-3", 0.4, ("--score", "0.45", "--ignore-from", "0.05")),
+    "cells": Recipe("cells-lite0", "3e-3", 0.3, ("--score", "0.05", "--soft")),
 }
 _SIMULATED, _SOURCE = 0.15, 0.055  # shares of the simulated cells, and of each further source
 # Crops that hold cells of 100 px, seen at half to nearly twice their size, as other microscopes might show

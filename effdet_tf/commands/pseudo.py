@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
             ),
             (
                 "what a large network sees, for a small one to learn from, weak cells too",
-                "images/ --out data/taught --run cells-large --soft --score 0.1",
+                "images/ --out data/taught --run cells-large --soft --score 0.05",
             ),
         ],
     )
@@ -60,6 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Label, report, and return the exit code."""
+    import numpy as np
+
     from effdet_tf.outputs.jobs import find_images
 
     jobs = find_images(args.images)  # a wrong name is told at once, not after the model has loaded
@@ -74,8 +77,12 @@ def run(args: argparse.Namespace) -> int:
     if lowest > score:
         raise UserError(f"--ignore-from {lowest:g} is above the score of a cell, {score:g}; give less")
 
+    # Soft labels teach what the network itself learned, the IoU that it expects, not the chance of a match.
+    own = predictor.config.postprocess.uncalibrated if args.soft else np.asarray
+
     def find(path: Path) -> Result:
-        return predictor.predict(path, lowest)
+        found = predictor.predict(path, lowest)
+        return replace(found, scores=own(found.scores).astype(np.float32))
 
     pairs = zip(predictor.category_ids, predictor.class_names, strict=True)
     categories = [{"id": int(identity), "name": name} for identity, name in pairs]
@@ -88,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         **({"soft": True} if args.soft else {}),
     }
     files = [(job.path, job.name + job.path.suffix) for job in jobs]
-    source = open_pseudo(files, Labeller(find, score, args.soft), categories, about, args.source)
+    labeller = Labeller(find, float(own(score)), args.soft)
+    source = open_pseudo(files, labeller, categories, about, args.source)
     with prepare_output(args.out, args.overwrite):
         manifest = write_records(source, args.out, WriteOptions(workers=1))
     print(report(args.out, manifest))

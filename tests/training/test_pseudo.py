@@ -170,6 +170,14 @@ def test_soft_labels_keep_scores_and_probabilities(images, tmp_path, monkeypatch
     # Probabilities, not coverage: from a half, where the cell begins, to one.
     mask = record.masks[0].astype(int)
     assert 115 < mask[0].min() <= mask[0].max() < 150 and mask[-1].min() > 245
+    # Of a calibrated network they are the scores that it gave itself; the option is of those that it reports.
+    lines = ((0.0, 0.0), (0.5, 0.2), (1.0, 1.0))
+    monkeypatch.setattr(Unsure, "config", Unsure.config.replace(postprocess__calibration=lines))
+    calibrated = records_of(images, tmp_path / "calibrated", "--score", "0.75", "--soft")["a.png"]
+    own = np.interp(np.array([250, 200]) / 255, (0, 0.2, 1), (0, 0.5, 1))
+    np.testing.assert_allclose(calibrated.scores, own, atol=1e-6)
+    monkeypatch.undo()
+    monkeypatch.setattr("effdet_tf.prediction.load.load", lambda path: Unsure())
     hard = records_of(images, tmp_path / "hard", "--score", "0.3")["a.png"]
     assert hard.scores.tolist() == [1, 1, 1] and set(np.unique(hard.masks[0])) <= {0, 255}
 
