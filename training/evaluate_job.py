@@ -31,7 +31,7 @@ from training.prediction_files import open_predictions, prediction_writer
 
 def _warn_of_few(postprocess: PostprocessConfig) -> None:
     """Say where AP lacks the cells that it would also count."""
-    if postprocess.min_score > postprocess.score_threshold:
+    if postprocess.min_score > float(postprocess.calibrated(postprocess.score_threshold)):
         few = f"gives cells of score {postprocess.min_score:g} and more, and AP counts no others"
         advice = "export with --min-score 0 for the figures of the run"
         print(f"warning: this network {few}; {advice}", file=sys.stderr)

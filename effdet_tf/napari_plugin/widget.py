@@ -196,6 +196,9 @@ class FindCells(QWidget):
             ends = [found.first, found.first + len(found.results) - 1]
             shown = [" ".join(map(str, place_of(page, found.pages.lead))) for page in ends]
             count += f" in page {shown[0]}" if ends[0] == ends[1] else f" in pages {' to '.join(shown)}"
+        trust = found.results[0].trust if len(found.results) == 1 else None
+        if trust is not None and self.form.own.isChecked():
+            count += f"; {trust.words}"
         if marks.labels is None:
             count += " (boxes alone: this network has no mask head)"
         self.form.say(count)
