@@ -281,7 +281,8 @@ class Config:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration as YAML, atomically."""
         with atomic_write(path) as temporary:
-            temporary.write_text(yaml.safe_dump(plain(self), sort_keys=False), encoding="utf-8")
+            text = yaml.safe_dump(plain(self), sort_keys=False, default_flow_style=None, width=110)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
