@@ -62,11 +62,11 @@ def train(options: argparse.Namespace) -> None:
             work["data"] = [str(folder) for folder in options.data]
             work["validation"] = folder_text(options.val) if options.val else None
             write_json(options.out / ABOUT_FILE, work)
-            if options.val:
-                from effdet_tf.metrics.tuning import settle_trust, spread_images
+        if trainer.step > before and options.val:
+            from effdet_tf.metrics.tuning import settle_trust, spread_images
 
-                learned = [*options.data, *(options.pseudo or [])]
-                settle_trust(options.out, options.val, map(spread_images, learned))
+            learned = [*options.data, *(options.pseudo or [])]
+            settle_trust(options.out, options.val, map(spread_images, learned))
         _conclude(options, trainer.report)
 
 

@@ -94,7 +94,8 @@ _HELP = {
     "small-minutes": "likewise of cells",
     "large-init": "what cells-large starts from (default: %(default)s)",
     "small-init": "what cells starts from (default: %(default)s)",
-    "score": "minimum score of a cell (default: the best mean F1 on the validation images of all sources)",
+    "score": "minimum score of a cell, without calibration (default: calibrated, and the best mean F1, on the "
+    "validation images of all sources)",
     "run": "trained runs to pack as --name, their mean, in place of training",
     "trained-by": "Markdown for the card that says how the runs of --run were trained (default: this "
     "command)",
@@ -175,9 +176,12 @@ def _finish(name: str, runs: Sequence[Path], data: ReleaseData, options: argpars
     from effdet_tf.metrics.tuning import settle, settle_trust
     from effdet_tf.prediction.run import load_run
 
-    config = settle(model, list(data.val.values()))
-    if options.score is not None:
-        config.replace(postprocess__report_score=options.score).save(model / CONFIG_FILE)
+    if options.score is None:
+        settle(model, list(data.val.values()))
+    else:
+        load_config(model / CONFIG_FILE).replace(postprocess__report_score=options.score).save(
+            model / CONFIG_FILE
+        )
     settle_trust(model, list(data.val.values()), data.looks())
     predictor = load_run(model)
     score = predictor.config.postprocess.report_score
