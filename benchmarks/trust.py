@@ -253,7 +253,7 @@ def draw(seen: dict[str, Any], out: Path) -> None:
         mean, share, _ = np.array(bins_of(*np.concatenate(parts, axis=1))["bins"]).T
         left.plot(mean, share, marker="o", markersize=4, label=label)
     left.set(xlabel="score", ylabel="share of cells that match a true one", title="Scores as probabilities")
-    right.set(xlabel="expected F1", ylabel="true F1", title="Images of sources that nothing was learned from")
+    right.set(xlabel="expected F1", ylabel="true F1", title="Images of sources left out")
     left.legend(fontsize=8, loc="upper left")
     right.legend(fontsize=8, loc="upper left")
     figure.savefig(out, dpi=100)

@@ -94,7 +94,7 @@ _HELP = {
     "small-minutes": "likewise of cells",
     "large-init": "what cells-large starts from (default: %(default)s)",
     "small-init": "what cells starts from (default: %(default)s)",
-    "score": "minimum score of a cell, without calibration (default: calibrated, and the best mean F1, on the "
+    "score": "minimum score of a cell, without calibration (default: calibrated, and the best mean F1 on the "
     "validation images of all sources)",
     "run": "trained runs to pack as --name, their mean, in place of training",
     "trained-by": "Markdown for the card that says how the runs of --run were trained (default: this "
