@@ -23,8 +23,9 @@ _HELP = {
     "(default: the one that the network was saved with; best for --predictions)",
     "data": "folder of converted, annotated images, or several of the same classes, evaluated as one set "
     "whose report is split by folder, too",
-    "tune-score": "choose the score that cells are reported from anew, the one of the best F1 at IoU .5, "
-    "mean over all images, write it into the run and do nothing else",
+    "tune-score": "calibrate the scores anew, choose the one that cells are reported from, of the best F1 at "
+    "IoU .5, mean over all images, learn what F1 and count to expect of an image, write it into the run and "
+    "do nothing else",
     "coco": "score by COCO's own protocol, class by class, too (default: for a network that tells classes "
     "apart)",
 }

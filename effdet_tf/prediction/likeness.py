@@ -23,7 +23,7 @@ _FEATURES = _SCALES + 10
 _BEYOND = 8.0  # deviations: what is further off is a speck
 _SHRUNK = 0.05  # share of a common variance in the covariance
 _WITHIN = 0.99  # of the training images, each source counting the same
-_FEWEST = 2 * _FEATURES  # images, below which nothing can be said
+_FEWEST = 80  # looks, four of an image, below which nothing can be said
 
 
 def look(image: np.ndarray) -> np.ndarray:
