@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import effdet_tf
 from effdet_tf import cli
 from effdet_tf.config import load_config
 from effdet_tf.data.synthetic.phase_contrast import render_image
@@ -117,6 +118,38 @@ def test_predict_needs_no_run(tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert row["error"] == "" and int(row["cells"]) >= 0
     assert (tmp_path / "out" / "one.labels.tif").is_file()
+
+
+def test_results_say_how_far_to_trust_them(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    (tmp_path / "images").mkdir()
+    stripes = np.tile(np.arange(300) % 24 * 10, (200, 1)).astype(np.uint8)
+    drawn = {"p_A1_1_00d00h00m": render_image(random, 200, 300, 25, "Round")[0], "p_A1_2_00d00h00m": stripes}
+    for name, image in drawn.items():
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), image)
+    words = ["predict", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    cells, strange = csv.DictReader((tmp_path / "out" / "summary.csv").open(newline=""))
+    assert 0 < int(cells["cells_low"]) <= int(cells["cells"]) <= int(cells["cells_high"]) < 200
+    assert 0.3 < float(cells["expected_f1"]) < 1 and cells["unlike"] in "01" and strange["unlike"] == "1"
+    assert "expected F1 at IoU .5: " in said.out and "unlike what the network was trained on" in said.err
+    (well,) = csv.DictReader((tmp_path / "out" / "wells.csv").open(newline=""))
+    assert int(well["cells_high"]) == int(cells["cells_high"]) + int(strange["cells_high"])
+    assert int(well["unlike"]) == int(cells["unlike"]) + 1 and 0 < float(well["expected_f1"]) < 1
+    with pytest.warns(UserWarning, match="the image is unlike what the network was trained on"):
+        trust = effdet_tf.load("cells").predict(stripes).trust
+    assert (str(trust.least), str(trust.most)) == (
+        strange["cells_low"],
+        strange["cells_high"],
+    ) and trust.unlike
+    # Of other cells than those of its own score nothing is known.
+    assert cli.main([*words, "--overwrite", "--score", "0.6"]) == 0
+    rows = csv.DictReader((tmp_path / "out" / "summary.csv").open(newline=""))
+    assert {row[name] for row in rows for name in ("cells_low", "cells_high", "expected_f1", "unlike")} == {
+        ""
+    }
+    assert "expected F1" not in capsys.readouterr().out
 
 
 def test_info_describes_it(capsys):
