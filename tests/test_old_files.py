@@ -131,6 +131,7 @@ def test_evaluation_gives_the_metrics_that_it_gave(sources: dict[str, Path], tmp
         evaluate.main(["--run", str(sources["run"]), "--data", str(BEFORE / "val"), "--out", str(out)]) == 0
     )
     now, then = (json.loads(path.read_text()) for path in (out, RESULTS / "evaluation.json"))
+    assert set(now.pop("calibration")) == {"all", "by", "lines", "after"}  # told since
     assert now.keys() == then.keys()
     for document in (now, then):
         del document["about"], document["evaluated"]

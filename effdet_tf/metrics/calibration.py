@@ -22,7 +22,7 @@ Lines = tuple[tuple[float, float], ...]
 _FEWEST = 50  # cells that match, and cells that do not, below which no lines are fitted
 _LINES = 12  # at most, and one at either end
 _ENDS = (0.05, 0.95)  # of the interval of counts
-_SHRINK = 1e-2  # of the slope of the expected F1
+_USUAL = 1.0  # how much of a spread, in log odds, counts for an expected F1 that moves as the mean score does
 _WORSE = 1 / 16
 _STEEPEST = 50.0  # of the lines of counts
 
@@ -151,12 +151,13 @@ def _quantile_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray, share: flo
 
 
 def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Offset and slope of the line through points, by least squares; a slope that tells little shrinks."""
+    """Offset and slope of the line through points, by least squares; a slope that little tells is near 1."""
     if not len(x):
         return 0.0, 1.0
     weights = weights / weights.sum()
     x_mean, y_mean = weights @ x, weights @ y
-    slope = (weights @ ((x - x_mean) * (y - y_mean))) / (weights @ (x - x_mean) ** 2 + _SHRINK)
+    together, spread = weights @ ((x - x_mean) * (y - y_mean)), weights @ (x - x_mean) ** 2
+    slope = (together + _USUAL) / (spread + _USUAL)
     return float(y_mean - slope * x_mean), float(slope)
 
 

@@ -71,9 +71,11 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
         One row for each: `KEYS`, hours since the first image of that plate, images, how many failed, cells,
         cells an image, the mean area of a cell in pixels, the share of the images under cells, the ends of
         the interval of the cells (sums of those of the images, which are off together), the mean expected F1,
-        and how many images are unlike those that the network knows.
+        and how many images are unlike those that the network knows: columns that are there if any is known.
     """
+    # Those of a plate that was begun before there was any have no such columns.
     images = images.assign(
+        **{name: np.nan for name in TRUST_COLUMNS if name not in images},
         plate=[path.rpartition("/")[0] for path in images["image"]],
         done=images["error"] == "",
         failed=images["error"] != "",
@@ -98,9 +100,9 @@ def count_cells(images: pd.DataFrame) -> pd.DataFrame:
         table["cells_per_image"] = (cells / table["images"].where(table["images"] > 0)).round(3)
         table["mean_area"] = (table.pop("areas") / cells.where(cells > 0)).round(2)
     table["covered"] = table.pop("covered").round(4)
-    for name in TRUST_COLUMNS:
-        table[name] = table.pop(name).astype("float64").round(3) if name == "expected_f1" else table.pop(name)
-    return table
+    table["expected_f1"] = table["expected_f1"].astype("float64").round(3)
+    told = [name for name in TRUST_COLUMNS if table[name].notna().any()]
+    return table.drop(columns=list(TRUST_COLUMNS)).join(table[told])
 
 
 def _sum(values: pd.Series) -> float:

@@ -120,7 +120,8 @@ def test_tiled_equals_whole(predictor, small_tiles, dtype):
     away = apart > 24
     assert away.sum() > 20 and same[away].all()
     partner = overlap.argmax(axis=1)[away]
-    np.testing.assert_allclose(whole.scores[away], tiled.scores[partner], atol=0.01)
+    given = predictor.config.postprocess.uncalibrated  # as the network scores: calibration has steep parts
+    np.testing.assert_allclose(given(whole.scores[away]), given(tiled.scores[partner]), atol=0.01)
     labels, other = whole.label_image()[0] > 0, tiled.label_image()[0] > 0
     assert (labels != other).mean() < 0.002
 
