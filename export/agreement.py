@@ -39,7 +39,9 @@ class Agreement:
         reported = [int((result.scores >= self._postprocess.report_score).sum()) for result, _ in pairs]
         self._counts.append((*cells, len(a), *reported))
         if len(a):
-            worst = np.abs(reference.scores[a] - candidate.scores[b]).max()
+            # As the networks give them: calibration is the same lines in all, some of them steep.
+            given = self._postprocess.uncalibrated
+            worst = np.abs(given(reference.scores[a]) - given(candidate.scores[b])).max()
             self._score_difference = max(self._score_difference, float(worst))
         if reference.masks is not None and candidate.masks is not None:
             self._mask_ious.append(mask_iou(reference.masks[a], candidate.masks[b]))

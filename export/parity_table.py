@@ -29,7 +29,7 @@ def format_parity(report: Mapping[str, Any]) -> str:
         *_aligned(columns),
         "",
         "Matched: cells of the same class with a box IoU of .9 or more, of all that either returns; a cell "
-        "within .001 of the minimum class score is not missed.",
+        "within .001 of the minimum class score is not missed. Scores are compared before calibration.",
     ]
     if set(artifacts) - {"saved_model"}:
         lines.append(

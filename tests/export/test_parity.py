@@ -118,6 +118,13 @@ def test_differences_of_scores_masks_and_counts():
     assert (figures["reference_reported"], figures["reported"], figures["count_difference"]) == (3, 3, 2)
 
 
+def test_scores_are_compared_as_the_networks_give_them():
+    """Calibration stretches what lies on its steep parts: .01 here, .002 before it."""
+    config = CONFIG.replace(postprocess__calibration=((0.0, 0.0), (0.5, 0.1), (0.6, 0.6), (1.0, 1.0)))
+    one, two = result([(0, 0, 0.5), (50, 50, 0.4)]), result([(0, 0, 0.49), (50, 50, 0.39)])
+    assert agreement((one, two), config=config)["largest_score_difference"] == pytest.approx(0.002, abs=1e-4)
+
+
 def test_mask_iou_of_empty_masks():
     empty, full = np.zeros((1, 2, 2), np.uint8), np.full((1, 2, 2), 128, np.uint8)
     assert mask_iou(empty, empty) == 1 and mask_iou(empty, full) == 0 and mask_iou(full, full) == 1

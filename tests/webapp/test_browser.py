@@ -30,7 +30,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cells")
     (folder / "sub").mkdir()
     for seed, name in enumerate(("deep.tif", "sub/other.tif")):
-        image, _ = render_image(seed, 200, 260, 40, "Round")
+        image, _ = render_image(seed, 200, 260, 70, "Round")
         tifffile.imwrite(folder / name, image.astype("uint16") * 100 + 7)
     (folder / "broken.tif").write_text("no image at all")
     return folder
