@@ -247,3 +247,15 @@ def test_files_stay_short():
         if (count := len(path.open().readlines())) > MAX_LINES_OF_A_FILE
     }
     assert long == {}
+
+
+def test_what_the_tests_alone_install_is_not_imported(sources):
+    """An environment with the extra `test` has more than a user's: an import of it fails there alone."""
+    theirs = {"faster_coco_eval", "hypothesis", "openvino", "pytest", "scipy", "shapely", "skimage"}
+    known = set(sources)
+    found = {
+        (module, name.split(".")[0])
+        for module, (source, is_package) in sources.items()
+        for name in imports(source, module, is_package, known)
+    }
+    assert len(found) > 500 and not {(module, name) for module, name in found if name in theirs}

@@ -84,21 +84,24 @@ def fit_lines(scores: np.ndarray, hits: np.ndarray) -> Lines:
     Returns:
         Pairs; none where fewer than 50 cells match, or do not.
     """
-    from scipy.optimize import isotonic_regression
-
     if min(np.count_nonzero(hits), np.count_nonzero(~hits)) < _FEWEST:
         return ()
     order = np.argsort(scores, kind="stable")
     parts = np.array_split(order, _LINES)
     x, y = (np.array([values[part].mean() for part in parts]) for values in (scores, hits))
-    mass = np.array([len(part) for part in parts])
-    level = isotonic_regression(y, weights=mass).x
-    block = np.cumsum(np.diff(level, prepend=level[0]) > 0)
-    x = np.bincount(block, mass * x) / np.bincount(block, mass)
-    y = level[np.flatnonzero(np.diff(block, prepend=-1))]
+    blocks: list[list[float]] = []  # cells, and their mean score and share of matches
+    for own_x, own_y, part in zip(x, y, parts, strict=True):
+        blocks.append([float(len(part)), own_x, own_y])
+        while len(blocks) > 1 and blocks[-2][2] >= blocks[-1][2]:  # pool adjacent violators
+            mass, *means = blocks.pop()
+            before = blocks[-1]
+            total = before[0] + mass
+            pooled = [(before[0] * a + mass * b) / total for a, b in zip(before[1:], means, strict=True)]
+            blocks[-1] = [total, *pooled]
     # No two scores become one: lines rise to their ends, too.
     points = [(0.0, 0.0)]
-    for pair in zip(x.round(4).tolist(), y.round(4).tolist(), strict=True):
+    for _, *block in blocks:
+        pair = round(block[0], 4), round(block[1], 4)
         if all(before < value < 1 for before, value in zip(points[-1], pair, strict=True)):
             points.append(pair)
     return (*points, (1.0, 1.0))
@@ -139,15 +142,23 @@ def fit_trust(images: Collection[JudgedImage]) -> tuple[tuple[float, ...], tuple
 
 def _quantile_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray, share: float) -> tuple[float, float]:
     """Offset and slope of the line below which a share of the points lies (Koenker and Bassett 1978)."""
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array, eye_array, hstack
 
-    one = eye_array(len(x))
-    places = hstack([csr_array(np.stack([np.ones_like(x), x], axis=1)), one, -one])
-    costs = np.concatenate([np.zeros(2), share * weights, (1 - share) * weights])
-    bounds = [(-_STEEPEST, _STEEPEST)] * 2 + [(0, None)] * (2 * len(x))
-    offset, slope = linprog(costs, A_eq=places, b_eq=y, bounds=bounds, method="highs").x[:2]
-    return float(offset), float(slope)
+    def offset(slope: float) -> float:
+        rest = y - slope * x
+        order = np.argsort(rest)
+        reached = np.cumsum(weights[order]) / weights.sum()
+        return float(rest[order][min(int(np.searchsorted(reached, share)), len(rest) - 1)])
+
+    def cost(slope: float) -> float:
+        rest = y - slope * x - offset(slope)
+        return float(weights @ np.where(rest > 0, share * rest, (share - 1) * rest))
+
+    low, high = -_STEEPEST, _STEEPEST
+    while high - low > 1e-4:  # the cost has one minimum
+        third = (high - low) / 3
+        low, high = (low, high - third) if cost(low + third) <= cost(high - third) else (low + third, high)
+    slope = (low + high) / 2
+    return offset(slope), slope
 
 
 def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
