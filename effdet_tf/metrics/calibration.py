@@ -88,7 +88,7 @@ def fit_lines(scores: np.ndarray, hits: np.ndarray) -> Lines:
         return ()
     order = np.argsort(scores, kind="stable")
     parts = np.array_split(order, _LINES)
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (scores, hits))
+    x, y = ([float(values[part].mean(dtype=np.float64)) for part in parts] for values in (scores, hits))
     blocks: list[list[float]] = []  # cells, and their mean score and share of matches
     for own_x, own_y, part in zip(x, y, parts, strict=True):
         blocks.append([float(len(part)), own_x, own_y])

@@ -21,7 +21,9 @@ def drawn(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarr
 
 def test_lines_make_probabilities_of_scores():
     random = np.random.default_rng(0)
-    lines = fit_lines(*drawn(random, 20_000))
+    scores, hits = drawn(random, 20_000)
+    lines = fit_lines(scores.astype(np.float32), hits)
+    assert all(type(value) is float for pair in lines for value in pair)  # they go into JSON and YAML
     calibrated = PostprocessConfig(calibration=lines).calibrated
     at = np.linspace(0.1, 0.9, 9)
     np.testing.assert_allclose(calibrated(at), at**2, atol=0.025)
