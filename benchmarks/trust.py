@@ -202,7 +202,7 @@ def _counts(rows: Sequence[Seen], source: str, score: float) -> None:
     holds: dict[bool, list[bool]] = {False: [], True: []}
     widths = []
     for image in images:
-        if image.source == source:
+        if image.source == source and image.found:
             told = _expected(config, image)
             holds[image.worse].append(told.least <= image.true <= told.most)
             widths += [] if image.worse else [max(told.most, 1) / max(told.least, 1)]

@@ -16,6 +16,7 @@ from effdet_tf.prediction.likeness import strangeness
 
 UNLIKE = "unlike what the network was trained on: look at the outlines before you use the numbers"
 COUNT_SPREAD = 0.15  # deviation of the log of a count that stays however many cells there are
+_FURTHEST = 3.0  # log of how far a number of cells may be off: lines end nowhere, but images do
 _NEAR_0, _NEAR_1 = 0.02, 0.98
 
 
@@ -23,16 +24,17 @@ class Trust(NamedTuple):
     """What to expect of the cells that were found in an image."""
 
     score: float  # it is of the cells of this score and more
-    f1: float | None  # expected F1 at IoU .5; None where no cell was found
-    least: int  # the number of cells that are there is at least this, at 90 %
-    most: int  # and at most this
+    f1: float | None  # expected F1 at IoU .5; None where no cell was found: nothing tells of it then
+    least: int | None  # the number of cells that are there is at least this, at 90 %; None likewise
+    most: int | None  # and at most this
     unlike: bool  # the image is like none of the training images
 
     @property
     def words(self) -> str:
         """The same for a person."""
-        quality = "" if self.f1 is None else f", expected F1 {self.f1:.2f}"
-        return f"{self.least} to {self.most} cells at 90 %{quality}"
+        if self.f1 is None:
+            return "no cell found, which tells nothing of how many there are"
+        return f"{self.least} to {self.most} cells at 90 %, expected F1 {self.f1:.2f}"
 
 
 def judge(config: Config, image: np.ndarray, scores: np.ndarray) -> Trust | None:
@@ -47,14 +49,15 @@ def judge(config: Config, image: np.ndarray, scores: np.ndarray) -> Trust | None
         return None
     least = config.postprocess.report_score
     scores = scores[scores >= least]
-    found, mean = len(scores), float(scores.mean()) if len(scores) else 0.0
-    offset, slope = config.trust.f1
-    f1 = 1 / (1 + math.exp(-(offset + slope * float(log_odds(mean))))) if found else None
+    unlike, found = strangeness(image, config.trust.known) > 1, len(scores)
+    if not found:
+        return Trust(least, None, None, None, unlike)
+    mean, (offset, slope) = float(scores.mean()), config.trust.f1
+    f1 = 1 / (1 + math.exp(-(offset + slope * float(log_odds(mean)))))
     count, spread = config.trust.count, float(count_spread(found))
     ends = sorted((count[k] + count[k + 1] * (1 - mean)) * spread for k in (0, 2))
-    low, high = ((found + 0.5) * math.exp(end) - 0.5 for end in ends)
-    whole = max(math.floor(low), 0), max(math.ceil(high), 0)
-    return Trust(least, f1, *whole, strangeness(image, config.trust.known) > 1)
+    low, high = ((found + 0.5) * math.exp(min(max(end, -_FURTHEST), _FURTHEST)) - 0.5 for end in ends)
+    return Trust(least, f1, max(math.floor(low), 0), max(math.ceil(high), 0), unlike)
 
 
 def log_odds(probability: np.ndarray | float) -> np.ndarray:

@@ -127,6 +127,8 @@ def test_cells_below_the_score_do_not_count():
     image = np.zeros((8, 8))
     assert judge(config, image, np.array([0.9, 0.6, 0.3])) == judge(config, image, np.array([0.9, 0.6]))
     nothing = judge(config, image, np.zeros(0))
-    assert nothing.f1 is None and nothing.least == 0 and nothing.most >= 0
+    assert nothing == (0.5, None, None, None, False) and nothing.words.startswith("no cell found")
+    steep = config.replace(trust__count=(0.0, 0.0, 0.0, 50.0))
+    assert judge(steep, image, np.array([0.5])).most == 30  # not e^18
     assert judge(Config(), image, np.array([0.9])) is None
     assert judge(config, image, np.array([0.9])).words.startswith("1 to ")
