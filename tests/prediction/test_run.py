@@ -408,11 +408,12 @@ def test_wrong_lines_are_the_users_error(config, tmp_path, lines):
 
 def test_an_image_is_judged_for_the_score_that_the_network_was_saved_with(network, config):
     trust = {"trust__f1": (0.0, 1.0), "trust__count": (-0.5, 0.0, 1.0, 0.0)}
-    predictor = RunPredictor(network, config.replace(postprocess__report_score=0.4, **trust))
-    image = picture()
-    own = predict_sized(predictor, image, 0.4, Sizing())
-    assert own.trust.score == 0.4 and own.trust.least <= len(own) <= own.trust.most and not own.trust.unlike
-    assert predict_sized(predictor, image, 0.5).trust is None
+    image, config = picture(), config.override(SETTINGS).replace(**trust)
+    score = float(np.median(RunPredictor(network, config).predict(image).scores))
+    predictor = RunPredictor(network, config.replace(postprocess__report_score=score))
+    own = predict_sized(predictor, image, score, Sizing())
+    assert own.trust.score == score and own.trust.least <= len(own) <= own.trust.most and not own.trust.unlike
+    assert predict_sized(predictor, image, score + 0.01).trust is None
     every = predict_sized(predictor, image)
-    assert every.trust == own.trust and len(every) > len(own)
-    assert every.filter(0.4).trust == own.trust and every.filter(0.45).trust is None
+    assert every.trust.f1 == pytest.approx(own.trust.f1, abs=1e-5) and len(every) > len(own)
+    assert every.filter(score).trust == every.trust and every.filter(score + 0.01).trust is None
