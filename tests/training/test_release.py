@@ -202,7 +202,7 @@ def test_both_networks_train_in_parts_and_the_small_one_learns_from_the_large(
     # The large one labels what nobody has annotated, the small one learns from its scores on everything.
     assert [Path(folder).name for folder in second["--pseudo"]] == ["bare"]
     about = load_manifest(second["--pseudo"][0])
-    assert about.pseudo["ignore_from"] == 0.08 and about.source == "labelled_bare"
+    assert about.pseudo["ignore_from"] == 0.05 and about.source == "labelled_bare"
     assert sorted(Path(folder).name for folder in small["--pseudo"]) == ["bare", "disks", "sartorius"]
     assert all(load_manifest(folder).pseudo["soft"] for folder in small["--pseudo"])
     assert small["--preset"] == ["cells-lite0"] and taught.data.source_share["sartorius"] == 0.3
