@@ -31,6 +31,7 @@ _RANGES: dict[str, tuple[float, float]] = {
         ((0.1, 10), "data.zoom"),
         ((1e-3, 1e5), "data.cell_size"),
         ((0, 1e3), "data.um_per_px"),
+        ((-100, 100), "trust.f1 trust.count"),
         ((1, 10**5), "data.max_instances train.batch"),
         ((1, 10**6), "postprocess.top_k"),
         ((0, 10**7), "model.mask.samples data.crops_per_image train.epochs train.evaluate_every"),

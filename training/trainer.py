@@ -257,8 +257,7 @@ class Trainer(Run):
 
     def _validate(self, row: dict[str, Any], last: bool) -> None:
         """Add the metrics of the averaged weights to a row, and keep the weights when they are the best."""
-        for variable, mean in zip(named_variables(self.averaged).values(), self.average, strict=True):
-            variable.assign(mean)
+        self._take_average()
         every = max(self.config.train.evaluate_every, 1)
         if self.validation is None or not (last or row["epoch"] % every == 0):
             return
@@ -281,10 +280,14 @@ class Trainer(Run):
             if better:
                 self._keep(report, found, last)
 
-    def _validate_start(self) -> None:
-        """Keep the weights that training starts from as the best so far, and what they score."""
+    def _take_average(self) -> None:
+        """Give the averaged weights to the network that is validated."""
         for variable, mean in zip(named_variables(self.averaged).values(), self.average, strict=True):
             variable.assign(mean)
+
+    def _validate_start(self) -> None:
+        """Keep the weights that training starts from as the best so far, and what they score."""
+        self._take_average()
         print("the start, on the validation images:")
         with FoundScratch(None) as found:
             report = evaluate_run(self.predictor, self.validation or (), keep=found.add)

@@ -107,9 +107,11 @@ def settle_trust(
     `training` are pixels of training images, by source; None keeps what is known of them.
     """
     predictor = load_run(run)
-    known = known_looks([_looks(images) for images in training]) if training else predictor.config.trust.known
     trust = learn_trust(predictor, validation, progress)
-    config = replace(predictor.config, trust=replace(trust, known=known))
+    if trust.f1:
+        known = predictor.config.trust.known if training is None else known_looks(list(map(_looks, training)))
+        trust = replace(trust, known=known)
+    config = replace(predictor.config, trust=trust)
     config.save(config_file(run))
     return config
 

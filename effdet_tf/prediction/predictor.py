@@ -75,8 +75,8 @@ class Predictor(abc.ABC):
         Returns:
             The cells, best first. All are those whose class score reaches `postprocess.score_threshold`; the
             score given is that times the quality of the mask, so it may be lower, and calibrated where the
-            network is (`postprocess.calibration`). The result is truncated
-            where one of the smallest tiles had as many cells as the network reports.
+            network is (`postprocess.calibration`). The result is truncated where one of the smallest tiles
+            had as many cells as the network reports.
 
         Raises:
             UserError: for an unreadable file, an array that is no image, or one that the network refuses.

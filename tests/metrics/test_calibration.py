@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.config import Config, PostprocessConfig, TrustConfig
+from effdet_tf.errors import UserError
 from effdet_tf.metrics.calibration import JudgedImage, Reliability, fit_lines, fit_trust
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.matching import match_boxes
@@ -119,6 +120,13 @@ def test_each_source_counts_the_same():
     config = Config(trust=TrustConfig((0.0, 1.0), count)).replace(postprocess__report_score=0.1)
     trust = judge(config, np.zeros((8, 8)), np.full(100, 0.9))
     assert trust.least <= 100 and trust.most >= 199
+
+
+@pytest.mark.parametrize("setting", ["f1=[1e6, 0]", "count=[0, 0, 0, .inf]", "f1=[.nan, 1]"])
+def test_numbers_that_no_fit_gives_are_refused(setting):
+    """A stranger's network must not break every image, nor promise what is no number."""
+    with pytest.raises(UserError, match=r"trust\.(f1|count) .*: take -100 to 100"):
+        Config().override([f"trust.{setting}"])
 
 
 def test_cells_below_the_score_do_not_count():
