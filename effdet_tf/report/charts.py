@@ -161,9 +161,8 @@ def reliability(name: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
             score, share, cells = np.array(group["bins"], np.float64).reshape(-1, 3).T
             colour = COLOURS[place % len(COLOURS)]
             axes.plot(score, share, color=colour, linewidth=1, label=label)
-            axes.scatter(
-                score, share, s=4 + 60 * cells / max(cells.max(initial=1), 1), color=colour, linewidths=0
-            )
+            size = 4 + 60 * cells / max(cells.max(initial=1), 1)
+            axes.scatter(score, share, s=size, color=colour, linewidths=0, clip_on=False, zorder=3)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of cells that match, IoU .5")
         axes.set_title("Scores as probabilities")
         axes.legend(fontsize=8, loc="upper left")
