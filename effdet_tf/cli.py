@@ -18,6 +18,7 @@ from effdet_tf.commands import (
     pseudo,
     report,
     serve,
+    suggest,
     synthetic,
     weights,
 )
@@ -33,6 +34,7 @@ VERBS = (
     serve,
     plate,
     pseudo,
+    suggest,
     report,
     info,
     weights,

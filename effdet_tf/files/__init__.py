@@ -58,6 +58,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn a failure to write into the user's error, which ends the run: the next image would fail alike."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or out, error.strerror or error
+        advice = "make room or choose another folder"
+        raise UserError(f"{place}: cannot be written ({reason}); {advice}") from error
+
+
 # Marks at the beginning of a file, the longer ones first, and how it goes on.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
@@ -20,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from effdet_tf import outputs
 from effdet_tf.errors import UserError, reason_of
-from effdet_tf.files import atomic_write, locked
+from effdet_tf.files import atomic_write, locked, writing
 from effdet_tf.images.read import Stack
 from effdet_tf.images.tif_metadata import Axes
 from effdet_tf.outputs.jobs import Job, printable
@@ -97,7 +96,7 @@ def predict_files(
     with ExitStack() as stack:
         stack.enter_context(locked(report.out, "writes predictions there"))
         record, stems = Record(report.out), Counter(map(_stem, images))
-        with _writing(report.out):
+        with writing(report.out):
             opened = [outputs.open_csv(*table, as_is=table[0] == sartorius) for table in tables.items()]
             add_rows, *submit = map(stack.enter_context, opened)
             _write_classes(report.out, predictor.class_names, formats)
@@ -112,7 +111,7 @@ def predict_files(
                 bar.update()
 
         batch.find_all(images, write)
-    with _writing(report.out):
+    with writing(report.out):
         return replace(report, wells=write_wells(report.out / SUMMARY, report.out / WELLS))
 
 
@@ -272,7 +271,7 @@ class _Batch:
     ) -> None:
         """Write the files of an image file, then its rows of the submission and of the summary."""
         rows, submitted = self._write_files(job, _until_last(found), identity)
-        with _writing(self.report.out):  # a row tells of files that are there: it is the last to be written
+        with writing(self.report.out):  # a row tells of files that are there: it is the last to be written
             record.replace(job.path, self.files)
             for add in submit:
                 add(submitted)
@@ -322,14 +321,14 @@ class _Batch:
                 if result is None or image is None:
                     continue
                 page = outputs.make_page(result, image, number, info.um_per_px)
-                with _writing(out):
+                with writing(out):
                     add(page)
                 rows.append(outputs.summary_row(job.name, page, info))
                 if self.submission:
                     name = identity if pages == 1 else f"{identity}_{number + 1:04d}"
                     submitted += outputs.submission_rows(name, page.cells.labels)
                 self._count(job, result, page)
-            with _writing(out):
+            with writing(out):
                 files.close()
             if any(not row[-1] for row in rows):  # a page was written
                 made = set(self.formats) - ({"labels"} if report.boxes_only else set())
@@ -359,7 +358,7 @@ class _Batch:
     def _log(self, job: Job, error: Exception) -> None:
         """Add the traceback of an error to a file, for who is told of the fault."""
         told = "".join(traceback.format_exception(error))
-        with _writing(self.report.out), (self.report.out / ERRORS).open("a", encoding="utf-8") as file:
+        with writing(self.report.out), (self.report.out / ERRORS).open("a", encoding="utf-8") as file:
             file.write(f"{printable(str(job.path))}\n{printable(told)}\n")
 
     def _failed_row(self, job: Job, number: int, pages: int, reason: str) -> list[Any]:
@@ -369,14 +368,3 @@ class _Batch:
             named = reason if str(job.path) in reason else f"{job.path}: {reason}"
             tqdm.write(f"error: {printable(named)}", file=sys.stderr)
         return outputs.failed_row(job.name, number, pages, self.predictor.class_names, printable(reason))
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn a failure to write into the user's error, which ends the run: the next image would fail alike."""
-    try:
-        yield
-    except OSError as error:
-        place, reason = error.filename or out, error.strerror or error
-        advice = "make room or choose another folder"
-        raise UserError(f"{place}: cannot be written ({reason}); {advice}") from error
