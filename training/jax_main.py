@@ -22,7 +22,15 @@ from pathlib import Path
 from effdet_tf.commands.parser import Parser, count
 from effdet_tf.errors import UserError
 from effdet_tf.files import locked, usable_cores
-from training.options import add_options, open_run, resolve, set_precision, training_exit_code, wanted_config
+from training.options import (
+    add_options,
+    chosen_settings,
+    open_run,
+    resolve,
+    set_precision,
+    training_exit_code,
+    wanted_config,
+)
 
 BACKEND = "jax"
 
@@ -49,7 +57,7 @@ def train(options: argparse.Namespace) -> None:
     data = load_packed(options.data)
     folder = options.out
     with locked(folder):
-        config = open_run(resolve(config, data), folder)  # type: ignore[arg-type]
+        config = open_run(resolve(config, data, chosen_settings(options)), folder)  # type: ignore[arg-type]
         device = jax.devices()[0]
         set_precision(config, has_accelerator=device.platform != "cpu")
         workers = crop_workers(options.workers, device.platform != "cpu")

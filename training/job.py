@@ -36,7 +36,7 @@ def train(options: argparse.Namespace) -> None:
             shard_paths(folder)
     even = config.data.normalization == "content"
     store = RecordStore(options.data, config.data.cache_mb, options.pseudo, even)
-    config = resolve(config, store)
+    config = resolve(config, store, chosen_settings(options))
     first = (cluster_task() or (0, 1))[0] == 0
     with locked(options.out) if first else contextlib.nullcontext():
         config = open_run(config, options.out, write=first)

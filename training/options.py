@@ -19,6 +19,9 @@ from effdet_tf.runs import CONFIG_FILE, find_run
 DEFAULT_PRESET = "cells-lite0"
 # Settings that a resumed run may change: they do not touch what was learned so far.
 FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes", "xla")
+# Steps of an epoch, at least, where a start is trained on: an epoch of a few images would be over in two, and
+# validation take most of the time.
+_EPOCH = 25
 _INIT = """weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` wrote, or
 a checkpoint that it takes; whatever fits is loaded, and a table says what was not"""
 
@@ -26,6 +29,7 @@ a checkpoint that it takes; whatever fits is loaded, and a table says what was n
 class TrainingImages(Protocol):
     """What the configuration takes from the training data."""
 
+    images: int
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes in the source
     max_cells: int  # in the fullest image
@@ -86,7 +90,8 @@ def wanted_config(options: argparse.Namespace) -> Config:
 def chosen_settings(options: argparse.Namespace) -> set[str]:
     """Settings that the user gave by name, such as `train.batch`; all of them where a file was given."""
     if options.config:
-        return {f"train.{field.name}" for field in dataclasses.fields(TrainConfig)}
+        own = {f"train.{field.name}" for field in dataclasses.fields(TrainConfig)}
+        return own | {"data.crops_per_image"}
     named = {setting.partition("=")[0].strip() for setting in options.set or []}
     return named | ({"train.batch"} if options.batch is not None else set())
 
@@ -142,8 +147,13 @@ def _starting_point(options: argparse.Namespace) -> Config:
     return dataclasses.replace(config, train=preset(known).train, postprocess=plain, trust=none)
 
 
-def resolve(config: Config, data: TrainingImages) -> Config:
-    """Fill in what the data decide: classes, anchors, sizes of cells, a larger `max_instances` where needed.
+def resolve(config: Config, data: TrainingImages, chosen: Collection[str] = ()) -> Config:
+    """Fill in what the data decide: classes, anchors, sizes of cells, more places and crops where needed.
+
+    Args:
+        config: that is wanted.
+        data: the training images.
+        chosen: settings that the user gave by name, as of `chosen_settings`: they stay.
 
     Raises:
         UserError: for settings that the data cannot serve.
@@ -180,7 +190,19 @@ def resolve(config: Config, data: TrainingImages) -> Config:
         change = f"from {config.data.max_instances} to {data.max_cells}"
         print(f"data.max_instances raised {change}, the cells of the fullest image")
         config = config.replace(data__max_instances=data.max_cells)
-    return config
+    return config if "data.crops_per_image" in chosen else _with_enough_crops(config, data.images)
+
+
+def _with_enough_crops(config: Config, images: int) -> Config:
+    """With so many crops of each image that few images make an epoch all the same."""
+    steps, given = _EPOCH if config.train.init else 1, config.data.crops_per_image
+    needed = -(-steps * config.train.batch // max(images, 1))
+    if needed <= given:
+        return config
+    print(
+        f"data.crops_per_image raised from {given} to {needed}, for {steps} steps an epoch on {images} images"
+    )
+    return config.replace(data__crops_per_image=needed)
 
 
 def known_sizes(cell_sizes: np.ndarray) -> tuple[float, ...]:

@@ -71,7 +71,7 @@ def parts_of(image: np.ndarray, result: Result, side: int) -> list[Part]:
     details = cv2.GaussianBlur(gray, (0, 0), _FINE) - cv2.GaussianBlur(gray, (0, 0), _COARSE)
     usual = max(float(details.std()), 1e-6)
     found = []
-    for place in places(*image.shape[:2], side):
+    for place in places(image.shape[0], image.shape[1], side):
         top, left, bottom, right = place
         numbers = look(np.ascontiguousarray(image[top:bottom, left:right]))
         texture = float(details[top:bottom, left:right].std()) / usual
@@ -80,7 +80,7 @@ def parts_of(image: np.ndarray, result: Result, side: int) -> list[Part]:
 
 
 def choose(
-    parts: Sequence[Part], images: Sequence[int], count: int, done: Sequence[bool] | None = None
+    parts: Sequence[Part], images: Sequence[object], count: int, done: Sequence[bool] | None = None
 ) -> list[int]:
     """The parts to annotate, the most useful first.
 
@@ -90,7 +90,7 @@ def choose(
 
     Args:
         parts: of all images.
-        images: number of the image of each.
+        images: what tells the image of each.
         count: of parts to choose; no more than there are, less those that overlap a chosen one.
         done: which of them are annotated already; None: none.
 

@@ -233,6 +233,22 @@ def test_max_instances_rises_to_the_fullest_image(
     assert (resolved.class_names, resolved.category_ids) == (("cell",), (5,))
 
 
+def test_few_images_make_an_epoch_of_some_steps(train_data: Path, run_config: Path, capsys) -> None:
+    """Else an epoch of two images is over in two steps, or there is none, and all time goes to validation."""
+    config, store = load_config(run_config), RecordStore(train_data)
+    images, batch = store.images, 3 * store.images + 1
+    large = config.replace(train__batch=batch, data__crops_per_image=1)
+    assert resolve(large, store).data.crops_per_image == 4  # one batch
+    assert f"data.crops_per_image raised from 1 to 4, for 1 steps an epoch on {images} images" in (
+        capsys.readouterr().out
+    )
+    trained_on = config.replace(train__init="cells", train__batch=2, data__crops_per_image=1)
+    assert resolve(trained_on, store).data.crops_per_image == -(-50 // images)  # 25 steps
+    assert resolve(trained_on, store, {"data.crops_per_image"}).data.crops_per_image == 1
+    plenty = trained_on.replace(data__crops_per_image=1000)
+    assert resolve(plenty, store).data.crops_per_image == 1000
+
+
 def test_the_sizes_of_the_cells_are_kept_with_the_run(
     finished: Path, train_data: Path, run_config: Path
 ) -> None:
