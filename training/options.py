@@ -139,8 +139,8 @@ def _starting_point(options: argparse.Namespace) -> Config:
     if run is None or not (run / CONFIG_FILE).is_file() or any(run.glob("*.index")):
         return preset(options.preset or DEFAULT_PRESET)
     # Another network would not take its weights, another way to look at pixels would not suit them. How it
-    # was trained was a matter of its own data.
-    config = load_config(run / CONFIG_FILE)
+    # was trained, and on which sources, was a matter of its own data.
+    config = load_config(run / CONFIG_FILE).replace(data__source_share={})
     known = config.preset if config.preset in PRESETS else DEFAULT_PRESET
     # Nor do its scores mean what they meant before.
     plain, none = config.postprocess.as_given(), TrustConfig()

@@ -118,6 +118,10 @@ def test_without_a_preset_the_network_is_that_of_the_run(earlier, tmp_path):
     found = wanted("--init", str(earlier), "--minutes", "5")
     assert (found.model, found.anchors, found.data) == (config.model, config.anchors, config.data)
     assert found.train.minutes == 5 and found.train.init == str(earlier)
+    # Shares of sources that other data do not have would be refused.
+    config.replace(data__source_share={"theirs": 0.5}).save(earlier / CONFIG_FILE)
+    assert wanted("--init", str(earlier)).data == config.data
+    config.save(earlier / CONFIG_FILE)
     assert wanted("--init", str(earlier), "--preset", "cells-d0").preset == "cells-d0"
     assert wanted("--init", str(earlier), "--preset", "cells-lite0").data.channels == 1
     for start in ("imagenet", str(tmp_path), "no such place"):
