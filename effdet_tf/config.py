@@ -169,6 +169,9 @@ class TrainConfig:
     # Where `init` is a whole network: its weights stay the best ones if training makes them no better on the
     # validation images.
     keep_better: bool = True
+    # Likewise: share of its weights in the result, the mean of start and end, so that more stays of what it
+    # knew (Wortsman et al. 2022, arXiv:2109.01903). Training on from few images raises it.
+    start_share: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     warmup: float = 0.05  # share of the training

@@ -16,7 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     name: bounds
     for bounds, names in (
         ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
-        ((0, 1), "postprocess.min_score data.source_share augment.invert"),
+        ((0, 1), "postprocess.min_score data.source_share augment.invert train.start_share"),
         ((0, 10), "augment.blur augment.noise augment.vignette"),
         ((1, 100), "augment.jpeg"),
         ((0.1, 10), "augment.gamma"),

@@ -22,6 +22,8 @@ FREE = ("epochs", "minutes", "evaluate_every", "evaluate_images", "save_minutes"
 # Steps of an epoch, at least, where a start is trained on: an epoch of a few images would be over in two, and
 # validation take most of the time.
 _EPOCH = 25
+# Training on from so few images keeps this share of the start (benchmarks/trust.md).
+_FEW, _KEPT = 20, 0.25
 _INIT = """weights to start from: imagenet, a run folder, what `python -m effdet_tf weights import` wrote, or
 a checkpoint that it takes; whatever fits is loaded, and a table says what was not"""
 
@@ -190,6 +192,8 @@ def resolve(config: Config, data: TrainingImages, chosen: Collection[str] = ()) 
         change = f"from {config.data.max_instances} to {data.max_cells}"
         print(f"data.max_instances raised {change}, the cells of the fullest image")
         config = config.replace(data__max_instances=data.max_cells)
+    if config.train.init and data.images <= _FEW and "train.start_share" not in chosen:
+        config = config.replace(train__start_share=_KEPT)
     return config if "data.crops_per_image" in chosen else _with_enough_crops(config, data.images)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from effdet_tf.config import Config
 from effdet_tf.errors import UserError
 from effdet_tf.model.network import build_network
-from effdet_tf.model.weights import named_variables, save_arrays
+from effdet_tf.model.weights import named_variables, read_arrays, save_arrays, to_arrays
 from effdet_tf.runs import LAST_FILE
 from training.optimizer import learning_rate, make_optimizer
 from training.order import PER_CELL, steps_per_epoch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from effdet_tf.data.packed import PackedSet
     from effdet_tf.data.store import RecordStore
 
+START_FILE = "start.npz"  # what a run started from, where that has a share in its result
 FED = ("image", *PER_CELL, "ignored")  # what a step is given of a batch
 TERMS = ("total", "class", "box", "mask")
 # What a step returns; finite figures are no proof of finite gradients, so their norm is among them.
@@ -117,6 +118,7 @@ class Run(ABC):
         fresh = bool(config.train.init) and not has_state(folder)
         # Whether the network is one that was trained before, all of it, and not one step further.
         self.trained_before = fresh and start_weights(self.network, config, self.folder, strict)
+        self.start = self._start_to_keep()
         self.optimizer = make_optimizer(config)
         self.optimizer.build(self.network.trainable_variables)
         # Running averages of the network's float variables, in their order. Copies: a Keras variable made of
@@ -125,6 +127,18 @@ class Run(ABC):
             keras.Variable(np.asarray(v).copy(), trainable=False)
             for v in named_variables(self.network).values()
         ]
+
+    def _start_to_keep(self) -> dict[str, np.ndarray]:
+        """Weights of the start that have a share in the result, by path; a resumed run reads them again."""
+        place = self.folder / START_FILE
+        if self.config.train.start_share and self.trained_before:
+            start = to_arrays(self.network)
+            save_arrays(place, start)
+            return start
+        if self.config.train.start_share and has_state(self.state_folder) and place.exists():
+            return read_arrays(place, "the weights that training started from")
+        place.unlink(missing_ok=True)  # of another run that was here
+        return {}
 
     @abstractmethod
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -144,6 +158,11 @@ class Run(ABC):
         if saved and saved["data"] != self.store.fingerprint:
             raise UserError(
                 f"{self.state_folder} holds a run on other training data; give its own --data to go on, "
+                "or choose another --out"
+            )
+        if saved.get("keeps_start") and not self.start:
+            raise UserError(
+                f"{self.state_folder / START_FILE}: is gone, of which the result keeps a share; put it back, "
                 "or choose another --out"
             )
         self.epoch, self.epoch_step, self.step = (saved.get(k, 0) for k in ("epoch", "epoch_step", "step"))
@@ -176,6 +195,9 @@ class Run(ABC):
             f"epoch; anchors {[list(s) for s in config.anchors.sizes] or 'as published'}; "
             f"run folder {self.state_folder}"
         )
+        if self.start:
+            share = f"{config.train.start_share:.0%} of its start (train.start_share)"
+            print(f"the result keeps {share}, so that more stays of what that knew")
         if self.progress() >= 1 and not self.epoch_step:
             print(f"trained to its end, {self.step} steps, before; for more, give more --epochs or --minutes")
         elif self.step:
@@ -279,15 +301,21 @@ class Run(ABC):
         print(f"epoch {row['epoch']}: {shown}")
 
     def averaged_arrays(self) -> dict[str, np.ndarray]:
-        """The averaged weights, float32, by the path of their variable."""
-        names = named_variables(self.network)
-        return {name: np.asarray(mean) for name, mean in zip(names, self.average, strict=True)}
+        """The averaged weights, with the share of the start, float32, by the path of their variable."""
+        names, share = named_variables(self.network), np.float32(self.config.train.start_share)
+        means = {name: np.asarray(mean) for name, mean in zip(names, self.average, strict=True)}
+        return means | {k: means[k] + share * (first - means[k]) for k, first in self.start.items()}
 
     def save(self) -> None:
         """Write the state that `--out RUN` resumes from."""
         self._settle()
         names = ("epoch", "epoch_step", "step", "best", "report", "compared")
         progress = {"data": self.store.fingerprint, **{name: getattr(self, name) for name in names}}
-        progress |= {"elapsed": self._seconds(), "sums": self.sums.tolist(), "history": self.log.history}
+        progress |= {
+            "keeps_start": bool(self.start),
+            "elapsed": self._seconds(),
+            "sums": self.sums.tolist(),
+            "history": self.log.history,
+        }
         save_state(self.folder, self._groups(), progress)
         self._saved_at = time.monotonic()

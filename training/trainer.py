@@ -282,7 +282,8 @@ class Trainer(Run):
 
     def _take_average(self) -> None:
         """Give the averaged weights to the network that is validated."""
-        for variable, mean in zip(named_variables(self.averaged).values(), self.average, strict=True):
+        means = self.averaged_arrays().values()
+        for variable, mean in zip(named_variables(self.averaged).values(), means, strict=True):
             variable.assign(mean)
 
     def _validate_start(self) -> None:

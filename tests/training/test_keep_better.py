@@ -14,11 +14,13 @@ from effdet_tf.model.weights import read_arrays
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, LAST_FILE
 from training import main as command
 from training import trainer as trainer_lib
+from training.progress import START_FILE
 
 
 @pytest.fixture(scope="module")
 def arguments(train_data: Path, val_data: Path, run_config: Path) -> list[str]:
-    return ["--data", str(train_data), "--val", str(val_data), "--batch", "2"]
+    short = ["--batch", "2", "--set", "data.crops_per_image=1"]  # epochs of two steps
+    return ["--data", str(train_data), "--val", str(val_data), *short]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,41 @@ def test_it_can_be_left_out_and_other_starts_have_no_before(arguments, start, ru
     words = [*arguments, "--init", str(other), "--config", str(tmp_path / "wider.yaml"), "--epochs", "1"]
     assert command.main([*words, "--out", str(tmp_path / "b")]) == 0
     assert "before and after" not in capsys.readouterr().out
+
+
+def test_few_images_leave_a_share_of_the_start_in_the_result(arguments, start, tmp_path, capsys):
+    """A quarter by default, none where that is asked for; the trained weights themselves are the same."""
+    made, words = {}, [*arguments, "--init", str(start), "--epochs", "1"]
+    for name, setting in (("by default", []), ("half", ["0.5"]), ("none", ["0"])):
+        out = tmp_path / name
+        settings = [word for value in setting for word in ("--set", f"train.start_share={value}")]
+        assert command.main([*words, *settings, "--out", str(out)]) == 0
+        made[name] = read_arrays(out / LAST_FILE)
+        told = capsys.readouterr().out
+        assert ("of its start (train.start_share)" in told) == (name != "none")
+        assert (out / START_FILE).exists() == (name != "none")
+    first, end = read_arrays(start / BEST_FILE), made["none"]
+    assert any(not np.array_equal(first[name], end[name]) for name in end)
+    for share, name in ((0.25, "by default"), (0.5, "half")):
+        for path, value in made[name].items():
+            np.testing.assert_allclose(value, share * first[path] + (1 - share) * end[path], atol=1e-6)
+
+
+def test_a_resumed_run_keeps_the_share_of_its_start(arguments, start, tmp_path, capsys):
+    words = [*arguments, "--init", str(start)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command.main([*words, "--epochs", "2", "--out", str(whole)]) == 0
+    own = shutil.copytree(start, tmp_path / "moved")
+    on = [*arguments, "--init", str(own)]
+    assert command.main([*on, "--epochs", "1", "--out", str(parts)]) == 0
+    shutil.rmtree(own / "tensorboard", ignore_errors=True)
+    (own / BEST_FILE).write_bytes((whole / LAST_FILE).read_bytes())  # the start may be another one by now
+    assert command.main([*on, "--epochs", "2", "--out", str(parts)]) == 0
+    state, first = read_arrays(parts / "state.npz", "state"), read_arrays(start / BEST_FILE)
+    averages = [state[f"average/{k}"] for k in range(len(first))]
+    for (path, value), mean in zip(read_arrays(parts / LAST_FILE).items(), averages, strict=True):
+        np.testing.assert_allclose(value, 0.25 * first[path] + 0.75 * mean, atol=1e-6)
+    (parts / START_FILE).unlink()
+    capsys.readouterr()
+    assert command.main([*on, "--epochs", "3", "--out", str(parts)]) == 1
+    assert "start.npz: is gone, of which the result keeps a share" in capsys.readouterr().err
