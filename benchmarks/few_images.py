@@ -96,7 +96,7 @@ def train(
     config = wanted_config(training_main.build_parser().parse_args(words))
     store = RecordStore(folder / "data", config.data.cache_mb, (), config.data.normalization == "content")
     per_image = -(-steps * config.train.batch // store.images)
-    config = resolve(config.replace(data__crops_per_image=per_image), store)
+    config = resolve(config.replace(data__crops_per_image=per_image), store, {"train.start_share"})
     (folder / "run").mkdir()
     trainer = StepTrainer(open_run(config, folder / "run"), store, folder / "run", None)
     trainer.steps_in_all = steps

@@ -137,16 +137,23 @@ def _starting_point(options: argparse.Namespace) -> Config:
     """The configuration before any setting: of a file, a preset, or the run that is to be trained on."""
     if options.config:
         return load_config(options.config)
-    run = find_run(options.init) if options.init and options.preset is None else None
-    if run is None or not (run / CONFIG_FILE).is_file() or any(run.glob("*.index")):
+    run = _run_of(options.init) if options.preset is None else None
+    if run is None:
         return preset(options.preset or DEFAULT_PRESET)
     # Another network would not take its weights, another way to look at pixels would not suit them. How it
-    # was trained, and on which sources, was a matter of its own data.
-    config = load_config(run / CONFIG_FILE).replace(data__source_share={})
-    known = config.preset if config.preset in PRESETS else DEFAULT_PRESET
+    # was trained, on how many crops of which sources, was a matter of its own data.
+    config = load_config(run / CONFIG_FILE)
+    usual = preset(config.preset if config.preset in PRESETS else DEFAULT_PRESET)
+    config = config.replace(data__source_share={}, data__crops_per_image=usual.data.crops_per_image)
     # Nor do its scores mean what they meant before.
     plain, none = config.postprocess.as_given(), TrustConfig()
-    return dataclasses.replace(config, train=preset(known).train, postprocess=plain, trust=none)
+    return dataclasses.replace(config, train=usual.train, postprocess=plain, trust=none)
+
+
+def _run_of(init: str | None) -> Path | None:
+    """The folder of a network of ours that `--init` names; None where it names something else."""
+    run = find_run(init) if init else None
+    return None if run is None or not (run / CONFIG_FILE).is_file() or any(run.glob("*.index")) else run
 
 
 def resolve(config: Config, data: TrainingImages, chosen: Collection[str] = ()) -> Config:
@@ -184,15 +191,16 @@ def resolve(config: Config, data: TrainingImages, chosen: Collection[str] = ()) 
         ratios = config.anchors.ratios if config.anchors.code == "sides" else None
         sizes = data.cell_sizes * config.data.zoom
         found = suggest_anchors(sizes, levels, per_level, ratios, scale)
-        chosen = {"anchors__sizes": found.sizes, "anchors__ratios": found.ratios}
-        config = config.replace(anchors__from_data=False, **chosen)
+        fitted = {"anchors__sizes": found.sizes, "anchors__ratios": found.ratios}
+        config = config.replace(anchors__from_data=False, **fitted)
     if len(data.cell_sizes):
         config = config.replace(data__cell_size=known_sizes(data.cell_sizes))
     if data.max_cells > config.data.max_instances:
         change = f"from {config.data.max_instances} to {data.max_cells}"
         print(f"data.max_instances raised {change}, the cells of the fullest image")
         config = config.replace(data__max_instances=data.max_cells)
-    if config.train.init and data.images <= _FEW and "train.start_share" not in chosen:
+    few = data.images <= _FEW and _run_of(config.train.init) is not None
+    if few and "train.start_share" not in chosen:
         config = config.replace(train__start_share=_KEPT)
     return config if "data.crops_per_image" in chosen else _with_enough_crops(config, data.images)
 

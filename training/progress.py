@@ -130,14 +130,14 @@ class Run(ABC):
 
     def _start_to_keep(self) -> dict[str, np.ndarray]:
         """Weights of the start that have a share in the result, by path; a resumed run reads them again."""
-        place = self.folder / START_FILE
-        if self.config.train.start_share and self.trained_before:
+        share, saved = self.config.train.start_share, self.state_folder / START_FILE
+        if share and self.trained_before:
             start = to_arrays(self.network)
-            save_arrays(place, start)
+            save_arrays(self.folder / START_FILE, start)
             return start
-        if self.config.train.start_share and has_state(self.state_folder) and place.exists():
-            return read_arrays(place, "the weights that training started from")
-        place.unlink(missing_ok=True)  # of another run that was here
+        if share and has_state(self.state_folder) and saved.exists():
+            return read_arrays(saved, "the weights that training started from")
+        (self.folder / START_FILE).unlink(missing_ok=True)  # of another run that was here
         return {}
 
     @abstractmethod
@@ -195,9 +195,12 @@ class Run(ABC):
             f"epoch; anchors {[list(s) for s in config.anchors.sizes] or 'as published'}; "
             f"run folder {self.state_folder}"
         )
-        if self.start:
-            share = f"{config.train.start_share:.0%} of its start (train.start_share)"
-            print(f"the result keeps {share}, so that more stays of what that knew")
+        if share := config.train.start_share:
+            kept = f"keeps {share:.0%} of its start (train.start_share)"
+            why = (
+                "so that more stays of what that knew" if self.start else "but that is no whole network: none"
+            )
+            print(f"the result {kept}, {why}")
         if self.progress() >= 1 and not self.epoch_step:
             print(f"trained to its end, {self.step} steps, before; for more, give more --epochs or --minutes")
         elif self.step:

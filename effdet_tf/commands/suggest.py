@@ -29,7 +29,8 @@ _HELP = {
     "%(default)s)",
     "count": "crops to write (default: %(default)s)",
     "side": "side of a crop, px; images up to a quarter larger are taken whole (default: %(default)s)",
-    "done": "folders of earlier suggestions, annotated by now: what they show is not suggested again",
+    "done": "folders of earlier suggestions, annotated by now: what they show is not suggested again, "
+    "but for crops whose mask was deleted",
     "channel": "of files with several: number from 1, name, or all, as for predict",
 }
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for folder in report.strangers:
         print(f"warning: {folder}: no crop of it is of these images; were they moved?", file=sys.stderr)
+    if report.own:
+        print(f"left out: {report.own} crops and masks of earlier suggestions", file=sys.stderr)
     if report.images:
         print(
             f"{len(report.crops)} crops of {report.images} images, {report.cells} cells outlined, "
@@ -90,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"correct {report.out / 'masks'}, {CELLS} says where to look first; then convert labelmaps")
     if len(report.crops) < args.count and report.images:
-        print(f"warning: the images have no more than {len(report.crops)} such crops", file=sys.stderr)
+        few = f"{len(report.crops)} crops and no more"
+        print(f"warning: {few}: the rest overlaps those, or annotated ones", file=sys.stderr)
     if report.failed:
         print(f"error: {len(report.failed)} images could not be looked at", file=sys.stderr)
     return report.exit_code

@@ -136,7 +136,7 @@ def printable(text: str) -> str:
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
-def _fitting(name: str) -> str:
+def fitting(name: str) -> str:
     """A name whose last part file systems take with any suffix, and with the mark of an unfinished file."""
     folder, slash, last = printable(name).rpartition("/")
     data = last.encode()
@@ -181,7 +181,7 @@ def output_names(images: Sequence[tuple[str, PurePath]]) -> list[str]:
     used: set[str] = set()
     names = []
     for form in forms:
-        form[0] = _fitting(form[0])
+        form[0] = fitting(form[0])
     for form in forms:  # add -2, -3, ... to names that are still alike
         longer = itertools.chain(form[:1], (f"{form[0]}-{number}" for number in itertools.count(2)))
         names.append(next(name for name in longer if name.casefold() not in used))

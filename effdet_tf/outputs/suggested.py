@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ from effdet_tf.errors import UserError, reason_of
 from effdet_tf.files import atomic_write, locked, writing
 from effdet_tf.images.read import Stack
 from effdet_tf.outputs.appended_csv import open_csv
-from effdet_tf.outputs.cells import number_cells
-from effdet_tf.outputs.jobs import Job, printable
+from effdet_tf.outputs.cells import NumberedCells, number_cells
+from effdet_tf.outputs.jobs import Job, fitting, printable
 from effdet_tf.outputs.labels import LabelPages
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
@@ -30,6 +31,7 @@ from effdet_tf.prediction.suggestion import Part, Place, choose, doubts, inside,
 CROPS, CELLS = "suggested.csv", "cells.csv"
 CROP_COLUMNS = ("crop", "file", "page", "y0", "x0", "y1", "x1", "cells", "in_doubt")
 CELL_COLUMNS = ("crop", "label", "score", "doubt", "y0", "x0", "y1", "x1")
+_FOLDERS = ("images", "masks")
 _IN_DOUBT = 0.5  # of `doubts`: scores from .15 to .85
 
 
@@ -43,6 +45,7 @@ class Suggestion:
     in_doubt: int = 0  # of those, and of what the network sees besides
     images: int = 0  # images, or pages of stacks, that were looked at
     failed: list[tuple[Path, str]] = field(default_factory=list)  # path and reason of each other image
+    own: int = 0  # crops and masks of earlier suggestions among the images, which were left out
     strangers: list[Path] = field(default_factory=list)  # annotated folders that hold none of these images
 
     @property
@@ -94,15 +97,14 @@ def suggest_crops(
     report = Suggestion(Path(out))
     if not predictor.config.model.mask.enabled:
         raise UserError("this network has no mask head, so no outlines to correct; take one that has")
-    if (report.out / CROPS).exists():
-        raise UserError(
-            f"{report.out / CROPS}: exists already, and its masks may be corrected by now; name another one"
-        )
     check_sizing(predictor.config, sizing)
     annotated = {Path(folder): _read_crops(Path(folder)) for folder in done}
     looker = _Looker(predictor, sizing, channel, progress, report)
     with logging_redirect_tqdm(), writing(report.out), locked(report.out, "writes suggestions there"):
-        found = list(looker.parts(images, side))
+        _check_free(report.out)
+        pictures = [job for job in images if not _is_crop(job.path)]
+        report.own = len(images) - len(pictures)
+        found = list(looker.parts(pictures, side))
         pages = [(_key(one.job.path), one.page) for one in found]
         files = {file for file, _ in pages}
         report.strangers = [
@@ -114,8 +116,21 @@ def suggest_crops(
             for page, one in zip(pages, found, strict=True)
         ]
         chosen = choose([one.part for one in found], pages, count, covered)
-        looker.write([found[k] for k in chosen])
+        if chosen:
+            looker.write([found[k] for k in chosen])
     return report
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder whose crops, or other images, may be annotated by now."""
+    for path in (out / CROPS, *(out / name for name in _FOLDERS)):
+        if path.is_file() or path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path}: exists already, and may be annotated by now; name another folder")
+
+
+def _is_crop(path: Path) -> bool:
+    """Whether an image is a crop, or a mask, of earlier suggestions."""
+    return path.parent.name in _FOLDERS and (path.parent.parent / CROPS).is_file()
 
 
 def _key(path: Path) -> str:
@@ -124,21 +139,30 @@ def _key(path: Path) -> str:
 
 
 def _read_crops(folder: Path) -> list[tuple[str, int, Place]]:
-    """File, page, from 0, and place of every crop of a folder."""
+    """File, page, from 0, and place of every crop of a folder whose mask was not deleted."""
     table = folder / CROPS
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        sides = [tuple(int(row[side]) for side in ("y0", "x0", "y1", "x1")) for row in rows]
         return [
-            (row["file"], int(row["page"]) - 1, (y0, x0, y1, x1))
-            for row, (y0, x0, y1, x1) in zip(rows, sides, strict=True)
+            (
+                row["file"],
+                int(row["page"]) - 1,
+                (int(row["y0"]), int(row["x0"]), int(row["y1"]), int(row["x1"])),
+            )
+            for row in rows
+            if row["file"] and _has_mask(folder, row["crop"])
         ]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{table}: cannot be read ({reason}); name a folder of suggested crops") from error
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{table}: is no table of suggested crops; name a folder that has one") from error
+
+
+def _has_mask(folder: Path, crop: str) -> bool:
+    names = crop, crop.removeprefix("'")  # the mark of text that a spreadsheet would run
+    return any((folder / "masks" / f"{name}.tif").exists() for name in names)
 
 
 @dataclass
@@ -160,10 +184,14 @@ class _Looker:
                     if left and self.progress:
                         tqdm.write(f"{job.path}: {left}", file=sys.stderr)
                     for page in chosen:
-                        image, result = self._find(stack, page)
+                        try:
+                            image, result = self._find(stack, page)
+                            found = parts_of(image, result, side)
+                        except Exception as error:  # of this page alone
+                            self._tell(job, error, page if stack.pages > 1 else None)
+                            continue
                         self.report.images += 1
-                        for part in parts_of(image, result, side):
-                            yield _Candidate(job, page, stack.pages, part)
+                        yield from (_Candidate(job, page, stack.pages, part) for part in found)
             except Exception as error:  # of this image alone
                 self._tell(job, error)
 
@@ -171,42 +199,69 @@ class _Looker:
         image = stack.read(page)
         return image, predict_sized(self.predictor, image, None, self.sizing, stack.um_per_px)
 
-    def _tell(self, job: Job, error: Exception) -> None:
-        reason = reason_of(error)
+    def _tell(self, job: Job, error: Exception, page: int | None = None) -> None:
+        of_page = "" if page is None else f"page {page + 1}: "
+        reason = of_page + reason_of(error)
         self.report.failed.append((job.path, reason))
         if self.progress:
             named = reason if str(job.path) in reason else f"{job.path}: {reason}"
             tqdm.write(f"error: {printable(named)}", file=sys.stderr)
 
     def write(self, chosen: Sequence[_Candidate]) -> None:
-        """Write crops and their outlines, then the rows of each."""
-        report, out = self.report, self.report.out
-        with open_csv(out / CROPS, CROP_COLUMNS) as add, open_csv(out / CELLS, CELL_COLUMNS) as add_cells:
-            for one in tqdm(chosen, "write", unit="crop", disable=not self.progress):
-                place, name = one.part.place, _name(one)
-                while name in report.crops:  # a/b.tif and a__b.tif
-                    name += "_"
-                with Stack(one.job.path) as stack:
-                    image, result = self._find(stack, one.page)
-                    side = self.sizing.um_per_px or stack.um_per_px
-                outlined, rows = self._cells(result, place)
-                _write_image(out / "images" / f"{name}.tif", image, place, side)
+        """Write crops and their outlines, then the tables."""
+        rows: dict[int, tuple[list[Any], list[list[Any]]]] = {}
+        order = sorted(range(len(chosen)), key=lambda k: (chosen[k].job.name, chosen[k].page))
+        groups = itertools.groupby(order, lambda k: (chosen[k].job, chosen[k].page))
+        bar = tqdm(groups, "write", unit="image", disable=not self.progress)
+        for (job, page), numbers in bar:  # each image is predicted once
+            try:
+                with Stack(job.path) as stack:
+                    image, result = self._find(stack, page)
+                    um_per_px = self.sizing.um_per_px or stack.um_per_px
+                reported = number_cells(result.filter(self.predictor.config.postprocess.report_score))
+            except Exception as error:  # it was read before, and is gone or changed
+                self._tell(job, error)
+                continue
+            for k in numbers:
+                name, place = self._free_name(chosen[k]), chosen[k].part.place
+                outlined, cells = self._cells(result, reported, place)
+                _write_image(self.report.out / "images" / f"{name}.tif", image, place, um_per_px)
                 with (
-                    atomic_write(out / "masks" / f"{name}.tif") as temporary,
-                    LabelPages(temporary, um_per_px=side) as labels,
+                    atomic_write(self.report.out / "masks" / f"{name}.tif") as temporary,
+                    LabelPages(temporary, um_per_px=um_per_px) as labels,
                 ):
                     labels.add(outlined)
-                add_cells([name, *row] for row in rows)
-                cells = int(outlined.max(initial=0))
-                add([[name, _key(one.job.path), one.page + 1, *place, cells, len(rows)]])
-                report.crops.append(name)
-                report.cells += cells
-                report.in_doubt += len(rows)
+                count = int(outlined.max(initial=0))
+                row = [name, _key(job.path), page + 1, *place, count, len(cells)]
+                rows[k] = row, [[name, *cell] for cell in cells]
+                self.report.crops.append(name)
+        self._write_tables([rows[k] for k in sorted(rows)])
 
-    def _cells(self, result: Result, place: Place) -> tuple[np.ndarray, list[list[Any]]]:
+    def _free_name(self, one: _Candidate) -> str:
+        """Name of a crop: of its image, page and upper left corner; a/b.tif and a__b.tif stay apart."""
+        page = f"_p{one.page + 1:04d}" if one.pages > 1 else ""
+        name = (
+            fitting(f"{one.job.name.replace('/', '__')}")
+            + f"{page}_y{one.part.place[0]}_x{one.part.place[1]}"
+        )
+        while name in self.report.crops:
+            name += "_"
+        return name
+
+    def _write_tables(self, rows: Sequence[tuple[list[Any], list[list[Any]]]]) -> None:
+        out = self.report.out
+        with open_csv(out / CROPS, CROP_COLUMNS) as add, open_csv(out / CELLS, CELL_COLUMNS) as add_cells:
+            add(row for row, _ in rows)
+            add_cells(cell for _, cells in rows for cell in cells)
+        self.report.crops = [row[0] for row, _ in rows]
+        self.report.cells = sum(row[-2] for row, _ in rows)
+        self.report.in_doubt = sum(row[-1] for row, _ in rows)
+
+    def _cells(
+        self, result: Result, reported: NumberedCells, place: Place
+    ) -> tuple[np.ndarray, list[list[Any]]]:
         """Label map of a place, and a row for each cell in doubt, the least sure first."""
         y0, x0, y1, x1 = place
-        reported = number_cells(result.filter(self.predictor.config.postprocess.report_score))
         assert reported.labels is not None  # a network without masks was refused
         numbers, labels = np.unique(reported.labels[y0:y1, x0:x1], return_inverse=True)
         labels = labels.reshape(y1 - y0, x1 - x0) + (numbers[0] > 0)  # a place without background begins at 1
@@ -221,12 +276,6 @@ class _Looker:
                     box = (cells.boxes[k] - (y0, x0, y0, x0)).round(1).tolist()
                     rows.append([label, round(float(cells.scores[k]), 4), round(float(unsure[k]), 4), *box])
         return labels, sorted(rows, key=lambda row: -row[2])
-
-
-def _name(one: _Candidate) -> str:
-    """Name of a crop: of its image, page and upper left corner."""
-    page = f"_p{one.page + 1:04d}" if one.pages > 1 else ""
-    return f"{one.job.name.replace('/', '__')}{page}_y{one.part.place[0]}_x{one.part.place[1]}"
 
 
 def _write_image(path: Path, image: np.ndarray, place: Place, um_per_px: float | None) -> None:

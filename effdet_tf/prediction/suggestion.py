@@ -14,11 +14,13 @@ from effdet_tf.prediction.results import Result
 
 Place = tuple[int, int, int, int]
 
-_MOST = 4000  # parts that are compared with each other: those with the most to learn from
+_MOST = (
+    4000  # parts that are compared with each other: those in most doubt, half of them annotated ones at most
+)
 _UNSEEN = 0.5  # worth of a part with usual texture in which nothing is seen; doubts of the mean part add 1
 _FINE, _COARSE = 1.0, 4.0  # deviations of the two blurs, px, whose difference is texture
 _WHOLE = 1.25  # an image up to so many times the side of a part is one part, or a strip of parts
-_SAME = 0.2  # share of the smaller of two parts of an image; from this on one of them is enough
+_SAME = 0.3  # share of the smaller of two parts of an image: of those that share more, one is enough
 
 
 class Part(NamedTuple):
@@ -67,16 +69,20 @@ def parts_of(image: np.ndarray, result: Result, side: int) -> list[Part]:
         side: of a part, px.
     """
     unsure = doubts(result.scores.astype(np.float64))
-    gray = to_gray(image).astype(np.float32)
-    details = cv2.GaussianBlur(gray, (0, 0), _FINE) - cv2.GaussianBlur(gray, (0, 0), _COARSE)
-    usual = max(float(details.std()), 1e-6)
     found = []
     for place in places(image.shape[0], image.shape[1], side):
         top, left, bottom, right = place
-        numbers = look(np.ascontiguousarray(image[top:bottom, left:right]))
-        texture = float(details[top:bottom, left:right].std()) / usual
-        found.append(Part(place, numbers, float(unsure[inside(result, place)].sum()), texture))
-    return found
+        pixels = np.ascontiguousarray(image[top:bottom, left:right])
+        doubt = float(unsure[inside(result, place)].sum())
+        found.append(Part(place, look(pixels), doubt, _contrast(pixels)))
+    usual = max(float(np.sqrt(np.mean([part.texture**2 for part in found]))), 1e-6)
+    return [part._replace(texture=part.texture / usual) for part in found]
+
+
+def _contrast(pixels: np.ndarray) -> float:
+    """Deviation of the details of a part, in the units of its pixels."""
+    gray = to_gray(pixels).astype(np.float32)
+    return float((cv2.GaussianBlur(gray, (0, 0), _FINE) - cv2.GaussianBlur(gray, (0, 0), _COARSE)).std())
 
 
 def choose(
@@ -99,7 +105,9 @@ def choose(
     """
     annotated = np.zeros(len(parts), bool) if done is None else np.asarray(done, bool)
     doubt = np.array([part.doubt for part in parts], np.float64)
-    compared = np.sort(np.lexsort((-doubt, ~annotated))[:_MOST])
+    order = np.argsort(-doubt, kind="stable")
+    covering = order[annotated[order]][: _MOST // 2]
+    compared = np.sort(np.concatenate([covering, order[~annotated[order]][: _MOST - len(covering)]]))
     if not len(compared):
         return []
     looks = np.array([parts[k].look for k in compared])

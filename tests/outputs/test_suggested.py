@@ -122,7 +122,10 @@ def test_corrected_masks_are_never_written_over(tmp_path):
     jobs, out = find_images([tmp_path / "a.tif"]), tmp_path / "out"
     suggest_crops(Doubting(), jobs, out, side=SIDE)
     before = sorted((path, path.read_bytes()) for path in out.rglob("*.tif"))
-    with pytest.raises(UserError, match=r"suggested.csv: exists already.*name another one"):
+    with pytest.raises(UserError, match=r"suggested.csv: exists already.*name another folder"):
+        suggest_crops(Doubting(), jobs, out, side=SIDE)
+    (out / "suggested.csv").unlink()
+    with pytest.raises(UserError, match="images: exists already"):
         suggest_crops(Doubting(), jobs, out, side=SIDE)
     assert sorted((path, path.read_bytes()) for path in out.rglob("*.tif")) == before
 
@@ -136,10 +139,65 @@ def test_faults_are_told_in_a_line(tmp_path):
         suggest_crops(boxes, jobs, tmp_path / "out")
     with pytest.raises(UserError, match=r"suggested.csv: cannot be read \(No such file"):
         suggest_crops(Doubting(), jobs, tmp_path / "out", done=[tmp_path])
-    (tmp_path / "suggested.csv").write_text("crop,file\nx,y\n")
+    (tmp_path / "suggested.csv").write_text("crop,page\nx,y\n")
     with pytest.raises(UserError, match="no table of suggested crops"):
         suggest_crops(Doubting(), jobs, tmp_path / "out", done=[tmp_path])
     assert not (tmp_path / "out").exists()
+
+
+def test_one_page_that_cannot_be_read_leaves_the_others(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "film.tif") as writer:
+        for k in range(4):
+            writer.write(picture()[: 150 if k == 1 else 160], contiguous=False)
+    report = suggest_crops(
+        Doubting(), find_images([tmp_path / "film.tif"]), tmp_path / "out", count=3, side=512
+    )
+    assert report.images == 3 and len(report.failed) == 1 and report.exit_code == 3
+    assert report.failed[0][1].startswith("page 2: ")
+    assert sorted(pd.read_csv(tmp_path / "out" / "suggested.csv").page) == [1, 3, 4]
+
+
+def test_an_image_is_looked_at_once_more_for_all_its_crops(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    finder = Doubting()
+    suggest_crops(finder, find_images([tmp_path / "a.tif"]), tmp_path / "out", count=9, side=SIDE)
+    assert len(finder.dtypes) == 2
+
+
+def test_own_crops_and_masks_in_the_folder_are_no_images(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    first = suggest_crops(Doubting(), find_images([tmp_path]), tmp_path / "next", count=1, side=SIDE)
+    again = suggest_crops(
+        Doubting(), find_images([tmp_path]), tmp_path / "more", count=9, side=SIDE, done=[first.out]
+    )
+    assert again.own == 2 and again.images == 1
+    assert all(name.startswith("a_") for name in again.crops) and set(again.crops).isdisjoint(first.crops)
+
+
+def test_a_crop_that_was_deleted_is_not_annotated(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    jobs = find_images([tmp_path / "a.tif"])
+    first = suggest_crops(Doubting(), jobs, tmp_path / "next", count=1, side=SIDE)
+    (first.out / "masks" / f"{first.crops[0]}.tif").unlink()
+    again = suggest_crops(Doubting(), jobs, tmp_path / "more", count=1, side=SIDE, done=[first.out])
+    assert again.crops == first.crops
+
+
+def test_nothing_to_write_leaves_the_folder_free(tmp_path):
+    (tmp_path / "bad.tif").write_bytes(b"II*\0nothing")
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    jobs = find_images([tmp_path / "bad.tif"])
+    assert not suggest_crops(Doubting(), jobs, tmp_path / "out", side=SIDE).crops
+    assert suggest_crops(Doubting(), find_images([tmp_path / "a.tif"]), tmp_path / "out", side=SIDE).crops
+
+
+def test_names_of_deep_folders_fit(tmp_path):
+    folder = tmp_path / "in" / ("a" * 90) / ("b" * 90) / ("é" * 40)
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "x.tif", picture(np.float32, 0.5))
+    report = suggest_crops(Doubting(), find_images([tmp_path / "in"]), tmp_path / "out", count=1, side=512)
+    crop = read_image(tmp_path / "out" / "images" / f"{report.crops[0]}.tif")
+    assert crop.dtype == np.float32 and np.array_equal(crop, read_image(folder / "x.tif"))
 
 
 def test_the_command_tells_what_it_wrote(tmp_path, capsys, monkeypatch):
@@ -149,6 +207,6 @@ def test_the_command_tells_what_it_wrote(tmp_path, capsys, monkeypatch):
     assert cli.main(["suggest", *words, "--no-rescale"]) == 0
     told = capsys.readouterr()
     assert "2 crops of 1 images, 1 cells outlined, 2 in doubt" in told.out
-    assert "no more than 2 such crops" in told.err
+    assert "2 crops and no more" in told.err
     assert cli.main(["suggest", *words]) == 1
     assert "exists already" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_one_of_two_overlapping_parts_of_an_image_is_enough():
     ]
     assert len(choose(made, [7, 7], 2)) == 1
     assert len(choose(made, [7, 8], 2)) == 2  # of two images
-    assert overlap((0, 0, 10, 10), (0, 7, 10, 17)) and not overlap((0, 0, 10, 10), (0, 8, 10, 18))
+    assert overlap((0, 0, 10, 10), (0, 6, 10, 16)) and not overlap((0, 0, 10, 10), (0, 7, 10, 17))
     assert overlap((0, 0, 100, 100), (10, 10, 20, 20)) and not overlap((0, 0, 10, 10), (20, 20, 30, 30))
 
 
@@ -94,6 +94,7 @@ def test_many_parts_are_compared_by_those_with_the_most_doubts(monkeypatch):
     assert sorted(choose(parts(looks, needs), range(6), 6)) == [3, 4, 5]
     done = [True, False, False, False, False, False]  # what is annotated counts whatever its doubts
     assert sorted(choose(parts(looks, needs), range(6), 6, done)) == [4, 5]
+    assert choose(parts(looks, needs), range(6), 6, [True] * 5 + [False]) == [5]  # and leaves room for others
 
 
 def test_a_part_without_anything_is_worth_nothing():

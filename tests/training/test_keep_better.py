@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from effdet_tf.model.weights import read_arrays
 from effdet_tf.runs import BEST_FILE, CONFIG_FILE, FIGURES_FILE, LAST_FILE
 from training import main as command
 from training import trainer as trainer_lib
-from training.progress import START_FILE
+from training.progress import START_FILE, Run
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,15 @@ def test_a_resumed_run_keeps_the_share_of_its_start(arguments, start, tmp_path, 
     capsys.readouterr()
     assert command.main([*on, "--epochs", "3", "--out", str(parts)]) == 1
     assert "start.npz: is gone, of which the result keeps a share" in capsys.readouterr().err
+
+
+def test_every_worker_of_a_resumed_run_knows_the_start(start, tmp_path):
+    """All but the first write to a folder of their own, which is a new one each time."""
+    run = shutil.copytree(start, tmp_path / "run")
+    shutil.copyfile(run / BEST_FILE, run / START_FILE)
+    (tmp_path / "own").mkdir()
+    worker = SimpleNamespace(folder=tmp_path / "own", state_folder=run, trained_before=False)
+    worker.config = load_config(run / CONFIG_FILE).replace(train__start_share=0.25)
+    first = read_arrays(run / BEST_FILE)
+    kept = Run._start_to_keep(worker)
+    assert set(kept) == set(first) and all(np.array_equal(kept[name], first[name]) for name in first)

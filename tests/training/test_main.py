@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -23,7 +24,7 @@ from effdet_tf.prediction.load import load
 from effdet_tf.runs import ABOUT_FILE, FIGURES_FILE, LOG_FILE, REPORT_FILE
 from training import main as command
 from training.demo import MINUTES
-from training.options import open_run, resolve, wanted_config
+from training.options import TrainingImages, open_run, resolve, wanted_config
 from training.state import PREVIOUS_FILE, STATE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,8 +246,23 @@ def test_few_images_make_an_epoch_of_some_steps(train_data: Path, run_config: Pa
     trained_on = config.replace(train__init="cells", train__batch=2, data__crops_per_image=1)
     assert resolve(trained_on, store).data.crops_per_image == -(-50 // images)  # 25 steps
     assert resolve(trained_on, store, {"data.crops_per_image"}).data.crops_per_image == 1
+    # What the user says holds, where anchors are made of the data too.
+    anchors = trained_on.replace(anchors__from_data=True)
+    named = resolve(anchors, store, {"data.crops_per_image", "train.start_share"})
+    assert (named.data.crops_per_image, named.train.start_share) == (1, 0)
     plenty = trained_on.replace(data__crops_per_image=1000)
     assert resolve(plenty, store).data.crops_per_image == 1000
+
+
+@pytest.mark.parametrize(
+    ("images", "init", "share"), [(20, "cells", 0.25), (21, "cells", 0), (2, "imagenet", 0)]
+)
+def test_few_images_keep_a_quarter_of_a_network(images, init, share, train_data, run_config) -> None:
+    store = RecordStore(train_data)
+    seen = SimpleNamespace(**{name: getattr(store, name) for name in TrainingImages.__annotations__})
+    seen.images = images
+    config = load_config(run_config).replace(train__init=init)
+    assert resolve(config, seen).train.start_share == share
 
 
 def test_the_sizes_of_the_cells_are_kept_with_the_run(

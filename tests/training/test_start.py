@@ -119,7 +119,7 @@ def test_without_a_preset_the_network_is_that_of_the_run(earlier, tmp_path):
     assert (found.model, found.anchors, found.data) == (config.model, config.anchors, config.data)
     assert found.train.minutes == 5 and found.train.init == str(earlier)
     # Shares of sources that other data do not have would be refused.
-    config.replace(data__source_share={"theirs": 0.5}).save(earlier / CONFIG_FILE)
+    config.replace(data__source_share={"theirs": 0.5}, data__crops_per_image=99).save(earlier / CONFIG_FILE)
     assert wanted("--init", str(earlier)).data == config.data
     config.save(earlier / CONFIG_FILE)
     assert wanted("--init", str(earlier), "--preset", "cells-d0").preset == "cells-d0"
