@@ -211,7 +211,8 @@ class _Looker:
         """Write crops and their outlines, then the tables."""
         rows: dict[int, tuple[list[Any], list[list[Any]]]] = {}
         order = sorted(range(len(chosen)), key=lambda k: (chosen[k].job.name, chosen[k].page))
-        groups = itertools.groupby(order, lambda k: (chosen[k].job, chosen[k].page))
+        grouped = itertools.groupby(order, lambda k: (chosen[k].job, chosen[k].page))
+        groups = [(page, list(numbers)) for page, numbers in grouped]
         bar = tqdm(groups, "write", unit="image", disable=not self.progress)
         for (job, page), numbers in bar:  # each image is predicted once
             try:
