@@ -241,10 +241,8 @@ class _Looker:
     def _free_name(self, one: _Candidate) -> str:
         """Name of a crop: of its image, page and upper left corner; a/b.tif and a__b.tif stay apart."""
         page = f"_p{one.page + 1:04d}" if one.pages > 1 else ""
-        name = (
-            fitting(f"{one.job.name.replace('/', '__')}")
-            + f"{page}_y{one.part.place[0]}_x{one.part.place[1]}"
-        )
+        top, left = one.part.place[:2]
+        name = f"{fitting(one.job.name.replace('/', '__'))}{page}_y{top}_x{left}"
         while name in self.report.crops:
             name += "_"
         return name
