@@ -3,11 +3,13 @@
     python benchmarks/trust.py look cells data/*_val --out seen.pickle     once for each network
     python benchmarks/trust.py tables seen.pickle
     python benchmarks/trust.py draw seen.pickle --out docs/pictures/trust.png
+    python benchmarks/trust.py beside cells cells-large data/*_val
     python benchmarks/trust.py strange --known data/TRAIN... --other data/VAL... images/...
 
 `look` predicts every validation image, its four worse copies (`metrics.tuning.worse_copies`), its mirror
-image and one of .8 times its size. `tables` leaves one source out at a time: what is said of its images was
-learned on the others. `strange` tells which images are taken for unlike those of training.
+image and one of .8 times its size. `tables` leaves one source out at a time: what is said of its images
+was learned on the others. `beside` does so for what two networks agree on. `strange` tells which images
+are taken for unlike those of training.
 """
 
 from __future__ import annotations
@@ -80,8 +82,10 @@ def _small(pixels: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.nd
 def _agreement(predictor: Any, pixels: np.ndarray, found: Any, how: Any, score: float) -> float:
     """F1 of the cells of two views, one against the other, by boxes at IoU .6."""
     view, back = how(pixels)
-    other = predictor.predict(view).filter(score)
-    own, theirs = found.filter(score).boxes, back(other.boxes)
+    return _alike(found.filter(score).boxes, back(predictor.predict(view).filter(score).boxes))
+
+
+def _alike(own: np.ndarray, theirs: np.ndarray) -> float:
     if not len(own) or not len(theirs):
         return float(len(own) == len(theirs))
     near = np.array(iou(own[:, None], theirs[None])) > 0.6
@@ -259,6 +263,39 @@ def draw(seen: dict[str, Any], out: Path) -> None:
     figure.savefig(out, dpi=100)
 
 
+def beside(runs: Sequence[str], folders: Sequence[Path]) -> None:
+    """Print what the agreement of two networks adds to the mean score of each, on images as they are."""
+    networks = [load_run(find_run(run), settings=["postprocess.calibration=[]"]) for run in runs]
+    scores = [float(load_run(find_run(run)).config.postprocess.as_given().report_score) for run in runs]
+    rows: list[list[Seen]] = [[], []]
+    for folder in folders:
+        for one in annotated_images(folder):
+            pixels = decode_pixels(one.record)
+            first = [int(one.cells[0]["category_id"]) if one.cells else 1]
+            found = [network.predict(pixels) for network in networks]
+            boxes = [result.filter(score).boxes for result, score in zip(found, scores, strict=True)]
+            for own, result in zip(rows, found, strict=True):
+                entries = result.to_coco(one.image["id"], first * len(result.class_names))
+                match = match_cells(image_instances(one.image, one.cells, entries))
+                row = {"source": folder.name, "worse": False, "true": len(match.gt_areas)}
+                row |= {"scores": match.scores, "hits": match.matched_gt >= 0}
+                own.append(
+                    row | {"agree": [_alike(*boxes), 0.5]}
+                )  # the second tells nothing: by the mean score
+    print(
+        "| source | "
+        + " | ".join(f"{run}: by the mean score | with the other network" for run in runs)
+        + " |"
+    )
+    for source in sorted({row["source"] for row in rows[0]}):
+        cells = []
+        for own, score in zip(rows, scores, strict=True):
+            images, _, _ = _judged(own, source, score)
+            true = np.array([2 * i.matched / max(i.found + i.true, 1) for i in images])
+            cells += [_with_view(own, images, true, source, view) for view in (1, 0)]
+        print(f"| {source} | " + " | ".join(cells) + " |")
+
+
 def _pixels(path: Path) -> Any:
     if (path / MANIFEST_NAME).exists():
         return spread_images(path)
@@ -279,6 +316,9 @@ def main() -> None:
     three = verbs.add_parser("draw")
     three.add_argument("seen", type=Path)
     three.add_argument("--out", type=Path, required=True)
+    pair = verbs.add_parser("beside")
+    pair.add_argument("run", nargs=2)
+    pair.add_argument("folders", nargs="+", type=Path)
     two = verbs.add_parser("strange")
     two.add_argument("--known", nargs="+", type=Path, required=True)
     two.add_argument("--other", nargs="+", type=Path, required=True)
@@ -288,6 +328,8 @@ def main() -> None:
     elif options.verb == "tables":
         for path in options.seen:
             tables(pickle.loads(path.read_bytes()))  # noqa: S301 (our own file)
+    elif options.verb == "beside":
+        beside(options.run, options.folders)
     elif options.verb == "draw":
         draw(pickle.loads(options.seen.read_bytes()), options.out)  # noqa: S301 (likewise)
     else:
