@@ -105,7 +105,8 @@ def suggest_crops(
         pictures = [job for job in images if not _is_crop(job.path)]
         report.own = len(images) - len(pictures)
         found = list(looker.parts(pictures, side))
-        pages = [(_key(one.job.path), one.page) for one in found]
+        keys = {job.path: _key(job.path) for job in pictures}
+        pages = [(keys[one.job.path], one.page) for one in found]
         files = {file for file, _ in pages}
         report.strangers = [
             folder for folder, crops in annotated.items() if files.isdisjoint(file for file, *_ in crops)

@@ -14,9 +14,7 @@ from effdet_tf.prediction.results import Result
 
 Place = tuple[int, int, int, int]
 
-_MOST = (
-    4000  # parts that are compared with each other: those in most doubt, half of them annotated ones at most
-)
+_MOST = 4000  # parts that are compared: those in most doubt, of which half may be annotated ones
 _UNSEEN = 0.5  # worth of a part with usual texture in which nothing is seen; doubts of the mean part add 1
 _FINE, _COARSE = 1.0, 4.0  # deviations of the two blurs, px, whose difference is texture
 _WHOLE = 1.25  # an image up to so many times the side of a part is one part, or a strip of parts
