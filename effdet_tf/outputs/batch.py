@@ -348,7 +348,7 @@ class _Batch:
         self._tell(job, scale_words(result))
         if result.trust is not None:
             self.report.f1 += [] if result.trust.f1 is None else [result.trust.f1]
-            self.report.unlike += result.trust.unlike
+            self.report.unlike += bool(result.trust.unlike)
         if result.truncated and self.progress:
             limit = "more cells than the network reports at once (data.max_instances)"
             tqdm.write(f"warning: {job.path}: {limit}: weaker ones are missing", file=sys.stderr)

@@ -20,7 +20,8 @@ def summary_columns(class_names: Sequence[str]) -> list[str]:
     cells, um_per_px and mean_area_um2 where the size of a pixel is not known; `scale` is what the image was
     scaled by for the network, 1 as a rule. The number of cells that are there lies between cells_low and
     cells_high at 90 %, expected_f1 is the F1 at IoU .5 to expect, unlike is 1 where the image is unlike all
-    training images, else 0: empty where the network does not say, or for another score than its own.
+    training images, else 0: empty where the network does not say (unlike: where it does not know what they
+    looked like), or for another score than its own.
     """
     return [
         *("image", "page", "well", "site", "minutes"),
@@ -60,7 +61,8 @@ def trust_columns(trust: Trust | None) -> dict[str, float | None]:
     if trust is None:
         return dict.fromkeys(TRUST_COLUMNS)
     f1 = None if trust.f1 is None else round(trust.f1, 3)
-    return dict(zip(TRUST_COLUMNS, (trust.least, trust.most, f1, int(trust.unlike)), strict=True))
+    unlike = None if trust.unlike is None else int(trust.unlike)
+    return dict(zip(TRUST_COLUMNS, (trust.least, trust.most, f1, unlike), strict=True))
 
 
 def failed_row(image: str, number: int, pages: int, class_names: Sequence[str], reason: str) -> list[Any]:

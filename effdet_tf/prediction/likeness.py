@@ -93,9 +93,7 @@ def known_looks(sources: Sequence[np.ndarray]) -> Known:
 
 
 def strangeness(image: np.ndarray, known: Known) -> float:
-    """How unlike all known looks an image is: above 1 it is like none; 0 where nothing is known."""
-    if not known:
-        return 0.0
+    """How unlike all known looks an image is: above 1 it is like none; `known` is not empty."""
     rows = np.array(known)
     return float(_distances(look(image)[None] @ rows[:_FEATURES], rows[_FEATURES:])[0])
 

@@ -27,7 +27,7 @@ class Trust(NamedTuple):
     f1: float | None  # expected F1 at IoU .5; None where no cell was found: nothing tells of it then
     least: int | None  # the number of cells that are there is at least this, at 90 %; None likewise
     most: int | None  # and at most this
-    unlike: bool  # the image is like none of the training images
+    unlike: bool | None  # the image is like none of the training images; None: those are not known
 
     @property
     def words(self) -> str:
@@ -49,7 +49,8 @@ def judge(config: Config, image: np.ndarray, scores: np.ndarray) -> Trust | None
         return None
     least = config.postprocess.report_score
     scores = scores[scores >= least]
-    unlike, found = strangeness(image, config.trust.known) > 1, len(scores)
+    known, found = config.trust.known, len(scores)
+    unlike = strangeness(image, known) > 1 if known else None
     if not found:
         return Trust(least, None, None, None, unlike)
     mean, (offset, slope) = float(scores.mean()), config.trust.f1

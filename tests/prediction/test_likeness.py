@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from effdet_tf.config import Config, TrustConfig
+from effdet_tf.outputs.summary import trust_columns
 from effdet_tf.prediction.likeness import known_looks, look, looks_at_sizes, strangeness
+from effdet_tf.prediction.trust import judge
 
 
 def cells(seed: int, sigma: float = 4.0) -> np.ndarray:
@@ -54,4 +57,6 @@ def test_an_even_image_has_a_look(known):
 
 def test_too_few_images_say_nothing():
     assert known_looks([np.array([look(cells(k)) for k in range(5)])]) == known_looks([]) == ()
-    assert strangeness(cells(0), ()) == 0
+    config = Config(trust=TrustConfig((0.0, 1.0), (-0.5, 0.0, 1.0, 0.0)))
+    trust = judge(config, cells(0), np.full(3, 0.9))
+    assert trust.unlike is None and trust_columns(trust)["unlike"] is None and trust.f1 is not None

@@ -412,7 +412,11 @@ def test_an_image_is_judged_for_the_score_that_the_network_was_saved_with(networ
     score = float(np.median(RunPredictor(network, config).predict(image).scores))
     predictor = RunPredictor(network, config.replace(postprocess__report_score=score))
     own = predict_sized(predictor, image, score, Sizing())
-    assert own.trust.score == score and own.trust.least <= len(own) <= own.trust.most and not own.trust.unlike
+    assert (
+        own.trust.score == score
+        and own.trust.least <= len(own) <= own.trust.most
+        and own.trust.unlike is None
+    )
     assert predict_sized(predictor, image, score + 0.01).trust is None
     every = predict_sized(predictor, image)
     assert every.trust.f1 == pytest.approx(own.trust.f1, abs=1e-5) and len(every) > len(own)
