@@ -35,7 +35,7 @@ from effdet_tf.metrics.scores import headline
 from effdet_tf.model.weights import named_variables, read_arrays
 from effdet_tf.prediction.run import load_run
 from effdet_tf.prediction.sizing import Sizing, predict_sized
-from effdet_tf.prediction.suggestion import Part, choose, overlap, parts_of
+from effdet_tf.prediction.suggestion import Part, choose, parts_of, shown
 from effdet_tf.runs import find_run, weights_file
 from training import main as training_main
 from training.options import open_run, resolve, wanted_config
@@ -161,7 +161,7 @@ def draw(crops: Sequence[Crop], count: int, seed: int) -> list[int]:
         image = generator.choice(images)
         one = generator.choice([k for k, crop in enumerate(crops) if crop.image == image])
         others = [crops[k].part.place for k in chosen if crops[k].image == image]
-        if not any(overlap(crops[one].part.place, other) for other in others):
+        if not any(shown(crops[one].part.place, other) for other in others):
             chosen.append(one)
     return chosen
 

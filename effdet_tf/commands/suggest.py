@@ -22,8 +22,13 @@ own outlines, to be corrected:
 A crop is chosen where the network is in doubt of many cells, and where it looks like many other parts
 that are not annotated yet. Correct every mask, cells that are missing too, before you train on them:
 python -m effdet_tf convert labelmaps DIR data/mine
-python -m training.main --data data/mine --init cells --out runs/mine
-Then suggest again with --run runs/mine --done DIR."""
+python -m training.main --data data/mine --val data/kept --init cells --out runs/mine
+Then suggest again with --run runs/mine --done DIR. data/kept are images that you annotated apart from
+those; without them scores are not calibrated, and doubts less sure."""
+_NOT_CALIBRATED = (
+    "note: the scores of this network are not calibrated, so its doubts are less sure; `python -m "
+    "training.evaluate --run RUN --data VALIDATION --tune-score` calibrates them"
+)
 _HELP = {
     "run": "trained run or export, which is to learn (default: the network that comes with the package, "
     "%(default)s)",
@@ -71,8 +76,11 @@ def run(args: argparse.Namespace) -> int:
     from effdet_tf.outputs.suggested import CELLS, suggest_crops
     from effdet_tf.prediction.load import load
 
+    predictor = load(args.run_folder)
+    if not predictor.config.postprocess.calibration:
+        print(_NOT_CALIBRATED, file=sys.stderr)
     report = suggest_crops(
-        load(args.run_folder),
+        predictor,
         jobs,
         args.out,
         count=args.count,
@@ -91,10 +99,12 @@ def run(args: argparse.Namespace) -> int:
             f"{len(report.crops)} crops of {report.images} images, {report.cells} cells outlined, "
             f"{report.in_doubt} in doubt: {report.out}"
         )
+    if report.crops:
         print(f"correct {report.out / 'masks'}, {CELLS} says where to look first; then convert labelmaps")
     if len(report.crops) < args.count and report.images:
         few = f"{len(report.crops)} crops and no more"
-        print(f"warning: {few}: the rest overlaps those, or annotated ones", file=sys.stderr)
+        unread = ", or could not be read" if report.failed else ""
+        print(f"warning: {few}: the rest overlaps those, or annotated ones{unread}", file=sys.stderr)
     if report.failed:
         print(f"error: {len(report.failed)} images could not be looked at", file=sys.stderr)
     return report.exit_code

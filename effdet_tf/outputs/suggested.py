@@ -26,7 +26,7 @@ from effdet_tf.outputs.labels import LabelPages
 from effdet_tf.prediction.predictor import Predictor
 from effdet_tf.prediction.results import Result
 from effdet_tf.prediction.sizing import AS_THEY_ARE, Sizing, check_sizing, predict_sized
-from effdet_tf.prediction.suggestion import Part, Place, choose, doubts, inside, overlap, parts_of
+from effdet_tf.prediction.suggestion import Part, Place, choose, doubts, inside, parts_of, shown
 
 CROPS, CELLS = "suggested.csv", "cells.csv"
 CROP_COLUMNS = ("crop", "file", "page", "y0", "x0", "y1", "x1", "cells", "in_doubt")
@@ -109,11 +109,13 @@ def suggest_crops(
         pages = [(keys[one.job.path], one.page) for one in found]
         files = {file for file, _ in pages}
         report.strangers = [
-            folder for folder, crops in annotated.items() if files.isdisjoint(file for file, *_ in crops)
+            folder
+            for folder, crops in annotated.items()
+            if crops and files.isdisjoint(file for file, *_ in crops)
         ]
         known = [crop for crops in annotated.values() for crop in crops]
         covered = [
-            any(page == (file, number) and overlap(one.part.place, place) for file, number, place in known)
+            any(page == (file, number) and shown(one.part.place, place) for file, number, place in known)
             for page, one in zip(pages, found, strict=True)
         ]
         chosen = choose([one.part for one in found], pages, count, covered)
@@ -145,6 +147,8 @@ def _read_crops(folder: Path) -> list[tuple[str, int, Place]]:
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
+        masks = {path.stem for path in (folder / "masks").glob("*")}  # as convert finds them
+        # "'" marks text that a spreadsheet would run.
         return [
             (
                 row["file"],
@@ -152,18 +156,13 @@ def _read_crops(folder: Path) -> list[tuple[str, int, Place]]:
                 (int(row["y0"]), int(row["x0"]), int(row["y1"]), int(row["x1"])),
             )
             for row in rows
-            if row["file"] and _has_mask(folder, row["crop"])
+            if row["file"] and not masks.isdisjoint((row["crop"], row["crop"].removeprefix("'")))
         ]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{table}: cannot be read ({reason}); name a folder of suggested crops") from error
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{table}: is no table of suggested crops; name a folder that has one") from error
-
-
-def _has_mask(folder: Path, crop: str) -> bool:
-    names = crop, crop.removeprefix("'")  # the mark of text that a spreadsheet would run
-    return any((folder / "masks" / f"{name}.tif").exists() for name in names)
 
 
 @dataclass

@@ -18,7 +18,7 @@ _MOST = 4000  # parts that are compared: those in most doubt, of which half may 
 _UNSEEN = 0.5  # worth of a part with usual texture in which nothing is seen; doubts of the mean part add 1
 _FINE, _COARSE = 1.0, 4.0  # deviations of the two blurs, px, whose difference is texture
 _WHOLE = 1.25  # an image up to so many times the side of a part is one part, or a strip of parts
-_SAME = 0.3  # share of the smaller of two parts of an image: of those that share more, one is enough
+_SAME = 0.3  # share of a part: where another one shows more of it, that one is enough
 
 
 class Part(NamedTuple):
@@ -125,13 +125,12 @@ def choose(
         nearest = np.minimum(nearest, apart[:, best])
         for other in np.flatnonzero(free):
             one, two = compared[best], compared[other]
-            if images[one] == images[two] and overlap(parts[one].place, parts[two].place):
+            if images[one] == images[two] and shown(parts[two].place, parts[one].place):
                 free[other] = False
     return chosen
 
 
-def overlap(a: Place, b: Place) -> bool:
-    """Whether two places of an image show so much of the same that annotating one of them is enough."""
+def shown(a: Place, b: Place) -> bool:
+    """Whether place `b` shows so much of place `a` of the same image that annotating `b` is enough."""
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((one[2] - one[0]) * (one[3] - one[1]) for one in (a, b))
-    return max(height, 0) * max(width, 0) > _SAME * smaller
+    return max(height, 0) * max(width, 0) > _SAME * (a[2] - a[0]) * (a[3] - a[1])

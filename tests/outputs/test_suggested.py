@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -183,6 +184,36 @@ def test_a_crop_that_was_deleted_is_not_annotated(tmp_path):
     assert again.crops == first.crops
 
 
+def test_a_mask_of_another_kind_of_file_is_annotated(tmp_path):
+    """napari and Fiji save as png, too, and `convert labelmaps` reads it."""
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    jobs = find_images([tmp_path / "a.tif"])
+    first = suggest_crops(Doubting(), jobs, tmp_path / "next", count=1, side=SIDE)
+    mask = first.out / "masks" / f"{first.crops[0]}.tif"
+    assert cv2.imwrite(str(mask.with_suffix(".png")), read_labels(mask).astype(np.uint16))
+    mask.unlink()
+    again = suggest_crops(Doubting(), jobs, tmp_path / "more", count=1, side=SIDE, done=[first.out])
+    assert len(again.crops) == 1 and again.crops != first.crops
+
+
+def test_a_small_annotated_crop_does_not_make_a_large_one_annotated(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.tile(picture(), (4, 10)))
+    jobs = find_images([tmp_path / "a.tif"])
+    first = suggest_crops(Doubting(), jobs, tmp_path / "next", count=1, side=SIDE)
+    large = suggest_crops(Doubting(), jobs, tmp_path / "more", side=512, done=[first.out])
+    assert len(large.crops) == 1
+    small = suggest_crops(Doubting(), jobs, tmp_path / "less", side=SIDE, count=99, done=[large.out])
+    assert not small.crops and not small.strangers
+
+
+def test_a_folder_whose_masks_were_all_deleted_is_no_stranger(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture())
+    jobs = find_images([tmp_path / "a.tif"])
+    first = suggest_crops(Doubting(), jobs, tmp_path / "next", count=1, side=SIDE)
+    (first.out / "masks" / f"{first.crops[0]}.tif").unlink()
+    assert not suggest_crops(Doubting(), jobs, tmp_path / "more", side=SIDE, done=[first.out]).strangers
+
+
 def test_nothing_to_write_leaves_the_folder_free(tmp_path):
     (tmp_path / "bad.tif").write_bytes(b"II*\0nothing")
     tifffile.imwrite(tmp_path / "a.tif", picture())
@@ -207,6 +238,10 @@ def test_the_command_tells_what_it_wrote(tmp_path, capsys, monkeypatch):
     assert cli.main(["suggest", *words, "--no-rescale"]) == 0
     told = capsys.readouterr()
     assert "2 crops of 1 images, 1 cells outlined, 2 in doubt" in told.out
-    assert "2 crops and no more" in told.err
+    assert "2 crops and no more" in told.err and "are not calibrated" in told.err
     assert cli.main(["suggest", *words]) == 1
     assert "exists already" in capsys.readouterr().err
+    none = [words[0], "--out", str(tmp_path / "none"), "--side", "64", "--done", str(tmp_path / "out")]
+    assert cli.main(["suggest", *none]) == 0
+    told = capsys.readouterr()
+    assert "0 crops" in told.out and "correct" not in told.out and "overlaps those, or annotated" in told.err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.prediction.results import Result
-from effdet_tf.prediction.suggestion import Part, choose, doubts, inside, overlap, parts_of, places
+from effdet_tf.prediction.suggestion import Part, choose, doubts, inside, parts_of, places, shown
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,9 @@ def test_one_of_two_overlapping_parts_of_an_image_is_enough():
     ]
     assert len(choose(made, [7, 7], 2)) == 1
     assert len(choose(made, [7, 8], 2)) == 2  # of two images
-    assert overlap((0, 0, 10, 10), (0, 6, 10, 16)) and not overlap((0, 0, 10, 10), (0, 7, 10, 17))
-    assert overlap((0, 0, 100, 100), (10, 10, 20, 20)) and not overlap((0, 0, 10, 10), (20, 20, 30, 30))
+    assert shown((0, 0, 10, 10), (0, 6, 10, 16)) and not shown((0, 0, 10, 10), (0, 7, 10, 17))
+    small, large = (10, 10, 20, 20), (0, 0, 100, 100)
+    assert shown(small, large) and not shown(large, small) and not shown(small, (20, 20, 30, 30))
 
 
 def test_many_parts_are_compared_by_those_with_the_most_doubts(monkeypatch):
