@@ -80,6 +80,7 @@ class FoundFiles:
         for name in self._files:
             self._by_end[name.rsplit("/", 1)[-1]].append(name)
         self._used: set[str] = set()
+        self._lent: dict[str, str] = {}  # files that lie in another folder than their image, and that
         self._missing: list[str] = []
         self._cells = self._number = self._scored = 0
         self._foreign: Counter[str] = Counter()
@@ -88,7 +89,7 @@ class FoundFiles:
         """The cells of an image, an entry of COCO's "images", as COCO results, and their numbers.
 
         Raises:
-            UserError: when its file cannot be read, or is of another size.
+            UserError: when its file cannot be read, is of another size, or went to another image.
         """
         name = self._name(str(image["file_name"]))
         if name is None:
@@ -150,8 +151,13 @@ class FoundFiles:
         for name in names:
             # In another folder than the image's only where no two are called so.
             ends = self._by_end.get(name.rsplit("/", 1)[-1], [])
-            for found in [name] if name in self._files else ends if len(ends) == 1 else []:
+            exact = name in self._files
+            if exact and name in self._lent:
+                raise taken(whole, self._lent[name])
+            for found in [name] if exact else ends if len(ends) == 1 else []:
                 if page or found not in self._used:
+                    if not exact:
+                        self._lent[found] = whole
                     return found
         return None
 
@@ -288,6 +294,11 @@ def _submission(path: Path) -> dict[str, list[str]]:
     finally:
         csv.field_size_limit(before)
     return dict(rows)
+
+
+def taken(name: str, other: str) -> UserError:
+    """What is named as one image went to another one, which came first and is called so in its folder."""
+    return UserError(f"{name}: what was found there went to {other}; name both in their folders")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from effdet_tf.errors import UserError
 from effdet_tf.files import atomic_write
 from effdet_tf.files.untrusted import json_file
 from effdet_tf.metrics.instances import unknown_image
-from training.found_files import FoundFiles
+from training.found_files import FoundFiles, taken
 
 Entries = list[dict[str, Any]]
 
@@ -69,15 +69,25 @@ class PredictionFile:
             numbers.append(number)
             place += len(data)
         self._images = 0
+        self._lent: dict[Any, str] = {}  # images that are named in another folder, by id
 
     def take(self, image: Mapping[str, Any]) -> tuple[Entries, list[int]]:
         """The results on an image, an entry of COCO's "images", and their numbers in the file.
 
         Each image can be asked for once.
+
+        Raises:
+            UserError: when they went to an image of that name in another folder.
         """
         self._images += 1
         name = str(image["file_name"])
-        key = self._ids.get(name, self._ids.get(name.rsplit("/", 1)[-1])) if self._ids else image["id"]
+        key = image["id"]
+        if self._ids:
+            key = self._ids.get(name, self._ids.get(name.rsplit("/", 1)[-1]))
+            if key in self._lent:
+                raise taken(name, self._lent[key])
+            if key is not None and name not in self._ids:
+                self._lent[key] = name
         offsets, numbers = self._places.pop(key, ((), ()))
         entries = []
         for offset in offsets:
@@ -104,7 +114,7 @@ class PredictionFile:
 
 
 def _named_images(path: Path) -> dict[str, Any]:
-    """Image ids by file name, with and without folders, of a COCO dict that has both."""
+    """Image ids by file name, and by that without folders where no two are called so, of a COCO dict."""
     names: dict[str, Any] = {}
     with contextlib.suppress(OSError, ijson.JSONError, UnicodeDecodeError), json_file(path) as file:
         if file.read(4096).lstrip()[:1] == b"[":  # said when the results are read
@@ -114,9 +124,11 @@ def _named_images(path: Path) -> dict[str, Any]:
             if isinstance(image, dict) and image.get("file_name"):
                 page = f"#{image['page']:04d}" if isinstance(image.get("page"), int) else ""
                 name, identity = str(image["file_name"]) + page, _key(by_value(image.get("id")))
-                names.setdefault(name.rsplit("/", 1)[-1], identity)
                 names[name] = identity
-    return names
+    ends: dict[str, list[Any]] = {}
+    for name, identity in names.items():
+        ends.setdefault(name.rsplit("/", 1)[-1], []).append(identity)
+    return {name: ids[0] for name, ids in ends.items() if len(ids) == 1} | names
 
 
 def _key(image_id: Any) -> Any:

@@ -13,10 +13,12 @@ import tifffile
 
 from effdet_tf.errors import UserError
 from effdet_tf.geometry.rle import Patch, decode_rle, encode_kaggle_rle, patch_to_rle
+from effdet_tf.metrics.scores import format_table, summarise
 from tests.records import record_of
 from training import evaluate
 from training.evaluate_job import evaluate_file
 from training.found_files import FoundFiles
+from training.prediction_files import PredictionFile
 
 HEIGHT, WIDTH = 48, 64
 # name -> y, x of cells of 10 x 14 px; the page of a stack, a folder, an image without cells
@@ -53,6 +55,18 @@ def feature(y, x, score=None, label="live", plane=None):
     return {"type": "Feature", "geometry": geometry, "properties": kind}
 
 
+IMAGE = {"id": 1, "file_name": "a.tif", "height": HEIGHT, "width": WIDTH}
+
+
+def boxes(count):
+    size = {"area": 140, "iscrowd": 0}
+    return [
+        {"id": k + 1, "image_id": 1, "category_id": 7, "bbox": [x, y, 14, 10], **size, "segmentation": rle}
+        for k, (y, x) in enumerate(IMAGES["a.tif"][:count])
+        for rle in [patch_to_rle(Patch(y, x, np.ones((10, 14), bool)), HEIGHT, WIDTH)]
+    ]
+
+
 def write_label_maps(folder, ending):
     (folder / "deep").mkdir()
     for name in ("a.tif", "deep/b.png", "e.tif"):
@@ -60,6 +74,12 @@ def write_label_maps(folder, ending):
         cv2.imwrite(str(place.with_name(place.stem + ending)), labels_of(name))
     stack = np.stack([np.zeros((HEIGHT, WIDTH), np.uint16), labels_of("s.tif#0002")])
     tifffile.imwrite(folder / f"s{ending.replace('.png', '.tif')}", stack, metadata={"axes": "TYX"})
+
+
+def write_instanseg(folder):
+    write_geojson(folder)
+    for path in sorted(folder.glob("*.geojson")):
+        path.rename(folder / f"{path.stem}_instanseg_prediction.geojson")
 
 
 def write_cellpose(folder):
@@ -98,6 +118,8 @@ WRITERS = {
     "named as images": lambda folder: write_label_maps(folder, ".tif"),
     "seg.npy": write_cellpose,
     "geojson": write_geojson,
+    "InstanSeg geojson": write_instanseg,
+    "InstanSeg label maps": lambda folder: write_label_maps(folder, "_instanseg_prediction.tiff"),
     "yolo": write_yolo,
 }
 
@@ -111,7 +133,8 @@ def test_every_format_gives_the_very_cells(data, tmp_path, capsys, kind):
         assert report[protocol]["all"]["segm"]["AP"] == pytest.approx(1.0)
     assert report["cells"]["all"]["sartorius"] == pytest.approx(1.0)
     said = capsys.readouterr().err
-    assert "5 cells" in said and ("none with a score" in said) == (kind not in ("geojson", "yolo"))
+    scored = "geojson" in kind or kind == "yolo"
+    assert "5 cells" in said and ("none with a score" in said) != scored
     assert ("1 images have no file" in said) == (kind == "yolo")
 
 
@@ -209,6 +232,35 @@ def test_coco_files_name_their_images(data, tmp_path):
     path = tmp_path / "found.json"
     path.write_text(json.dumps({"images": images, "annotations": cells}))
     assert evaluate_file(path, data)["cells"]["all"]["f1"] == pytest.approx(1.0)
+
+
+def test_what_lies_in_another_folder_goes_to_one_image_alone(tmp_path):
+    """Only p1/a was looked at: its cells must not be taken for those of p2/a, which comes first."""
+    size = {"height": HEIGHT, "width": WIDTH}
+    cells = [{"image_id": 4, "category_id": 7, "score": 0.5, "bbox": [1, 1, 2, 2]}]
+    coco = tmp_path / "found.json"
+    coco.write_text(json.dumps({"images": [{"id": 4, "file_name": "p1/a.tif"}], "annotations": cells}))
+    (tmp_path / "maps" / "p1").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "maps" / "p1" / "a_masks.png"), labels_of("a.tif"))
+    for found in (PredictionFile(coco), FoundFiles(tmp_path / "maps", CATEGORIES)):
+        assert found.take({"id": 1, "file_name": "p2/a.tif", **size})[0]  # no other is called so
+        with pytest.raises(UserError, match=r"p1/a.tif: what was found there went to p2/a.tif; name both"):
+            found.take({"id": 2, "file_name": "p1/a.tif", **size})
+    two = [{"id": 4, "file_name": "p1/a.tif"}, {"id": 5, "file_name": "p3/a.tif"}]
+    coco.write_text(json.dumps({"images": two, "annotations": cells}))
+    assert not PredictionFile(coco).take({"id": 1, "file_name": "p2/a.tif", **size})[0]
+
+
+def test_scores_that_are_no_probabilities_are_ranked_and_not_calibrated(tmp_path):
+    """Logits, of which some are below 0, as raw outputs of a tool."""
+    cells = [{**cell, "score": score} for cell, score in zip(boxes(3), (4.5, -0.5, 0.25), strict=True)]
+    truth = {"images": [IMAGE], "annotations": boxes(3), "categories": CATEGORIES}
+    for masks in (True, False):
+        found = [{k: v for k, v in cell.items() if masks or k != "segmentation"} for cell in cells]
+        report = summarise(truth, found)
+        assert report["livecell"]["all"]["bbox"]["AP"] == pytest.approx(1.0)
+        assert report["calibration"]["all"]["error"] is None
+        assert "error of the scores" not in format_table(report)
 
 
 def npy(folder, **content):

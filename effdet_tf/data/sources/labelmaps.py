@@ -25,7 +25,7 @@ from effdet_tf.geometry.masks import labels_to_patches, largest_component
 from effdet_tf.images.read import Stack, read_labels
 from effdet_tf.images.tif_metadata import Axes
 
-MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label")
+MASK_ENDINGS = (".labels", "_cp_masks", "_masks", "_mask", "_labels", "_label", "_instanseg_prediction")
 IMAGE_ENDINGS = ("_img", "_image")
 # How many labels fill 8 bits, and the share of them in several pieces that tells of two rounds of numbers.
 _ALL_BYTES, _MANY_SPLIT = 250, 0.1

@@ -41,7 +41,7 @@ _OWN_PICTURES = (".labels", ".overlay")  # endings of what `predict` writes besi
 # kind -> endings of its annotation files, and their reader
 KINDS = {
     "imagej": ((".rois.zip", "_RoiSet.zip", ".zip", ".roi"), read_rois),
-    "geojson": ((".geojson", ".json"), read_geojson),
+    "geojson": (("_instanseg_prediction.geojson", ".geojson", ".json"), read_geojson),
     "labelme": ((".json",), read_labelme),
     "yolo": ((".txt",), read_yolo),
 }
