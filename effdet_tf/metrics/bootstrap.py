@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SAMPLES, AP_SAMPLES = 10_000, 500
 _INTERVAL = (2.5, 97.5)  # percentiles
 _AT_ONCE = 2_000_000  # draws x images
+_ACCURACY = "matching_accuracy"  # the mean of those at each IoU, whose names end with it in %
 
 
 class Difference(NamedTuple):
@@ -37,7 +38,8 @@ class Difference(NamedTuple):
 def compare(first: Evaluator, second: Evaluator) -> dict[str, Difference]:
     """Compare two sets of predictions on the same images, each at the score of a cell that its report has.
 
-    Gives AP and AP50 of the LIVECell protocol, of masks where they are scored, and what `compare_counts` has.
+    Gives AP, AP50 and AFNR of the LIVECell protocol, of masks where they are scored, and what
+    `compare_counts` has.
 
     Raises:
         UserError: for predictions that do not fit the images.
@@ -58,25 +60,32 @@ def compare_counts(
         seed: of the draws.
 
     Returns:
-        By name, as of `summarise_counts`: the metrics that are a mean or a ratio of sums over images.
+        By name, as of `summarise_counts`: all metrics that are shares or means, but the correlation.
     """
     terms = [[_terms(one) for one in counts] for counts in (first, second)]
     names = list(terms[0][0])
     tables = [np.array([list(one.values()) for one in own]) for own in terms]
-    return _compare(
-        names, lambda draws: [_ratios(table, draws) for table in tables], len(first), samples, seed
-    )
+    accuracies = [k for k, name in enumerate(names) if name.startswith(_ACCURACY)]
+
+    def metrics(draws: np.ndarray) -> list[np.ndarray]:
+        ratios = [_ratios(table, draws) for table in tables]
+        return [np.column_stack([own, own[:, accuracies].mean(1)]) for own in ratios]
+
+    compared = _compare([*names, _ACCURACY], metrics, len(first), samples, seed)
+    spare = [f"{_ACCURACY}{step}" for step in range(50, 100, 5) if step not in (50, 75)]
+    spare += [_ACCURACY] if len(accuracies) == 1 else []  # boxes are matched at .5 alone
+    return {name: one for name, one in compared.items() if name not in spare}
 
 
 def compare_precision(
     first: Sequence[PackedMatch], second: Sequence[PackedMatch], samples: int = AP_SAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
-    """Compare AP and AP50 of what was matched on the same images, in the same order; see `compare_counts`."""
+    """Compare AP, AP50 and AFNR of what was matched on the same images; see `compare_counts`."""
 
     def metrics(draws: np.ndarray) -> list[np.ndarray]:
         return [precision_of_draws(matches, draws) for matches in (first, second)]
 
-    return _compare(["AP", "AP50"], metrics, len(first), samples, seed)
+    return _compare(["AP", "AP50", "AFNR"], metrics, len(first), samples, seed)
 
 
 def _compare(
@@ -111,8 +120,12 @@ def _terms(counts: MatchCounts) -> dict[str, tuple[float, float]]:
         "mean_f1": (2 * hits / both if both else 1.0, 1.0),
         "precision": (hits, found),
         "recall": (hits, true),
-        "matching_accuracy50": (hits, both - hits),
         "count_mean_error": (abs(found - true), 1.0),
+        "count_bias": (found - true, 1.0),
+    }
+    terms |= {
+        f"{_ACCURACY}{50 + 5 * step}": (int(matched), both - int(matched))
+        for step, matched in enumerate(counts.matched)
     }
     if len(counts.matched) > 1:
         jaccard = (counts.aji_overlap / counts.aji_union, 1.0) if counts.aji_union else (0.0, 0.0)

@@ -15,7 +15,7 @@ from effdet_tf.metrics.cell_metrics import SCORE_GRID, CellEvaluator, summarise_
 from effdet_tf.metrics.instances import Fields, ImageInstances, Instance, iterate_instances, unknown_class
 from effdet_tf.metrics.matching import Match, MatchCounts, match_boxes
 
-_OF_MASKS = {"sartorius", "pq", "aji", "seg"}
+_OF_MASKS = {"sartorius", "pq", "aji", "seg", "missed", "merged", "split", "false"}
 _OF_MASKS |= {"matching_accuracy50", "matching_accuracy75", "matching_accuracy"}
 
 

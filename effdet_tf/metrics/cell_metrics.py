@@ -162,6 +162,8 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
             any cell.
         seg: mean over annotated cells of the IoU with the prediction that covers more than half of it, else 0
             (Cell Tracking Challenge, Maska et al. 2014).
+        missed, merged, split, false: how many annotated cells have no match, and how many of the predictions
+            without one are of each kind, see `merged_and_split`; false ones are of neither.
         count_mean_true: cells per image; count_mean_error: mean of |found - true|; count_bias: mean of
             found - true; count_correlation: Pearson's r over images.
     """
@@ -169,7 +171,8 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
     found = np.array([c.found for c in counts], dtype=np.int64)
     hits = int(sum(c.matched[0] for c in counts))
     true_cells, found_cells = int(true.sum()), int(found.sum())
-    false, missed = found_cells - hits, true_cells - hits
+    wrong, missed = found_cells - hits, true_cells - hits
+    merged, split = sum(c.merged for c in counts), sum(c.split for c in counts)
     jaccard = [c.aji_overlap / c.aji_union for c in counts if c.aji_union]
     spread = len(true) > 1 and true.std() > 0 and found.std() > 0
     return {
@@ -181,11 +184,15 @@ def summarise_counts(counts: Sequence[MatchCounts]) -> dict[str, Any]:
         "recall": _ratio(hits, true_cells),
         "f1": _ratio(2 * hits, true_cells + found_cells),
         "mean_f1": mean_f1(counts),
-        "pq": _ratio(sum(c.matched_iou for c in counts), hits + (false + missed) / 2),
-        "matching_accuracy50": _ratio(hits, hits + false + missed),
+        "pq": _ratio(sum(c.matched_iou for c in counts), hits + (wrong + missed) / 2),
+        "matching_accuracy50": _ratio(hits, hits + wrong + missed),
         **_accuracies(counts, true_cells + found_cells),
         "aji": float(np.mean(jaccard)) if jaccard else None,
         "seg": _ratio(sum(c.seg for c in counts), true_cells),
+        "missed": missed,
+        "merged": merged,
+        "split": split,
+        "false": wrong - merged - split,
         "count_mean_true": float(true.mean()),
         "count_mean_error": float(np.abs(found - true).mean()),
         "count_bias": float((found - true).mean()),

@@ -56,6 +56,8 @@ class MatchCounts:
     seg: float = 0.0
     aji_overlap: int = 0
     aji_union: int = 0
+    merged: int = 0  # wrong predictions over several annotated cells
+    split: int = 0  # wrong ones that are parts of one, see `merged_and_split`
 
 
 def match_masks(
@@ -180,6 +182,7 @@ def count_matches(match: Match, score: float) -> MatchCounts:
     first = order[np.diff(gt[order], prepend=-1) > 0]
     unused = np.ones(found, dtype=bool)
     unused[pred[first]] = False
+    merged, split = merged_and_split(match, found)
     aji_overlap = overlap[first].sum()
     union = match.gt_areas.sum() + match.pred_areas[pred[first]].sum() - aji_overlap
     return MatchCounts(
@@ -190,7 +193,27 @@ def count_matches(match: Match, score: float) -> MatchCounts:
         seg=float(iou[covers].sum()),
         aji_overlap=int(aji_overlap),
         aji_union=int(union + match.pred_areas[:found][unused].sum()),
+        merged=int(merged.sum()),
+        split=int(split.sum()),
     )
+
+
+def merged_and_split(match: Match, found: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the first predictions are wrong in these two ways, bool `[found]` each.
+
+    One that matches nothing at IoU .5 is merged when it covers two annotated cells or more, each by more than
+    half; else split when it lies by more than half in an annotated cell in which another one lies so too.
+    """
+    shown = match.overlap_pred < found
+    gt, pred, area = match.overlap_gt[shown], match.overlap_pred[shown], match.overlap_area[shown]
+    covered = np.bincount(pred[2 * area > match.gt_areas[gt]], minlength=found)
+    inside = 2 * area > match.pred_areas[pred]
+    held = np.bincount(gt[inside], minlength=len(match.gt_areas))
+    part = np.zeros(found, bool)
+    part[pred[inside & (held[gt] > 1)]] = True
+    wrong = match.matched_gt[:found] < 0
+    merged = wrong & (covered > 1)
+    return merged, wrong & part & ~merged
 
 
 def _overlaps(ground_truth: Sequence[Patch], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -203,19 +203,20 @@ def precision_and_recall(
 
 
 def precision_of_draws(images: Sequence[PackedMatch], draws: np.ndarray) -> np.ndarray:
-    """AP and AP50 of one class and all areas, where each image counts so many times.
+    """AP, AP50 and AFNR of one class and all areas, where each image counts so many times.
 
     Args:
         images: matched with the last limit of detections.
         draws: float64 `[S, images]`.
 
     Returns:
-        float64 `[S, 2]`, NaN without a cell; of ones the same as `precision_and_recall` gives.
+        float64 `[S, 3]`, NaN without a cell; of ones the same as `precision_and_recall` gives.
     """
     order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
     owner = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])[order]
     cells = draws @ np.array([image.counts[0] for image in images], np.float64)
     curves = np.full((len(draws), len(IOU_THRESHOLDS)), np.nan)
+    recalls = curves.copy()
     for step in range(len(IOU_THRESHOLDS)):
         hits, ignored = np.concatenate([image.bits(0, step) for image in images], axis=1)[:, order]
         found, wrong = hits & ~ignored, ~hits & ~ignored
@@ -226,4 +227,5 @@ def precision_of_draws(images: Sequence[PackedMatch], draws: np.ndarray) -> np.n
                 curve = np.maximum.accumulate((true / (false + true + np.spacing(1)))[::-1])[::-1]
                 places = np.searchsorted(true / total, RECALLS, side="left")
                 curves[row, step] = np.append(curve, 0.0)[places].mean()
-    return np.stack([curves.mean(1), curves[:, 0]], axis=1)
+                recalls[row, step] = true[-1] / total if len(true) else 0.0
+    return np.stack([curves.mean(1), curves[:, 0], 1 - recalls.mean(1)], axis=1)

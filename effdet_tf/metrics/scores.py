@@ -35,6 +35,10 @@ CELL_LINES = (
         "matching acc., mean",
         "the same, mean over IoU .50:.05:.95",
     ),
+    ("missed", "missed", "true cells that none matches at IoU .5"),
+    ("merged", "merged", "found over two true cells or more, each by more than half"),
+    ("split", "split", "found in a true cell beside another such part"),
+    ("false", "false", "found, and none of these"),
     ("count_mean_error", "count error", "cells per image, mean of |found - true|"),
     ("count_bias", "count bias", "cells per image, mean of found - true"),
     ("count_correlation", "count correlation", "Pearson's r over images"),
@@ -300,13 +304,15 @@ def format_comparison(compared: Sequence[dict[str, Any]], images: int) -> str:
 
 def comparison_rows(pair: Mapping[str, Any]) -> list[list[str]]:
     """A row of text for each metric of a pair: name, first, second, difference, interval, p."""
-    labels = {"AP": "AP, %", "AP50": "AP50, %"} | {key: label for key, label, _ in CELL_LINES}
+    shares = {"AP": "AP, %", "AP50": "AP50, %", "AFNR": "AFNR, %"}
+    labels = shares | {key: label for key, label, _ in CELL_LINES}
     rows = []
     for key, label in labels.items():
         one = pair["metrics"].get(key)
         if one is None or one["difference"] is None:
             continue
-        factor, digits = (100, 1) if key in ("AP", "AP50") else (1, 1 if key == "count_mean_error" else 3)
+        factor = 100 if key in shares else 1
+        digits = 1 if key in (*shares, "count_mean_error", "count_bias") else 3
         first, second, difference, low, high = (
             factor * one[name] for name in ("first", "second", "difference", "low", "high")
         )
@@ -333,6 +339,8 @@ def percent(value: float | None) -> str:
 def _number(value: float | None, key: str) -> str:
     if value is None:
         return "-"
+    if isinstance(value, int):  # a number of cells
+        return str(value)
     if key == "count_bias":
         return f"{value:+.1f}"
     return f"{value:.1f}" if key == "count_mean_error" else f"{value:.3f}"

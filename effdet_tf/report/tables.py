@@ -99,7 +99,8 @@ def cell_table(result: Mapping[str, Any]) -> Table:
     rows = []
     for key, label, meaning in CELL_LINES:
         if key in result["all"]:
-            digits = 1 if key in ("count_mean_error", "count_bias") else 3
+            whole = key in ("missed", "merged", "split", "false")
+            digits = 0 if whole else 1 if key in ("count_mean_error", "count_bias") else 3
             rows.append([label, *(number(group.get(key), digits) for group in groups.values()), meaning])
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
 
@@ -107,7 +108,7 @@ def cell_table(result: Mapping[str, Any]) -> Table:
 def calibration_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
     """How far scores are from probabilities, of all images and of each group."""
     rows = [[name, f"{group['cells']:,}", number(group["error"])] for name, group in groups.items()]
-    return table(["", "cells found, of any score", "expected calibration error"], rows)
+    return table(["", "cells found, masks of score .05 and more", "expected calibration error"], rows)
 
 
 def comparison_table(pair: Mapping[str, Any]) -> Table:

@@ -45,7 +45,8 @@ def test_the_figures_are_those_of_the_report():
     random = np.random.default_rng(0)
     first, second = counts(random, 40, 0.5), counts(random, 40, 0.7)
     found = compare_counts(first, second, samples=50)
-    assert set(found) >= {"sartorius", "f1", "mean_f1", "pq", "aji", "seg", "count_mean_error", "recall"}
+    sums = {"images", "true_cells", "found_cells", "missed", "merged", "split", "false", "count_mean_true"}
+    assert set(found) == set(summarise_counts(first)) - sums - {"count_correlation"}
     for name, one in found.items():
         assert one.first == pytest.approx(summarise_counts(first)[name]), name
         assert one.second == pytest.approx(summarise_counts(second)[name]), name
@@ -55,7 +56,9 @@ def test_the_figures_are_those_of_the_report():
 def test_intervals_are_those_of_images_drawn_again():
     random = np.random.default_rng(1)
     first, second = counts(random, 30, 0.5), counts(random, 30, 0.55)
-    drawn = {name: [] for name in ("f1", "pq", "seg", "aji", "sartorius", "count_mean_error")}
+    drawn = {
+        name: [] for name in ("f1", "pq", "seg", "aji", "sartorius", "count_mean_error", "matching_accuracy")
+    }
     for _ in range(2000):
         chosen = random.integers(0, 30, 30)
         before, after = (summarise_counts([own[k] for k in chosen]) for own in (first, second))
@@ -89,7 +92,8 @@ def test_without_a_cell_nothing_is_defined():
 
 def test_boxes_have_the_metrics_of_boxes():
     boxes = [MatchCounts(3, 3, np.array([2])), MatchCounts(4, 5, np.array([4]))]
-    assert set(compare_counts(boxes, boxes, 10)) & {"sartorius", "pq", "aji", "seg"} == set()
+    of_masks = {"sartorius", "pq", "aji", "seg", "matching_accuracy", "matching_accuracy75"}
+    assert set(compare_counts(boxes, boxes, 10)) & of_masks == set()
 
 
 def test_average_precision_of_draws_is_that_of_the_images_drawn():
@@ -99,17 +103,19 @@ def test_average_precision_of_draws_is_that_of_the_images_drawn():
     found = precision_of_draws(images, draws)
     for row, weights in zip(found, draws, strict=True):
         repeated = [images[k] for k in range(9) for _ in range(int(weights[k]))]
-        precision, _ = precision_and_recall(repeated, 0, (2000,))
+        precision, recall = precision_and_recall(repeated, 0, (2000,))
         # Equal scores may come in another order within a draw.
-        assert row == pytest.approx([precision.mean(), precision[0].mean()], abs=0.004)
-    precision, _ = precision_and_recall(images, 0, (2000,))
-    assert found[0] == pytest.approx([precision.mean(), precision[0].mean()], abs=1e-12)
+        expected = [precision.mean(), precision[0].mean(), 1 - recall.mean()]
+        assert row == pytest.approx(expected, abs=0.004)
+    precision, recall = precision_and_recall(images, 0, (2000,))
+    expected = [precision.mean(), precision[0].mean(), 1 - recall.mean()]
+    assert found[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_average_precision_is_compared():
     random = np.random.default_rng(4)
     first, second = matches(random, 25, 0.4), matches(random, 25, 0.8)
     found = compare_precision(first, second, 200)
-    assert set(found) == {"AP", "AP50"} and found["AP50"].low > 0
+    assert set(found) == {"AP", "AP50", "AFNR"} and found["AP50"].low > 0
     assert found["AP50"].p == pytest.approx(2 / 201)
     assert compare_precision(first, first, 50)["AP"][2:] == (0.0, 0.0, 0.0, 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from effdet_tf.geometry.rle import Patch, patch_to_rle
-from effdet_tf.metrics.cell_metrics import match_cells
+from effdet_tf.metrics.cell_metrics import CellEvaluator, match_cells
 from effdet_tf.metrics.error_types import error_types
 from effdet_tf.metrics.instances import image_instances
 from effdet_tf.metrics.matching import match_boxes
@@ -46,6 +46,17 @@ def types_of(true, found, masks):
 @pytest.mark.parametrize("masks", [True, False])
 def test_every_cell_has_its_error_type(masks):
     assert types_of(TRUE, FOUND, masks) == (OF_TRUE, OF_FOUND)
+
+
+def test_the_totals_are_those_of_the_cells_at_each_score():
+    image = {"id": 1, "height": SIDE, "width": SIDE}
+    for score, kinds in ((0.05, OF_FOUND), (0.55, OF_FOUND[:3] + ["false"]), (0.75, OF_FOUND[:2])):
+        evaluator = CellEvaluator(score)
+        evaluator.add(image_instances(image, TRUE, FOUND))
+        metrics = evaluator.report()["all"]
+        totals = {kind: kinds.count(kind) for kind in ("merged", "split", "false")}
+        assert {kind: metrics[kind] for kind in totals} == totals
+        assert metrics["missed"] == OF_TRUE.count("missed") == len(TRUE) - kinds.count("right")
 
 
 @pytest.mark.parametrize("masks", [True, False])
