@@ -109,9 +109,7 @@ def suggest_crops(
         pages = [(keys[one.job.path], one.page) for one in found]
         files = {file for file, _ in pages}
         report.strangers = [
-            folder
-            for folder, crops in annotated.items()
-            if crops and files.isdisjoint(file for file, *_ in crops)
+            name for name, crops in annotated.items() if crops and files.isdisjoint(one[0] for one in crops)
         ]
         known = [crop for crops in annotated.values() for crop in crops]
         covered = [

@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 import tifffile
 
+from effdet_tf.config import Config, TrustConfig
 from effdet_tf.errors import UserError
 from effdet_tf.images.read import read_labels
 from effdet_tf.outputs import CELL_COLUMNS
+from effdet_tf.outputs.wells import count_cells
 from effdet_tf.plates.plan import find_sources, make_shards
 from effdet_tf.plates.work import CELL_SCHEMA, IMAGE_SCHEMA, Task, labels_file, work_through
+from effdet_tf.prediction.trust import judge
 
 
 @pytest.fixture
@@ -110,6 +113,22 @@ def test_score_and_no_labels(tmp_path, predictor, squares, write_image):
     assert work_through(task, shard, predictor)["cells"] == 0
     assert len(pd.read_parquet(tmp_path / "out/cells/00000.parquet")) == 0
     assert not (tmp_path / "out/labels").exists()
+
+
+def test_what_to_expect_of_an_image_is_in_the_tables(plate, tmp_path, predictor):
+    trust = TrustConfig(f1=(0.0, 1.0), count=(-0.5, 0.0, 1.0, 0.0))
+    predictor.config = Config(trust=trust)
+    [shard] = make_shards(find_sources(str(plate), str(tmp_path / "out")), 0, 100, 10**9)
+    work_through(Task(str(plate), str(tmp_path / "out"), "-", None, True), shard, predictor)
+    rows = pd.read_parquet(tmp_path / "out/images/00000.parquet")
+    five, none = (rows[rows["image"].str.contains(name)].iloc[0] for name in ("A1_1", "B2_1"))
+    expected = judge(predictor.config, np.zeros((9, 9)), np.full(5, 0.9, np.float32))
+    assert (five["cells_low"], five["cells_high"]) == (expected.least, expected.most)
+    assert expected.least < 5 < expected.most and five["expected_f1"] == pytest.approx(0.9, abs=1e-3)
+    assert none[["cells_low", "cells_high", "expected_f1", "unlike"]].isna().all()  # says nothing of no cell
+    counts = count_cells(rows).set_index("well")
+    assert (counts["cells_low"]["A1"], counts["cells_high"]["A1"]) == (expected.least, expected.most)
+    assert counts["expected_f1"]["A1"] == pytest.approx(0.9, abs=1e-3) and "unlike" not in counts
 
 
 def test_a_disk_that_refuses_leaves_no_mark(plate, tmp_path, predictor, monkeypatch):
