@@ -6,9 +6,11 @@
         --images 5 10 20 --seeds 3 --out suggest.jsonl
     python benchmarks/few_images.py tables keep.jsonl... suggest.jsonl...
 
-DATA are folders with `images/` and `masks/`. `keep` trains on so many of its images, drawn at random, and
-evaluates the end of training, and its means with the start, on --val and on what the start knew, --known.
-`suggest` trains on as many crops as `effdet_tf suggest` would take first, and on as many drawn at random.
+DATA are folders with `images/` and `masks/`. `keep --hold 10` pulls the weights to the start at every step,
+`keep --replay data/simulated_train` draws half of the crops from there. `keep` trains on so many of its
+images, drawn at random, and evaluates the end of training, and its means with the start, on --val and on what
+the start knew, --known. `suggest` trains on as many crops as `effdet_tf suggest` would take first, and on as
+many drawn at random.
 Every training is `training.main --init RUN --batch 4` of so many steps.
 """
 
@@ -24,10 +26,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
+import tensorflow as tf
 import tifffile
 
+from effdet_tf.data.manifest import load_manifest
 from effdet_tf.data.store import RecordStore
 from effdet_tf.images.read import IMAGE_SUFFIXES, read_image, read_labels
 from effdet_tf.metrics.evaluation import evaluate_run
@@ -41,6 +46,7 @@ from training import main as training_main
 from training.options import open_run, resolve, wanted_config
 from training.steps import convert
 from training.trainer import Trainer
+from training.vectors import Vectors
 
 SHARES = (0.0, 0.25, 0.5)  # of the start's weights in those that are evaluated
 KNOWN = 3  # images of each set that the start knows
@@ -64,6 +70,24 @@ class StepTrainer(Trainer):
         return min((self.step + len(self._pending)) / self.steps_in_all, 1.0)
 
 
+class HeldVectors(Vectors):
+    """Weights that every step pulls back to where they began (L2-SP, Li et al. 2018, arXiv:1802.01483)."""
+
+    pull = 0.0  # share of the distance, in units of the learning rate
+
+    def take(self) -> None:
+        """As `Vectors.take`, which comes before the first step."""
+        super().take()
+        self.start = [np.array(weights) for weights in self.weights]
+
+    def spread(self, strategy: tf.distribute.Strategy) -> None:
+        """As `Vectors.spread`, which comes after every step."""
+        rate = self.pull * tf.cast(self.optimizer.learning_rate, tf.float32)
+        for weights, start in zip(self.weights, self.start, strict=True):
+            weights.assign_sub(rate * (weights - tf.constant(start)))
+        super().spread(strategy)
+
+
 def pairs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Images and their label maps."""
     found = []
@@ -75,9 +99,10 @@ def pairs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 
 def train(
-    run: str, crops: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, steps: int, folder: Path
+    options: argparse.Namespace, crops: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, folder: Path
 ) -> Trainer:
     """Train a network on annotated images, pixels and label map of each."""
+    run, steps = options.run, options.steps
     for number, (image, labels) in enumerate(crops):
         for name, pixels in (("images", image), ("masks", labels.astype(np.uint16))):
             (folder / "set" / name).mkdir(parents=True, exist_ok=True)
@@ -94,11 +119,16 @@ def train(
         "train.evaluate_every=0",
     ]
     config = wanted_config(training_main.build_parser().parse_args(words))
-    store = RecordStore(folder / "data", config.data.cache_mb, (), config.data.normalization == "content")
-    per_image = -(-steps * config.train.batch // store.images)
+    folders = [folder / "data", *([options.replay] if options.replay else [])]
+    if options.replay:
+        config = config.replace(data__source_share={load_manifest(options.replay).source: 0.5})
+    store = RecordStore(folders, config.data.cache_mb, (), config.data.normalization == "content")
+    per_image = -(-steps * config.train.batch // load_manifest(folders[0]).images)
     config = resolve(config.replace(data__crops_per_image=per_image), store, {"train.start_share"})
     (folder / "run").mkdir()
-    trainer = StepTrainer(open_run(config, folder / "run"), store, folder / "run", None)
+    HeldVectors.pull = options.hold
+    with mock.patch("training.trainer.Vectors", HeldVectors):
+        trainer = StepTrainer(open_run(config, folder / "run"), store, folder / "run", None)
     trainer.steps_in_all = steps
     trainer.run()
     trainer._take_average()
@@ -122,7 +152,7 @@ def keep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for count in options.images:
             with tempfile.TemporaryDirectory() as place:
                 read = [(read_image(image), read_labels(mask)) for image, mask in order[:count]]
-                trainer = train(options.run, read, seed, options.steps, Path(place))
+                trainer = train(options, read, seed, Path(place))
             variables = named_variables(trainer.averaged)
             end = {name: np.array(value) for name, value in variables.items()}
             for share in SHARES:
@@ -147,7 +177,7 @@ def suggest(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for who, chosen in (("suggested", best), ("random", drawn)):
                 cut = [cut_out(crops[k]) for k in chosen[:count]]
                 with tempfile.TemporaryDirectory() as place:
-                    trainer = train(options.run, cut, seed, options.steps, Path(place))
+                    trainer = train(options, cut, seed, Path(place))
                 figures = {path.name: mask_ap(trainer.predictor, path) for path in options.val}
                 cells = sum(len(np.unique(labels[labels > 0])) for _, labels in cut)
                 yield {"images": count, "seed": seed, "who": who, "cells": cells, "ap": figures}
@@ -206,6 +236,8 @@ def main() -> None:
         verb.add_argument("--seeds", type=int, default=3)
         verb.add_argument("--steps", type=int, default=60)
         verb.add_argument("--side", type=int, default=256)
+        verb.add_argument("--hold", type=float, default=0.0)
+        verb.add_argument("--replay", type=Path)
         verb.add_argument("--out", type=Path, required=True)
     verbs.add_parser("tables").add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
