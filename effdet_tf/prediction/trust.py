@@ -58,7 +58,8 @@ def judge(config: Config, image: np.ndarray, scores: np.ndarray) -> Trust | None
     count, spread = config.trust.count, float(count_spread(found))
     ends = sorted((count[k] + count[k + 1] * (1 - mean)) * spread for k in (0, 2))
     low, high = ((found + 0.5) * math.exp(min(max(end, -_FURTHEST), _FURTHEST)) - 0.5 for end in ends)
-    return Trust(least, f1, max(math.floor(low), 0), max(math.ceil(high), 0), unlike)
+    # What was found lies within: networks that were off to one side elsewhere may be right here.
+    return Trust(least, f1, max(min(math.floor(low), found), 0), max(math.ceil(high), found), unlike)
 
 
 def log_odds(probability: np.ndarray | float) -> np.ndarray:

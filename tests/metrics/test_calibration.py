@@ -129,6 +129,14 @@ def test_numbers_that_no_fit_gives_are_refused(setting):
         Config().override([f"trust.{setting}"])
 
 
+@pytest.mark.parametrize("ends", [(0.5, 0.0, 1.0, 0.0), (-1.0, 0.0, -0.5, 0.0)])
+def test_what_was_found_lies_within_the_interval(ends):
+    """Where other sources' cells were missed, or seen twice, this one's may all be right."""
+    config = Config(trust=TrustConfig((0.0, 1.0), ends)).replace(postprocess__report_score=0.1)
+    trust = judge(config, np.zeros((8, 8)), np.full(20, 0.9))
+    assert trust.least <= 20 <= trust.most and trust.most - trust.least >= 3
+
+
 def test_cells_below_the_score_do_not_count():
     config = Config(trust=TrustConfig((0.0, 1.0), (0.0, 0.0, 1.0, 0.0)))
     config = config.replace(postprocess__report_score=0.5)
