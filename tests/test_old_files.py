@@ -138,9 +138,9 @@ def test_evaluation_gives_the_metrics_that_it_gave(sources: dict[str, Path], tmp
     values = dict(numbers(now))
     # Another score is reported since: that of the best F1, mean of the images.
     del then["cells"]["counting_score_threshold"]
-    new = ("/mean_f1", "/matching_accuracy75", "/matching_accuracy")
+    new = ("/mean_f1", "/matching_accuracy75", "/matching_accuracy", "/missed", "/merged", "/split", "/false")
     added = {name for name in values if name.endswith(new)} | {"/cells/report_score"}
-    assert values.keys() - added == dict(numbers(then)).keys() and len(added) == 3 * 3 + 1
+    assert values.keys() - added == dict(numbers(then)).keys() and len(added) == 7 * 3 + 1
     for name, value_then in numbers(then):
         assert values[name] == (
             pytest.approx(value_then, rel=1e-4) if isinstance(value_then, float) else value_then
