@@ -151,12 +151,11 @@ class FoundFiles:
         for name in names:
             # In another folder than the image's only where no two are called so.
             ends = self._by_end.get(name.rsplit("/", 1)[-1], [])
-            exact = name in self._files
-            if exact and name in self._lent:
-                raise taken(whole, self._lent[name])
-            for found in [name] if exact else ends if len(ends) == 1 else []:
+            for found in [name] if name in self._files else ends if len(ends) == 1 else []:
+                if self._lent.get(found, whole) != whole:
+                    raise taken(whole, self._lent[found])
                 if page or found not in self._used:
-                    if not exact:
+                    if found != name:
                         self._lent[found] = whole
                     return found
         return None

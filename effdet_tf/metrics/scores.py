@@ -283,7 +283,7 @@ def _score_table(result: dict[str, Any], title: str, metric: str, best: str) -> 
     lines = [f"{title.format(score_text(result['score_threshold']))} ({how})", f"{'':18} {names}"]
     for key, label, meaning in CELL_LINES:
         if key in groups["all"]:
-            values = [_number(group[key], key) for group in groups.values()]
+            values = [metric_text(group[key], key) for group in groups.values()]
             lines.append(f"{label:18} {' '.join(map(str.rjust, values, widths))}  {meaning}")
     return lines
 
@@ -336,7 +336,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _number(value: float | None, key: str) -> str:
+def metric_text(value: float | None, key: str) -> str:
+    """A metric of `CELL_LINES` for people; a dash stands for "not defined"."""
     if value is None:
         return "-"
     if isinstance(value, int):  # a number of cells

@@ -7,7 +7,7 @@ from typing import Any
 
 from effdet_tf.metrics.protocols import KIND_NAMES
 from effdet_tf.metrics.published import PUBLISHED, PUBLISHED_ANCHOR_FREE
-from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS, comparison_rows, percent
+from effdet_tf.metrics.scores import CELL_LINES, COCO_COLUMNS, comparison_rows, metric_text, percent
 from effdet_tf.report.examples import ranking_figure
 
 Table = dict[str, Any]
@@ -99,9 +99,7 @@ def cell_table(result: Mapping[str, Any]) -> Table:
     rows = []
     for key, label, meaning in CELL_LINES:
         if key in result["all"]:
-            whole = key in ("missed", "merged", "split", "false")
-            digits = 0 if whole else 1 if key in ("count_mean_error", "count_bias") else 3
-            rows.append([label, *(number(group.get(key), digits) for group in groups.values()), meaning])
+            rows.append([label, *(metric_text(group.get(key), key) for group in groups.values()), meaning])
     return table(["", *groups, "what it is"], rows, words=(0, len(groups) + 1))
 
 

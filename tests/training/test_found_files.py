@@ -246,6 +246,13 @@ def test_what_lies_in_another_folder_goes_to_one_image_alone(tmp_path):
         assert found.take({"id": 1, "file_name": "p2/a.tif", **size})[0]  # no other is called so
         with pytest.raises(UserError, match=r"p1/a.tif: what was found there went to p2/a.tif; name both"):
             found.take({"id": 2, "file_name": "p1/a.tif", **size})
+    (tmp_path / "flat").mkdir()
+    cv2.imwrite(str(tmp_path / "flat" / "a_masks.png"), labels_of("a.tif"))
+    coco.write_text(json.dumps({"images": [{"id": 4, "file_name": "a.tif"}], "annotations": cells}))
+    for found in (PredictionFile(coco), FoundFiles(tmp_path / "flat", CATEGORIES)):
+        assert found.take({"id": 1, "file_name": "p1/a.tif", **size})[0]
+        with pytest.raises(UserError, match=r"p2/a.tif: what was found there went to p1/a.tif"):
+            found.take({"id": 2, "file_name": "p2/a.tif", **size})  # of which of the two it is, nobody knows
     two = [{"id": 4, "file_name": "p1/a.tif"}, {"id": 5, "file_name": "p3/a.tif"}]
     coco.write_text(json.dumps({"images": two, "annotations": cells}))
     assert not PredictionFile(coco).take({"id": 1, "file_name": "p2/a.tif", **size})[0]
