@@ -178,7 +178,7 @@ def _short(values: Collection[float]) -> tuple[float, ...]:
 
 def bins_of(scores: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
     """`{"cells", "error", "bins"}` of cells, as of `Reliability.report`; of no probabilities no bins."""
-    if np.any((scores < 0) | (scores > 1)):
+    if np.any((scores < 0) | (scores > 1)) or np.all(scores == 1):  # 1: there were none in the file
         return {"cells": len(scores), "error": None, "bins": []}
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     cells = np.bincount(place, minlength=BINS)

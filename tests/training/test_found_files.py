@@ -135,6 +135,7 @@ def test_every_format_gives_the_very_cells(data, tmp_path, capsys, kind):
     said = capsys.readouterr().err
     scored = "geojson" in kind or kind == "yolo"
     assert "5 cells" in said and ("none with a score" in said) != scored
+    assert (report["calibration"]["all"]["error"] is None) != scored
     assert ("1 images have no file" in said) == (kind == "yolo")
 
 
