@@ -201,7 +201,7 @@ class PostprocessConfig:
     # A kept box becomes the mean of the candidates that overlap it by this IoU; 0 leaves it as it is.
     vote_iou: float = 0.0
     class_agnostic: bool = True
-    mask_scoring: bool = True  # score x mean probability inside the mask
+    mask_scoring: bool = True  # score x mean probability inside the mask (`mask_quality`)
     # Pairs (score as the network gives it, share of such cells that match an annotated one at IoU .5), both
     # rising, from (0, 0) to (1, 1): lines between them make of every score that probability. Training fits
     # them on the validation images; empty: scores stay as the network gives them.

@@ -8,6 +8,7 @@ import numpy as np
 
 from effdet_tf.config import Config
 from effdet_tf.geometry.boxes import iou
+from effdet_tf.model.postprocess import mask_quality
 from effdet_tf.prediction.results import Result
 
 MATCH_IOU = 0.9
@@ -82,10 +83,8 @@ class Agreement:
         scores = self._postprocess.uncalibrated(result.scores)
         if result.masks is None or not self._postprocess.mask_scoring:
             return scores
-        inside = result.masks > 127
-        total = (result.masks * inside).sum((1, 2), dtype=np.int64)
-        quality = total / (255 * np.maximum(inside.sum((1, 2)), 1))
-        return scores / np.maximum(quality, 0.5)  # above .5 wherever there is a mask
+        quality = np.asarray(mask_quality(result.masks / np.float32(255)))
+        return scores / np.maximum(quality, 0.5)  # below .5 for a mask of less than one pixel alone
 
 
 def match(reference: Result, candidate: Result) -> tuple[np.ndarray, np.ndarray]:

@@ -253,11 +253,22 @@ def test_a_box_outside_the_image_takes_no_place(config, anchors):
 
 
 def test_mask_quality_by_hand():
-    masks = np.zeros((3, 4, 4), np.float32)
+    masks = np.zeros((4, 4, 4), np.float32)
     masks[0, :2] = 0.9
     masks[0, 2] = 0.4  # not inside
     masks[1, 0, 0], masks[1, 0, 1] = 0.6, 1.0
-    assert array(mask_quality(masks)) == pytest.approx([0.9, 0.8, 0], abs=1e-6)
+    masks[2, 0, 0], masks[2, 0, 1] = 0.55, 1.0  # the first counts half
+    expected = [0.9, 0.8, (0.55 / 2 + 1) / 1.5, 0]
+    assert array(mask_quality(masks)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("others", [0, 1, 100])
+def test_a_pixel_on_the_edge_of_a_mask_moves_its_quality_by_nothing(others):
+    masks = np.zeros((2, 28, 28), np.float32)
+    masks.reshape(2, -1)[:, :others] = 0.9
+    masks[:, -1, -1] = 0.5 - 1e-6, 0.5 + 1e-6
+    below, above = array(mask_quality(masks))
+    assert abs(above - below) < 1e-4
 
 
 @pytest.fixture
