@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from effdet_tf import cli
 from effdet_tf.data.manifest import MANIFEST_NAME
 from effdet_tf.errors import UserError
+from effdet_tf.files import write_json
 from effdet_tf.images.read import IMAGE_SUFFIXES, read_image
 from effdet_tf.metrics.tuning import EACH
 from training.steps import convert, run_step
@@ -43,7 +45,8 @@ def prepare(source: Path, out: Path) -> ReleaseData:
     """Convert the data sets in `source` to `out`, those that are not converted yet.
 
     `sartorius/`, with `val_ids.txt`, is the competition's data; `general/NAME/` are label maps, or images
-    alone; `livecell/` and `usiigaci/` validate and judge. All but the first may be missing.
+    alone; `livecell/` has LIVECell's layout and validation set, `usiigaci/` judges alone. All but the first
+    may be missing.
 
     Raises:
         UserError: when the competition's data are missing, or something cannot be converted.
@@ -56,8 +59,7 @@ def prepare(source: Path, out: Path) -> ReleaseData:
         elif (folder / "images").is_dir():
             data.unlabelled[folder.name] = _gather(_files(folder / "images"), out / "images" / folder.name)
     if (source / "livecell").is_dir():
-        data.val["livecell"] = out / "livecell"
-        convert("livecell", source / "livecell", out / "livecell", "--split", "val")
+        _livecell(source / "livecell", out, data)
     if (source / "usiigaci").is_dir():
         data.apart["usiigaci"] = out / "usiigaci"
         convert("labelmaps", source / "usiigaci", out / "usiigaci")
@@ -93,6 +95,40 @@ def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
     data.train[folder.name] = out / f"{folder.name}_train"
     data.val[folder.name] = out / f"{folder.name}_val"
     data.images[folder.name] = out / "parted" / folder.name / "train" / "images"
+
+
+def _livecell(folder: Path, out: Path, data: ReleaseData) -> None:
+    """Part LIVECell's validation set by wells: of each cell type the first half of them, by name, is kept.
+
+    The images that nobody has annotated, of other wells than those, are labelled.
+    """
+    path = folder / "annotations" / "LIVECell" / "livecell_coco_val.json"
+    coco = json.loads(path.read_text(encoding="utf-8"))
+    wells: dict[str, list[str]] = {}
+    for well in sorted({_well(image["file_name"]) for image in coco["images"]}):
+        wells.setdefault(well.split("_")[0], []).append(well)
+    kept = {well for own in wells.values() for well in own[: (len(own) + 1) // 2]}
+    for part, is_kept in (("train", False), ("val", True)):
+        images = [image for image in coco["images"] if (_well(image["file_name"]) in kept) == is_kept]
+        known = {image["id"] for image in images}
+        cells = [cell for cell in coco["annotations"] if cell["image_id"] in known]
+        own = out / "parted" / f"livecell_{part}.json"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        write_json(own, {**coco, "images": images, "annotations": cells})
+        if images:
+            getattr(data, part)["livecell"] = out / f"livecell_{part}"
+            convert("livecell", folder, out / f"livecell_{part}", "--annotations", own, "--source", "livecell")
+    annotated = {image["file_name"] for image in coco["images"]}
+    free = [path for path in _files(folder / "images") if _well(path.name) not in kept]
+    trained = [path for path in free if path.name in annotated]
+    data.images["livecell"] = _gather(trained, out / "images" / "livecell")
+    others = [path for path in free if path.name not in annotated]
+    data.unlabelled["livecell_others"] = _gather(others, out / "images" / "livecell_others")
+
+
+def _well(name: str) -> str:
+    """TYPE_Phase_WELL of a name of LIVECell."""
+    return "_".join(name.split("_")[:3])
 
 
 def _simulated(out: Path, data: ReleaseData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -137,6 +138,41 @@ def test_sources_are_parted_and_nothing_is_converted_twice(sets, tmp_path, capsy
     assert "$ python" not in capsys.readouterr().out
 
 
+def test_livecell_is_parted_by_wells_and_its_other_images_are_labelled(sets, tmp_path):
+    """Of each cell type the first half of the wells validates; nothing of these wells is trained on."""
+    annotated = {
+        "A172_Phase_A7_1_00d00h00m_1": 1, "A172_Phase_A7_2_01d00h00m_1": 2, "A172_Phase_B7_1_00d00h00m_1": 3,
+        "BV2_Phase_C4_1_00d00h00m_1": 4,
+    }  # fmt: skip
+    others = ["A172_Phase_A7_1_02d00h00m_1", "A172_Phase_B7_2_00d00h00m_1", "BV2_Phase_D4_1_00d00h00m_1"]
+    rng, folder = np.random.default_rng(1), sets / "livecell"
+    for name in [*annotated, *others]:
+        kind = name.split("_")[0]
+        picture(rng, folder / "images" / "livecell_train_val_images" / kind / f"{name}.tif")
+    images = [
+        {"id": number, "file_name": f"{name}.tif", "height": SEEN[0], "width": SEEN[1]}
+        for name, number in annotated.items()
+    ]
+    square = [30, 20, 50, 20, 50, 40, 30, 40]
+    cells = [
+        {"id": number, "image_id": number, "category_id": 1, "bbox": [30, 20, 20, 20], "area": 400,
+         "iscrowd": 0, "segmentation": [square]}
+        for number in annotated.values()
+    ]  # fmt: skip
+    coco = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "annotations" / "LIVECell").mkdir(parents=True)
+    (folder / "annotations" / "LIVECell" / "livecell_coco_val.json").write_text(json.dumps(coco))
+    data = prepare(sets, tmp_path / "out")
+    for part, expected in (("train", ["B7_1"]), ("val", ["A7_1", "A7_2", "C4_1"])):
+        records = list(iterate_records(getattr(data, part)["livecell"]))
+        assert ["_".join(record.file_name.split("_")[2:4]) for record in records] == expected, part
+        assert all(len(record.boxes) == 1 for record in records)
+    assert load_manifest(data.train["livecell"]).source == "livecell"
+    named = {path.stem for path in data.unlabelled["livecell_others"].iterdir()}
+    assert named == {"A172_Phase_B7_2_00d00h00m_1", "BV2_Phase_D4_1_00d00h00m_1"}
+    assert [path.stem for path in data.images["livecell"].iterdir()] == ["A172_Phase_B7_1_00d00h00m_1"]
+
+
 def test_a_run_is_packed_evaluated_and_described(earlier_run, sets, tmp_path, capsys):
     out = tmp_path / "out"
     words = [str(sets), "--out", str(out), "--run", str(earlier_run), "--small-minutes", "7"]
@@ -196,7 +232,7 @@ def test_both_networks_train_in_parts_and_the_small_one_learns_from_the_large(
     assert second["--init"] == first["--out"] and third["--init"] == second["--out"]
     assert "--preset" not in second and second["--minutes"] == ["5.0"]
     assert [config.train.seed for _, config in parts] == [0, 1, 2, 0]
-    assert before.data.source_share == {"sartorius": 0.4, "disks": 0.055, "simulated": 0.15}
+    assert before.data.source_share == {"sartorius": 0.4, "disks": 0.055, "simulated": 0.1}
     assert not before.augment.rot90 and before.train.ema == after.train.ema == 0.9
     assert (before.train.learning_rate, after.train.learning_rate) == (4e-3, 1e-3)
     # The large one labels what nobody has annotated, the small one learns from its scores on everything.
