@@ -1,8 +1,8 @@
 """Train the networks that come with the package, and pack them: `python -m training.release DATA --out OUT`.
 
 DATA holds folders of data sets: `sartorius/`, and where they are there `general/NAME/` (label maps, or images
-without annotation), `livecell/`, and `usiigaci/`, which only judges. OUT gets the converted data, the runs, and
-`model/NAME/`, what lies in `effdet_tf/models`. `cells-large` comes first and labels all images; `cells`
+without annotation), `livecell/`, and `usiigaci/`, which only judges. OUT gets the converted data, the runs,
+and `model/NAME/`, what lies in `effdet_tf/models`. `cells-large` comes first and labels all images; `cells`
 learns from those labels as well. Training goes in parts; each step that was done before is left as it is, so
 the same command goes on where it was stopped.
 """
@@ -41,15 +41,14 @@ class Recipe(NamedTuple):
     preset: str
     rate: str  # learning rate of the parts after the first
     sartorius: float  # share of the crops
-    labels: tuple[
-        str, ...
-    ]  # options of `pseudo`, by which the images are labelled that it learns from as well
+    labels: tuple[str, ...]  # further options of `pseudo`, whose labels it learns from as well
 
 
-# The large network comes first: it labels what the other learns from.
+# The large network comes first: it labels what the other learns from. To learn from itself, it looks in eight
+# views at what nobody has annotated.
 RECIPES = {
-    "cells-large": Recipe("cells-lite2", "1e-3", 0.4, ("--score", "0.45", "--ignore-from", "0.05")),
-    "cells": Recipe("cells-lite0", "3e-3", 0.3, ("--score", "0.05", "--soft")),
+    "cells-large": Recipe("cells-lite2", "1e-3", 0.35, ("--tta",)),
+    "cells": Recipe("cells-lite0", "3e-3", 0.3, ()),
 }
 # Shares of the simulated cells, of LIVECell, where colonies are learned, and of each further source.
 _SIMULATED, _LIVECELL, _SOURCE = 0.1, 0.18, 0.055
@@ -159,14 +158,14 @@ def _shares(recipe: Recipe, data: ReleaseData) -> dict[str, float]:
 
 
 def _labelled(name: str, network: Path, data: ReleaseData, out: Path) -> list[Path]:
-    """Images that a network has labelled for another, all of them for a soft one; labelled once."""
-    words, soft = RECIPES[name].labels, "--soft" in RECIPES[name].labels
+    """Images that a network has labelled for the one of this name, the annotated ones for the small one."""
     folders = []
-    for source, images in {**data.unlabelled, **(data.images if soft else {})}.items():
+    for source, images in {**data.unlabelled, **(data.images if name == "cells" else {})}.items():
         folder = out / f"{name}-labels" / source
         if not (folder / MANIFEST_NAME).exists():
             about = ["--run", network, "--source", f"labelled_{source}", "--out", folder, "--overwrite"]
-            run_step("effdet_tf", cli.main, ["pseudo", images, *about, *words])
+            words = ["pseudo", images, *about, "--score", "0.05", "--soft", *RECIPES[name].labels]
+            run_step("effdet_tf", cli.main, words)
         folders.append(folder)
     return folders
 

@@ -116,8 +116,8 @@ def _livecell(folder: Path, out: Path, data: ReleaseData) -> None:
         own.parent.mkdir(parents=True, exist_ok=True)
         write_json(own, {**coco, "images": images, "annotations": cells})
         if images:
-            getattr(data, part)["livecell"] = out / f"livecell_{part}"
-            convert("livecell", folder, out / f"livecell_{part}", "--annotations", own, "--source", "livecell")
+            converted = getattr(data, part)["livecell"] = out / f"livecell_{part}"
+            convert("livecell", folder, converted, "--annotations", own, "--source", "livecell")
     annotated = {image["file_name"] for image in coco["images"]}
     free = [path for path in _files(folder / "images") if _well(path.name) not in kept]
     trained = [path for path in free if path.name in annotated]
