@@ -21,6 +21,7 @@ from training.steps import convert, run_step
 
 # Simulated cells of every look and size, so that no polarity or size belongs to one source.
 _SIMULATED = ("--looks", "varied", "--train", "160", "--val", "24", "--seed", "5")
+_TEST = "livecell_test_images"  # LIVECell's folder of them
 _KEPT = 7  # of so many images of a source of label maps, by name, the last is kept for validation
 
 
@@ -98,17 +99,23 @@ def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
 
 
 def _livecell(folder: Path, out: Path, data: ReleaseData) -> None:
-    """Part LIVECell's validation set by wells: of each cell type the first half of them, by name, is kept.
+    """Part LIVECell as its makers did, or, where only its validation set is there, that one by wells.
 
-    The images that nobody has annotated, of other wells than those, are labelled.
+    Of each cell type the first half of the wells, by name, is kept. The images of other wells that nobody has
+    annotated are labelled, but for test images.
     """
-    path = folder / "annotations" / "LIVECell" / "livecell_coco_val.json"
-    coco = json.loads(path.read_text(encoding="utf-8"))
+    annotations = folder / "annotations" / "LIVECell"
+    if (annotations / "livecell_coco_train.json").is_file():
+        for part, sets in (("train", data.train), ("val", data.val)):
+            sets["livecell"] = out / f"livecell_{part}"
+            convert("livecell", folder, sets["livecell"], "--split", part, "--source", "livecell")
+        return
+    coco = json.loads((annotations / "livecell_coco_val.json").read_text(encoding="utf-8"))
     wells: dict[str, list[str]] = {}
     for well in sorted({_well(image["file_name"]) for image in coco["images"]}):
         wells.setdefault(well.split("_")[0], []).append(well)
     kept = {well for own in wells.values() for well in own[: (len(own) + 1) // 2]}
-    for part, is_kept in (("train", False), ("val", True)):
+    for part, sets, is_kept in (("train", data.train, False), ("val", data.val, True)):
         images = [image for image in coco["images"] if (_well(image["file_name"]) in kept) == is_kept]
         known = {image["id"] for image in images}
         cells = [cell for cell in coco["annotations"] if cell["image_id"] in known]
@@ -116,13 +123,13 @@ def _livecell(folder: Path, out: Path, data: ReleaseData) -> None:
         own.parent.mkdir(parents=True, exist_ok=True)
         write_json(own, {**coco, "images": images, "annotations": cells})
         if images:
-            converted = getattr(data, part)["livecell"] = out / f"livecell_{part}"
-            convert("livecell", folder, converted, "--annotations", own, "--source", "livecell")
+            sets["livecell"] = out / f"livecell_{part}"
+            convert("livecell", folder, sets["livecell"], "--annotations", own, "--source", "livecell")
     annotated = {image["file_name"] for image in coco["images"]}
     free = [path for path in _files(folder / "images") if _well(path.name) not in kept]
     trained = [path for path in free if path.name in annotated]
     data.images["livecell"] = _gather(trained, out / "images" / "livecell")
-    others = [path for path in free if path.name not in annotated]
+    others = [path for path in free if path.name not in annotated and _TEST not in path.parts]
     data.unlabelled["livecell_others"] = _gather(others, out / "images" / "livecell_others")
 
 

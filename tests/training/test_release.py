@@ -138,39 +138,54 @@ def test_sources_are_parted_and_nothing_is_converted_twice(sets, tmp_path, capsy
     assert "$ python" not in capsys.readouterr().out
 
 
+ANNOTATED = [f"{well}_00d00h00m_1.tif" for well in ("A172_Phase_A7_1", "A172_Phase_A7_2", "A172_Phase_B7_1")]
+ANNOTATED += ["BV2_Phase_C4_1_00d00h00m_1.tif"]
+OTHERS = [f"{well}_02d00h00m_1.tif" for well in ("A172_Phase_A7_1", "A172_Phase_B7_2", "BV2_Phase_D4_1")]
+
+
+def livecell(folder: Path, annotated: list[str], part: str) -> None:
+    """Write a set of LIVECell of one square cell an image."""
+    rng = np.random.default_rng(1)
+    images, cells = [], []
+    for number, name in enumerate(annotated, 1):
+        picture(rng, folder / "images" / "livecell_train_val_images" / name.split("_")[0] / name)
+        images.append({"id": number, "file_name": name, "height": SEEN[0], "width": SEEN[1]})
+        square = {"bbox": [30, 20, 20, 20], "segmentation": [[30, 20, 50, 20, 50, 40, 30, 40]], "area": 400}
+        cells.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, **square})
+    coco = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "annotations" / "LIVECell").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations" / "LIVECell" / f"livecell_coco_{part}.json").write_text(json.dumps(coco))
+
+
+def wells_of(folder: Path) -> list[str]:
+    records = list(iterate_records(folder))
+    assert all(len(record.boxes) == 1 for record in records)
+    return ["_".join(Path(record.file_name).stem.split("_")[2:4]) for record in records]
+
+
 def test_livecell_is_parted_by_wells_and_its_other_images_are_labelled(sets, tmp_path):
     """Of each cell type the first half of the wells validates; nothing of these wells is trained on."""
-    annotated = {
-        "A172_Phase_A7_1_00d00h00m_1": 1, "A172_Phase_A7_2_01d00h00m_1": 2, "A172_Phase_B7_1_00d00h00m_1": 3,
-        "BV2_Phase_C4_1_00d00h00m_1": 4,
-    }  # fmt: skip
-    others = ["A172_Phase_A7_1_02d00h00m_1", "A172_Phase_B7_2_00d00h00m_1", "BV2_Phase_D4_1_00d00h00m_1"]
-    rng, folder = np.random.default_rng(1), sets / "livecell"
-    for name in [*annotated, *others]:
-        kind = name.split("_")[0]
-        picture(rng, folder / "images" / "livecell_train_val_images" / kind / f"{name}.tif")
-    images = [
-        {"id": number, "file_name": f"{name}.tif", "height": SEEN[0], "width": SEEN[1]}
-        for name, number in annotated.items()
-    ]
-    square = [30, 20, 50, 20, 50, 40, 30, 40]
-    cells = [
-        {"id": number, "image_id": number, "category_id": 1, "bbox": [30, 20, 20, 20], "area": 400,
-         "iscrowd": 0, "segmentation": [square]}
-        for number in annotated.values()
-    ]  # fmt: skip
-    coco = {"images": images, "annotations": cells, "categories": [{"id": 1, "name": "cell"}]}
-    (folder / "annotations" / "LIVECell").mkdir(parents=True)
-    (folder / "annotations" / "LIVECell" / "livecell_coco_val.json").write_text(json.dumps(coco))
+    livecell(sets / "livecell", ANNOTATED, "val")
+    for name in OTHERS:
+        picture(np.random.default_rng(2), sets / "livecell" / "images" / "livecell_train_val_images" / name)
+    picture(
+        np.random.default_rng(2), sets / "livecell" / "images" / "livecell_test_images" / "BV2_Phase_D4_2.tif"
+    )
     data = prepare(sets, tmp_path / "out")
-    for part, expected in (("train", ["B7_1"]), ("val", ["A7_1", "A7_2", "C4_1"])):
-        records = list(iterate_records(getattr(data, part)["livecell"]))
-        assert ["_".join(record.file_name.split("_")[2:4]) for record in records] == expected, part
-        assert all(len(record.boxes) == 1 for record in records)
+    assert wells_of(data.train["livecell"]) == ["B7_1"]
+    assert wells_of(data.val["livecell"]) == ["A7_1", "A7_2", "C4_1"]
     assert load_manifest(data.train["livecell"]).source == "livecell"
-    named = {path.stem for path in data.unlabelled["livecell_others"].iterdir()}
-    assert named == {"A172_Phase_B7_2_00d00h00m_1", "BV2_Phase_D4_1_00d00h00m_1"}
-    assert [path.stem for path in data.images["livecell"].iterdir()] == ["A172_Phase_B7_1_00d00h00m_1"]
+    assert {path.name for path in data.unlabelled["livecell_others"].iterdir()} == set(OTHERS[1:])
+    assert [path.name for path in data.images["livecell"].iterdir()] == ANNOTATED[2:3]
+
+
+def test_a_whole_livecell_is_parted_as_its_makers_did(sets, tmp_path):
+    livecell(sets / "livecell", ANNOTATED[:1], "train")
+    livecell(sets / "livecell", ANNOTATED[1:], "val")
+    data = prepare(sets, tmp_path / "out")
+    assert wells_of(data.train["livecell"]) == ["A7_1"]
+    assert wells_of(data.val["livecell"]) == ["A7_2", "B7_1", "C4_1"]
+    assert list(data.unlabelled) == ["bare"]
 
 
 def test_a_run_is_packed_evaluated_and_described(earlier_run, sets, tmp_path, capsys):
