@@ -216,8 +216,9 @@ def pack(runs: Sequence[Path], out: Path) -> None:
         UserError: when a run holds no weights, they are of different networks, or a kernel does not fit into
             float16.
     """
-    # Where its start lay, and the sources of its data, mean nothing to who trains it on.
+    # Its start, its sources and that it was judged afterwards are nothing to who trains it on.
     config = load_config(config_file(runs[-1])).replace(train__init="", data__source_share={})
+    config = config.replace(train__keep_better=True)
     config = replace(config, postprocess=config.postprocess.as_given(), trust=TrustConfig())
     sets = [read_arrays(weights_file(run)) for run in runs]
     shapes = [{name: value.shape for name, value in arrays.items()} for arrays in sets]

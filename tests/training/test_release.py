@@ -69,14 +69,16 @@ def test_the_weights_of_several_runs_are_averaged(earlier_run, tmp_path):
     later = shutil.copytree(earlier_run, tmp_path / "later")
     arrays = read_arrays(earlier_run / LAST_FILE)
     save_arrays(later / LAST_FILE, {name: value + 1 for name, value in arrays.items()})
-    trained = load_config(later / CONFIG_FILE).replace(data__source_share={"disks": 0.5})
+    trained = load_config(later / CONFIG_FILE).replace(
+        data__source_share={"disks": 0.5}, train__keep_better=False
+    )
     trained = trained.replace(postprocess__calibration=((0.0, 0.0), (0.2, 0.6), (1.0, 1.0)))
     trained.replace(postprocess__report_score=0.6, trust__f1=(0.0, 1.0)).save(later / CONFIG_FILE)
     release.pack([earlier_run, later], tmp_path / "model")
     packed = load_config(tmp_path / "model" / CONFIG_FILE)
     # Means of weights score otherwise than the last of them.
     assert packed.postprocess.report_score == pytest.approx(0.2) and packed.postprocess.calibration == ()
-    assert packed.trust == TrustConfig() and packed.data.source_share == {}
+    assert packed.trust == TrustConfig() and packed.data.source_share == {} and packed.train.keep_better
     after = read_arrays(tmp_path / "model" / BEST_FILE)
     for name, value in arrays.items():
         np.testing.assert_allclose(after[name], value + 0.5, rtol=1e-3, atol=1e-3)

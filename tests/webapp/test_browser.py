@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import signal
 import subprocess
@@ -172,8 +173,12 @@ def test_drop_look_and_take_the_files(
         assert Path(download.path()).read_bytes() == (out / f"deep{suffix}").read_bytes()
     assert len((out / "deep.cells.csv").read_text().splitlines()) - 1 == fewer
     with zipfile.ZipFile(_download(page, "all").path()) as archive:
-        assert archive.read("deep.coco.json") == (out / "deep.coco.json").read_bytes()
+        texts = archive.read("deep.coco.json"), (out / "deep.coco.json").read_bytes()
+        own, theirs = map(json.loads, texts)
         assert "broken" in archive.read("summary.csv").decode()
+    # The command asks for fewer cells, and in another chunk the last digit of a score may come out otherwise.
+    scores = [[cell.pop("score") for cell in found["annotations"]] for found in (own, theirs)]
+    assert scores[0] == pytest.approx(scores[1], abs=3e-6) and own == theirs
     _set_score(page, 1)
     assert _count(page) == 0
     page.locator("#tuned").click()
@@ -218,13 +223,14 @@ def test_a_folder_another_network_and_a_reload(page: Any, cells: Path, served: s
     page.locator("#progress").wait_for(state="hidden")
     names = page.locator("#list .name").all_inner_texts()
     assert names == [f"{cells.name}/{name}" for name in ("broken.tif", "deep.tif", "sub/other.tif")]
-    first = page.locator("#list .status").all_inner_texts()
+    page.locator("#list .item", has_text="deep").click()
+    first = Path(_download(page, "table").path()).read_bytes()
     page.locator("#network").select_option("cells-large")
     own = load_config(config_file(find_run("cells-large"))).postprocess.report_score
     assert page.locator("#score").input_value() == f"{own:g}"
     page.locator("#list .status.busy").wait_for()
     page.locator("#progress").wait_for(state="hidden", timeout=60_000)
-    assert page.locator("#list .status").all_inner_texts() != first
+    assert Path(_download(page, "table").path()).read_bytes() != first
     page.reload()
     page.locator("#list .status", has_text="cells").first.wait_for()
     assert page.locator("#network").input_value() == "cells-large"
