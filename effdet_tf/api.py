@@ -242,8 +242,8 @@ class Model:
             score: report cells from this score on, 0 to 1; None takes the network's own, `self.score`; 0
                 gives all candidates, also those whose pixels all lie in better ones.
             page: of a file with several, from 0.
-            cell_size: usual diameter of the cells, px: the image is scaled to what the network knows best;
-                None: by the size of a pixel where it is known of both, else by what the network sees.
+            cell_size: usual diameter of the cells, px: the image is scaled to what the network knows, unless
+                it knows it; None: by the size of a pixel where known of both, else by what the network sees.
             um_per_px: side of a pixel in micrometres; None takes the file's.
             rescale: False shows the image to the network as it is.
 

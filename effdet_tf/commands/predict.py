@@ -83,7 +83,8 @@ _HELP = {
     "what the file says, else the first; the others are left out, and empty in the label image)",
     "um": "side of a pixel in micrometres (default: what a tif says of itself)",
     "cell-size": "usual diameter of the cells in these images, px: they are scaled to what the network knows "
-    "best (default: by the size of a pixel where file and network say it, else by what the network sees)",
+    "best, unless it knows this size (default: by the size of a pixel where file and network say it, else by "
+    "what the network sees)",
     "magnification": "of the objective, 10 for 10x: --um-per-px is then the side of a pixel of the camera, "
     "which is divided by it",
     "no-rescale": "show every image to the network as it is, whatever the size of its cells",

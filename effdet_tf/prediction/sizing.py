@@ -108,7 +108,10 @@ def stated_scale(config: Config, sizing: Sizing, um_per_px: float | None = None)
     if not sizing.enabled or data.resize == "fit":
         return AS_IT_IS
     if sizing.cell_size is not None:
-        return _scale(data.cell_size[1] / sizing.cell_size, f"cells of {sizing.cell_size:g} px were said")
+        low, usual, high = data.cell_size
+        if low <= sizing.cell_size <= high:  # known as they are, and better so (benchmarks/size.md)
+            return AS_IT_IS
+        return _scale(usual / sizing.cell_size, f"cells of {sizing.cell_size:g} px were said")
     side = sizing.um_per_px or um_per_px
     if side and data.um_per_px:
         what = f"its pixels are of {side:g} um, those that the network knows of {data.um_per_px:g} um"

@@ -25,7 +25,7 @@ from effdet_tf.prediction.results import Result
 from effdet_tf.prediction.sizing import AS_IT_IS, Sizing, predict_sized, scale_words, stated_scale
 from effdet_tf.presets import preset
 
-KNOWN = preset("cells-lite0").override(["data.cell_size=[12, 20, 40]", "data.um_per_px=1.2"])
+KNOWN = preset("cells-lite0").override(["data.cell_size=[12, 20, 38]", "data.um_per_px=1.2"])
 
 
 class RectangleFinder(Predictor):
@@ -70,8 +70,10 @@ def picture(times: float = 1.0) -> np.ndarray:
         (Sizing(cell_size=5), None, 4.0),
         (Sizing(cell_size=1000), None, 0.25),  # no further than that
         (Sizing(cell_size=1), None, 4.0),
-        (Sizing(cell_size=28), None, 1.0),  # near enough: training varies as much
-        (Sizing(cell_size=15), None, 1.0),
+        (Sizing(cell_size=38), None, 1.0),  # known as it is
+        (Sizing(cell_size=12), None, 1.0),
+        (Sizing(cell_size=38.1), None, 20 / 38.1),
+        (Sizing(cell_size=11.9), None, 20 / 11.9),
         (Sizing(), 0.3, 0.25),
         (Sizing(), 0.6, 0.5),
         (Sizing(um_per_px=0.6), 1.2, 0.5),
