@@ -201,7 +201,10 @@ class PostprocessConfig:
     # A kept box becomes the mean of the candidates that overlap it by this IoU; 0 leaves it as it is.
     vote_iou: float = 0.0
     class_agnostic: bool = True
-    mask_scoring: bool = True  # score x mean probability inside the mask (`mask_quality`)
+    mask_scoring: bool = True  # score x mean probability inside the mask
+    # Probability from which on a pixel of a mask counts in full for that mean, and less towards .5. With .5
+    # one pixel that two builds of a network round apart moves the score by .001 and more.
+    mask_sure: float = 0.5
     # Pairs (score as the network gives it, share of such cells that match an annotated one at IoU .5), both
     # rising, from (0, 0) to (1, 1): lines between them make of every score that probability. Training fits
     # them on the validation images; empty: scores stay as the network gives them.

@@ -129,7 +129,7 @@ def _cells(name: str) -> Config:
         train=TrainConfig(learning_rate=rate, ema=0.998),
         # IoU-weighted class scores times mask quality run low; a validated run tunes this.
         # Dense cells fill 5,000 candidates, a cell has dozens of them, before its neighbours come up.
-        postprocess=PostprocessConfig(report_score=0.3, top_k=20_000, vote_iou=0.65),
+        postprocess=PostprocessConfig(report_score=0.3, top_k=20_000, vote_iou=0.65, mask_sure=0.6),
     )
 
 

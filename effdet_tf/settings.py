@@ -17,6 +17,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     for bounds, names in (
         ((0, 1), "model.drop_connect model.batch_norm_momentum postprocess.score_threshold"),
         ((0, 1), "postprocess.min_score data.source_share augment.invert train.start_share"),
+        ((0.5, 1), "postprocess.mask_sure"),
         ((0, 10), "augment.blur augment.noise augment.vignette"),
         ((1, 100), "augment.jpeg"),
         ((0.1, 10), "augment.gamma"),

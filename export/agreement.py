@@ -83,7 +83,7 @@ class Agreement:
         scores = self._postprocess.uncalibrated(result.scores)
         if result.masks is None or not self._postprocess.mask_scoring:
             return scores
-        quality = np.asarray(mask_quality(result.masks / np.float32(255)))
+        quality = np.asarray(mask_quality(result.masks / np.float32(255), self._postprocess.mask_sure))
         return scores / np.maximum(quality, 0.5)  # below .5 for a mask of less than one pixel alone
 
 

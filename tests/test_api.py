@@ -85,8 +85,8 @@ def test_scores(model, image):
     every = model.predict(image, score=0)
     np.testing.assert_array_equal(every.result.scores, candidates.scores)
     assert len(every) == len(every.table()) == len(candidates) > len(model.predict(image))
-    strict = model.predict(image, score=0.5)
-    assert strict.result.scores.min() >= 0.5 and len(strict) < len(model.predict(image))
+    strict = model.predict(image, score=0.8)
+    assert strict.result.scores.min() >= 0.8 and 0 < len(strict) < len(model.predict(image))
     assert model.score == load_predictor("cells").config.postprocess.report_score
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(effdet_tf.UserError, match=f"score {wrong}.*0 to 1"):

@@ -246,8 +246,8 @@ def open_run(config: Config, folder: Path, write: bool = True) -> Config:
     if has_state(folder) and path.exists():
         past = load_config(path)
         free = {key: getattr(config.train, key) for key in FREE}
-        # The run itself tuned its scores; one begun before sizes were kept goes on without.
-        names = ("report_score", "calibration")
+        # The run tuned its scores, as they are made in it; one begun before sizes were kept goes on without.
+        names = ("report_score", "calibration", "mask_sure")
         kept = {f"postprocess__{name}": getattr(past.postprocess, name) for name in names}
         config = config.replace(**kept, data__cell_size=past.data.cell_size)
         config = dataclasses.replace(config, trust=past.trust)

@@ -20,7 +20,6 @@ from effdet_tf.model.detections import Detections
 from effdet_tf.model.mask_head import MaskHead
 
 MASK_CHUNK = 128  # instances that are worked on at once: bounds the memory
-_SURE = 0.6  # probability from which on a pixel of a mask counts in full for the mask's quality
 _ROUNDING = 1e-6  # of a score: none that is wanted may be lost by it
 
 
@@ -181,13 +180,15 @@ def vote(config: Config, candidates: Candidates, boxes: Tensor, classes: Tensor)
     return ops.take(moved, ops.argsort(order), axis=0)
 
 
-def mask_quality(probability: Tensor) -> Tensor:
-    """Mean probability inside each mask, nearly as in SOLOv2: `[K, m, m]` to `[K]`, 0 for an empty mask.
+def mask_quality(probability: Tensor, sure: float = 0.5) -> Tensor:
+    """Mean probability inside each mask (as in SOLOv2): `[K, m, m]` to `[K]`, 0 for an empty mask.
 
-    A pixel counts in full from `_SURE` on, and less towards .5: were it in or out as a whole, one on the
-    edge would move the score by .001 and more where two builds of a network round it apart.
+    Pixels count in full from `sure` (`postprocess.mask_sure`) on, and less towards .5.
     """
-    inside = ops.clip((probability - 0.5) / (_SURE - 0.5), 0.0, 1.0)
+    if sure > 0.5:
+        inside = ops.clip((probability - 0.5) / (sure - 0.5), 0.0, 1.0)
+    else:
+        inside = ops.cast(probability > 0.5, "float32")
     return ops.sum(probability * inside, axis=(-2, -1)) / ops.maximum(ops.sum(inside, axis=(-2, -1)), 1.0)
 
 
@@ -244,7 +245,7 @@ def detect(
     crops = head.crop_boxes(boxes)
     masks = _masks(head, outputs["mask_feature"], ops.take(outputs["codes"][0], location, axis=0), crops)
     if config.postprocess.mask_scoring:
-        scores = scores * mask_quality(masks)
+        scores = scores * mask_quality(masks, config.postprocess.mask_sure)
     return Detections(boxes, _reported(config, scores), classes, masks, crops, count)
 
 

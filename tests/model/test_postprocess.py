@@ -259,6 +259,8 @@ def test_mask_quality_by_hand():
     masks[1, 0, 0], masks[1, 0, 1] = 0.6, 1.0
     masks[2, 0, 0], masks[2, 0, 1] = 0.55, 1.0  # the first counts half
     expected = [0.9, 0.8, (0.55 / 2 + 1) / 1.5, 0]
+    assert array(mask_quality(masks, 0.6)) == pytest.approx(expected, abs=1e-6)
+    expected[2] = (0.55 + 1) / 2
     assert array(mask_quality(masks)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -267,7 +269,7 @@ def test_a_pixel_on_the_edge_of_a_mask_moves_its_quality_by_nothing(others):
     masks = np.zeros((2, 28, 28), np.float32)
     masks.reshape(2, -1)[:, :others] = 0.9
     masks[:, -1, -1] = 0.5 - 1e-6, 0.5 + 1e-6
-    below, above = array(mask_quality(masks))
+    below, above = array(mask_quality(masks, 0.6))
     assert abs(above - below) < 1e-4
 
 
@@ -302,7 +304,8 @@ def test_the_score_is_weighed_by_the_masks_quality(config, anchors, head):
     chosen = inner(anchors)[:3]
     out = with_features(outputs(anchors, {k: 0.8 for k in chosen}), anchors)
     _, scores, _, masks, _ = found(config, out, head=head)
-    np.testing.assert_allclose(scores, 0.8 * array(mask_quality(masks)), rtol=1e-4)
+    quality = array(mask_quality(masks, config.postprocess.mask_sure))
+    np.testing.assert_allclose(scores, 0.8 * quality, rtol=1e-4)
     plain = found(config.override(["postprocess.mask_scoring=false"]), out, head=head)
     assert plain[1] == pytest.approx([0.8] * 3, abs=1e-5)
 
