@@ -66,6 +66,67 @@ def test_a_part_is_normalised_as_the_whole_image_is(pair, dtype, channels):
     whole, part = brightness(image), image[:40]
     ours, served = predictor._detect(part, whole), opened._detect(part, whole)
     assert len(ours) == len(served) > 0
+    np.testing.assert_allclose(served.boxes, ours.boxes, atol=2e-3)
+    np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
+    if predictor.config.data.normalization != "fixed":
+        alone = opened._detect(part, None)
+        assert len(alone) == len(ours) and np.abs(alone.boxes - ours.boxes).max() > 1
+
+
+def test_a_large_image_has_the_cells_of_the_run(pair, monkeypatch):
+    predictor, opened, _ = pair
+    if predictor.config.data.resize == "fit":
+        pytest.skip("every image is scaled to the input: none goes in tiles")
+    for name, value in {"LARGE": 1000, "TILE": 64, "OVERLAP": 16, "DENSE_TILE": 64}.items():
+        monkeypatch.setattr(f"effdet_tf.prediction.predictor.{name}", value)
+    image = picture(9, 120, 150)
+    image[:60] //= 4
+    ours, served = predictor.predict(image), opened.predict(image)
+    assert len(ours) == len(served) > 40
+    np.testing.assert_allclose(served.boxes, ours.boxes, atol=2e-3)
+    np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
+
+
+def test_an_older_export_says_once_that_its_tiles_are_normalised_by_themselves(pair, monkeypatch, caplog):
+    predictor, opened, folder = pair
+    older = load(folder)
+    monkeypatch.setattr(older, "_takes_parts", False)
+    part = picture(8, 40, 60)
+    whole = brightness(np.concatenate([part, part // 4]))
+    for _ in range(2):
+        np.testing.assert_array_equal(older._detect(part, whole).scores, opened._detect(part, None).scores)
+    told = [record.message.split(": ")[:2] for record in caplog.records]
+    # Fixed statistics are those of every tile.
+    fixed = predictor.config.data.normalization == "fixed"
+    assert told == ([] if fixed else [[str(folder), "an older export"]])
+
+
+def serve(opened, *files):
+    found = opened._signatures["serving_default"](image_bytes=tf.constant(list(files), tf.string))
+    return {name: value.numpy() for name, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture(0, 64, 80),
+        picture(1, 41, 67),
+        picture(2, 64, 64, 3),
+        picture(3, 50, 60, 1, np.uint16),
+        picture(4, 50, 60, 3, np.uint16),
+        np.repeat(picture(5, 40, 40), 3, axis=-1),
+        picture(6, 40, 50).astype(np.float32) / 300,
+        picture(7, 1, 1),
+        np.full((30, 30, 1), 9, np.uint8),
+    ],
+    ids=["gray", "odd", "colour", "gray16", "colour16", "gray-as-colour", "float", "pixel", "flat"],
+)
+def test_the_same_cells_as_the_network_in_keras(pair, image):
+    predictor, opened, _ = pair
+    if image.dtype == np.float32 and predictor.config.data.channels == 3:
+        image = np.repeat(image, 3, axis=-1)
+    ours, served = predictor.predict(image), opened.predict(image)
+    assert len(ours) == len(served) > 0
     np.testing.assert_allclose(served.scores, ours.scores, atol=1e-5)
     rows, columns = match(ours, served)  # two of nearly one score may come in either order
     assert len(rows) == len(ours)
