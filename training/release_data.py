@@ -101,36 +101,48 @@ def _label_maps(folder: Path, out: Path, data: ReleaseData) -> None:
 def _livecell(folder: Path, out: Path, data: ReleaseData) -> None:
     """Part LIVECell as its makers did, or, where only its validation set is there, that one by wells.
 
-    Of each cell type the first half of the wells, by name, is kept. The images of other wells that nobody has
-    annotated are labelled, but for test images.
+    Images that nobody has annotated are labelled, but for test images and those of wells that validate.
     """
     annotations = folder / "annotations" / "LIVECell"
-    if (annotations / "livecell_coco_train.json").is_file():
-        for part, sets in (("train", data.train), ("val", data.val)):
+    files = {part: annotations / f"livecell_coco_{part}.json" for part in ("train", "val")}
+    if not files["train"].is_file():
+        files = _by_wells(files["val"], out / "parted")
+    names: dict[str, set[str]] = {}
+    for part, sets in (("train", data.train), ("val", data.val)):
+        coco = json.loads(files[part].read_text(encoding="utf-8"))
+        names[part] = {image["file_name"] for image in coco["images"]}
+        if names[part]:
             sets["livecell"] = out / f"livecell_{part}"
-            convert("livecell", folder, sets["livecell"], "--split", part, "--source", "livecell")
-        return
-    coco = json.loads((annotations / "livecell_coco_val.json").read_text(encoding="utf-8"))
+            convert(
+                "livecell", folder, sets["livecell"], "--annotations", files[part], "--source", "livecell"
+            )
+    kept = {_well(name) for name in names["val"]}
+    pictures = [path for path in _files(folder / "images") if _TEST not in path.parts]
+    annotated = [path for path in pictures if path.name in names["train"]]
+    others = [path for path in pictures if _well(path.name) not in kept and path.name not in names["train"]]
+    for name, found, places in (
+        ("livecell", annotated, data.images),
+        ("livecell_others", others, data.unlabelled),
+    ):
+        if found:
+            places[name] = _gather(found, out / "images" / name)
+
+
+def _by_wells(annotations: Path, out: Path) -> dict[str, Path]:
+    """Part a COCO file of LIVECell: of each cell type the first half of the wells, by name, validates."""
+    coco = json.loads(annotations.read_text(encoding="utf-8"))
     wells: dict[str, list[str]] = {}
     for well in sorted({_well(image["file_name"]) for image in coco["images"]}):
         wells.setdefault(well.split("_")[0], []).append(well)
     kept = {well for own in wells.values() for well in own[: (len(own) + 1) // 2]}
-    for part, sets, is_kept in (("train", data.train, False), ("val", data.val, True)):
-        images = [image for image in coco["images"] if (_well(image["file_name"]) in kept) == is_kept]
+    out.mkdir(parents=True, exist_ok=True)
+    files = {part: out / f"livecell_{part}.json" for part in ("train", "val")}
+    for part, file in files.items():
+        images = [image for image in coco["images"] if (_well(image["file_name"]) in kept) == (part == "val")]
         known = {image["id"] for image in images}
         cells = [cell for cell in coco["annotations"] if cell["image_id"] in known]
-        own = out / "parted" / f"livecell_{part}.json"
-        own.parent.mkdir(parents=True, exist_ok=True)
-        write_json(own, {**coco, "images": images, "annotations": cells})
-        if images:
-            sets["livecell"] = out / f"livecell_{part}"
-            convert("livecell", folder, sets["livecell"], "--annotations", own, "--source", "livecell")
-    annotated = {image["file_name"] for image in coco["images"]}
-    free = [path for path in _files(folder / "images") if _well(path.name) not in kept]
-    trained = [path for path in free if path.name in annotated]
-    data.images["livecell"] = _gather(trained, out / "images" / "livecell")
-    others = [path for path in free if path.name not in annotated and _TEST not in path.parts]
-    data.unlabelled["livecell_others"] = _gather(others, out / "images" / "livecell_others")
+        write_json(file, {**coco, "images": images, "annotations": cells})
+    return files
 
 
 def _well(name: str) -> str:

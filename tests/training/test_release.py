@@ -179,6 +179,14 @@ def test_livecell_is_parted_by_wells_and_its_other_images_are_labelled(sets, tmp
     assert load_manifest(data.train["livecell"]).source == "livecell"
     assert {path.name for path in data.unlabelled["livecell_others"].iterdir()} == set(OTHERS[1:])
     assert [path.name for path in data.images["livecell"].iterdir()] == ANNOTATED[2:3]
+    assert all(len(list(images)) for images in data.looks())
+
+
+def test_of_one_well_of_livecell_nothing_is_trained_on_or_labelled(sets, tmp_path):
+    livecell(sets / "livecell", ANNOTATED[:1], "val")
+    data = prepare(sets, tmp_path / "out")
+    assert wells_of(data.val["livecell"]) == ["A7_1"] and "livecell" not in data.train
+    assert "livecell" not in data.images and list(data.unlabelled) == ["bare"]
 
 
 def test_a_whole_livecell_is_parted_as_its_makers_did(sets, tmp_path):
@@ -188,6 +196,7 @@ def test_a_whole_livecell_is_parted_as_its_makers_did(sets, tmp_path):
     assert wells_of(data.train["livecell"]) == ["A7_1"]
     assert wells_of(data.val["livecell"]) == ["A7_2", "B7_1", "C4_1"]
     assert list(data.unlabelled) == ["bare"]
+    assert [path.name for path in data.images["livecell"].iterdir()] == ANNOTATED[:1]
 
 
 def test_a_run_is_packed_evaluated_and_described(earlier_run, sets, tmp_path, capsys):
